@@ -1,0 +1,3 @@
+//! Decides what runs next.
+
+pub mod planner;

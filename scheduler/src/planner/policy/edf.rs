@@ -1,0 +1,19 @@
+use super::{Policy, Waiting};
+
+/// Earliest deadline first; tasks without one come last. Optimal when every deadline can be met.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Edf;
+
+impl Policy for Edf {
+    fn name(&self) -> &'static str {
+        "edf"
+    }
+
+    fn score(&self, task: &Waiting, _: u64) -> f64 {
+        task.deadline_us.map_or(f64::NEG_INFINITY, |deadline| -(deadline as f64))
+    }
+
+    fn lane_key(&self, task: &Waiting) -> u64 {
+        task.deadline_us.unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,15 @@
+use super::{Policy, Waiting};
+
+/// Higher priority always first. Starves low priorities under load.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Strict;
+
+impl Policy for Strict {
+    fn name(&self) -> &'static str {
+        "strict"
+    }
+
+    fn score(&self, task: &Waiting, _: u64) -> f64 {
+        f64::from(task.priority.get())
+    }
+}

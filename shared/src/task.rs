@@ -1,0 +1,132 @@
+//! A task: what a caller asks for.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::time::Timestamp;
+
+/// Limits on what a caller may send. Every one of them is checked at decoding.
+pub mod limits {
+    pub const BODY_BYTES: usize = 8 << 20;
+    pub const TASK_BYTES: usize = 1 << 20;
+    pub const BATCH_TASKS: usize = 10_000;
+    pub const DEPTH: usize = 64;
+    pub const MODEL_BYTES: usize = 128;
+    pub const VERSION_BYTES: usize = 64;
+    pub const TENANT_BYTES: usize = 128;
+    pub const IDEMPOTENCY_KEY_BYTES: usize = 255;
+    pub const METADATA_ENTRIES: usize = 32;
+    pub const METADATA_KEY_BYTES: usize = 64;
+    pub const METADATA_VALUE_BYTES: usize = 256;
+    pub const ATTEMPTS: u32 = 100;
+    /// A year: the furthest that a deadline, a delay or a time-out reaches.
+    pub const DURATION_MS: u64 = 365 * 24 * 3600 * 1000;
+    pub const URL_BYTES: usize = 2048;
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct TaskId(#[schemars(with = "String", extend("format" = "uuid"))] pub Uuid);
+
+impl TaskId {
+    /// A new time-ordered id (UUIDv7).
+    pub fn new() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl Default for TaskId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    #[default]
+    Prediction,
+    Training,
+    Deployment,
+    DataProcessing,
+    Optimization,
+}
+
+/// The weight a caller gives, 0 to 9; bigger is sooner.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(try_from = "u8", into = "u8")]
+pub struct Priority(#[schemars(range(min = 0, max = 9))] u8);
+
+impl Priority {
+    pub const HIGHEST: Priority = Priority(9);
+
+    pub fn get(self) -> u8 {
+        self.0
+    }
+}
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self(4)
+    }
+}
+
+impl TryFrom<u8> for Priority {
+    type Error = &'static str;
+
+    fn try_from(value: u8) -> Result<Self, &'static str> {
+        if value <= 9 { Ok(Self(value)) } else { Err("must be an integer from 0 to 9") }
+    }
+}
+
+impl From<Priority> for u8 {
+    fn from(priority: Priority) -> u8 {
+        priority.0
+    }
+}
+
+/// Where a task may run.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// On this model, optionally `name@version`.
+    Model(String),
+    /// On any model that offers this.
+    Capability(String),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Webhook {
+    pub url: String,
+    #[serde(default)]
+    pub events: Vec<String>,
+}
+
+/// A task as published, every field checked. `input` stays the bytes that came.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Task {
+    pub id: Option<TaskId>,
+    #[serde(flatten)]
+    pub target: Target,
+    #[serde(default)]
+    pub kind: Kind,
+    pub input: Box<RawValue>,
+    #[serde(default)]
+    pub priority: Option<Priority>,
+    pub tenant: Option<String>,
+    pub deadline: Option<Timestamp>,
+    pub deadline_ms: Option<u64>,
+    pub not_before: Option<Timestamp>,
+    pub delay_ms: Option<u64>,
+    pub cost: Option<f64>,
+    pub timeout_ms: Option<u64>,
+    pub max_attempts: Option<u32>,
+    pub idempotency_key: Option<String>,
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+    pub webhook: Option<Webhook>,
+}

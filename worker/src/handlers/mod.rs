@@ -1,0 +1,3 @@
+//! One module per way to run a model.
+
+pub mod onnx;
