@@ -167,7 +167,7 @@ proptest! {
         let (mut now_us, mut number) = (0u64, 0u128);
         let mut capacity: BTreeMap<String, usize> = BTreeMap::new();
         let mut waiting: BTreeSet<TaskId> = BTreeSet::new();
-        let mut running: Vec<(TaskId, String)> = Vec::new();
+        let mut running: Vec<(TaskId, std::sync::Arc<str>)> = Vec::new();
         let mut seen: BTreeSet<TaskId> = BTreeSet::new();
         for event in events {
             match event {
@@ -203,7 +203,7 @@ proptest! {
                         prop_assert!(seen.insert(id), "dispatched twice");
                         running.push((id, model.clone()));
                         let held = running.iter().filter(|(_, of)| *of == model).count();
-                        prop_assert!(held <= capacity.get(&model).copied().unwrap_or(0), "beyond credit");
+                        prop_assert!(held <= capacity.get(&*model).copied().unwrap_or(0), "beyond credit");
                         prop_assert_eq!(held, planner.outstanding(&model));
                     }
                     Decision::Expire { id, .. } => prop_assert!(waiting.remove(&id)),

@@ -8,6 +8,7 @@
 pub mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use policy::Policy;
 use taskyard_shared::{Priority, TaskId};
@@ -46,8 +47,8 @@ impl Waiting {
 /// What the shell is to do.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Decision {
-    Dispatch { id: TaskId, model: String, reason: DispatchReason },
-    Expire { id: TaskId, model: String },
+    Dispatch { id: TaskId, model: Arc<str>, reason: DispatchReason },
+    Expire { id: TaskId, model: Arc<str> },
 }
 
 /// Why this task and not another.
@@ -81,16 +82,33 @@ pub enum Refusal {
     Duplicate,
 }
 
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+/// Names by number, so that nothing is cloned or compared as text on a task's way.
+#[derive(Default)]
+struct Names {
+    numbers: BTreeMap<Arc<str>, u32>,
+}
+
+impl Names {
+    fn number(&mut self, name: &str) -> u32 {
+        if let Some(&number) = self.numbers.get(name) {
+            return number;
+        }
+        let number = self.numbers.len() as u32;
+        self.numbers.insert(name.into(), number);
+        number
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Class {
     priority: Priority,
     /// Expected times within a factor of two share a bucket.
     cost_bucket: i32,
-    tenant: String,
+    tenant: u32,
 }
 
-#[derive(Default)]
 struct Model {
+    name: Arc<str>,
     lanes: BTreeMap<Class, BTreeMap<(u64, u64), Waiting>>,
     capacity: usize,
     outstanding: usize,
@@ -104,15 +122,18 @@ impl Model {
 
 enum Place {
     Delayed { key: (u64, u64), deadline: Option<(u64, u64)> },
-    Lane { model: String, class: Class, key: (u64, u64), deadline: Option<(u64, u64)> },
-    Dispatched { model: String },
+    Lane { model: usize, class: Class, key: (u64, u64), deadline: Option<(u64, u64)> },
+    Dispatched { model: usize },
 }
 
 pub struct Planner {
     policy: Box<dyn Policy + Send>,
-    models: BTreeMap<String, Model>,
+    models: Vec<Model>,
+    /// A model's number is its place in `models`.
+    model_names: Names,
+    tenant_names: Names,
     /// Models with a credit and a task for it.
-    ready: BTreeSet<String>,
+    ready: BTreeSet<usize>,
     delayed: BTreeMap<(u64, u64), Arrival>,
     deadlines: BTreeMap<(u64, u64), TaskId>,
     places: BTreeMap<TaskId, Place>,
@@ -123,7 +144,9 @@ impl Planner {
     pub fn new(policy: impl Policy + Send + 'static) -> Self {
         Self {
             policy: Box::new(policy),
-            models: BTreeMap::new(),
+            models: Vec::new(),
+            model_names: Names::default(),
+            tenant_names: Names::default(),
             ready: BTreeSet::new(),
             delayed: BTreeMap::new(),
             deadlines: BTreeMap::new(),
@@ -156,21 +179,19 @@ impl Planner {
 
     /// How many tasks of a model its live workers can hold, dispatched ones included. 0 when none is alive.
     pub fn handle_load(&mut self, model: &str, capacity: usize) {
-        self.models.entry(model.to_owned()).or_default().capacity = capacity;
+        let model = self.model_number(model);
+        self.models[model].capacity = capacity;
         self.refresh_ready(model);
     }
 
     /// A dispatched task is no longer with a worker. Answers whether it was known to be dispatched.
     pub fn handle_completion(&mut self, id: TaskId) -> bool {
-        if !matches!(self.places.get(&id), Some(Place::Dispatched { .. })) {
+        let Some(&Place::Dispatched { model }) = self.places.get(&id) else {
             return false;
-        }
-        if let Some(Place::Dispatched { model }) = self.places.remove(&id) {
-            if let Some(entry) = self.models.get_mut(&model) {
-                entry.outstanding -= 1;
-            }
-            self.refresh_ready(&model);
-        }
+        };
+        self.places.remove(&id);
+        self.models[model].outstanding -= 1;
+        self.refresh_ready(model);
         true
     }
 
@@ -183,7 +204,7 @@ impl Planner {
             }
             Some(Place::Lane { model, class, key, deadline }) => {
                 self.unwatch_deadline(deadline);
-                self.take_from_lane(&model, &class, key).is_some()
+                self.take_from_lane(model, class, key).is_some()
             }
             Some(dispatched @ Place::Dispatched { .. }) => {
                 self.places.insert(id, dispatched);
@@ -199,16 +220,14 @@ impl Planner {
         if let Some(expired) = self.expire_one(now_us) {
             return Some(expired);
         }
-        let model = self.ready.first()?.clone();
-        let (class, key, reason) = self.choose(&model, now_us)?;
-        let task = self.take_from_lane(&model, &class, key)?;
+        let model = *self.ready.first()?;
+        let (class, key, reason) = self.choose(model, now_us)?;
+        let task = self.take_from_lane(model, class, key)?;
         self.unwatch_deadline(task.deadline_us.map(|at_us| (at_us, task.sequence)));
-        if let Some(entry) = self.models.get_mut(&model) {
-            entry.outstanding += 1;
-        }
-        self.places.insert(task.id, Place::Dispatched { model: model.clone() });
-        self.refresh_ready(&model);
-        Some(Decision::Dispatch { id: task.id, model, reason })
+        self.models[model].outstanding += 1;
+        self.places.insert(task.id, Place::Dispatched { model });
+        self.refresh_ready(model);
+        Some(Decision::Dispatch { id: task.id, model: self.models[model].name.clone(), reason })
     }
 
     /// When to poll again though nothing happens: the next delayed start or deadline.
@@ -223,7 +242,7 @@ impl Planner {
         match self.places.get(&id)? {
             Place::Delayed { .. } => Some(WaitReason::NotBefore),
             Place::Lane { model, .. } => {
-                let model = self.models.get(model)?;
+                let model = &self.models[*model];
                 Some(match model.capacity {
                     0 => WaitReason::NoWorker,
                     capacity if model.outstanding >= capacity => WaitReason::NoCredit,
@@ -236,29 +255,39 @@ impl Planner {
 
     /// Tasks that wait in lanes or for their start.
     pub fn waiting(&self) -> usize {
-        self.delayed.len() + self.models.values().flat_map(|m| m.lanes.values()).map(BTreeMap::len).sum::<usize>()
+        self.delayed.len() + self.models.iter().flat_map(|m| m.lanes.values()).map(BTreeMap::len).sum::<usize>()
     }
 
     /// Tasks of a model that were dispatched and have not completed.
     pub fn outstanding(&self, model: &str) -> usize {
-        self.models.get(model).map_or(0, |model| model.outstanding)
+        self.model_names.numbers.get(model).map_or(0, |&number| self.models[number as usize].outstanding)
     }
 
     pub fn policy(&self) -> &'static str {
         self.policy.name()
     }
 
+    fn model_number(&mut self, name: &str) -> usize {
+        let number = self.model_names.number(name) as usize;
+        if number == self.models.len() {
+            self.models.push(Model { name: name.into(), lanes: BTreeMap::new(), capacity: 0, outstanding: 0 });
+        }
+        number
+    }
+
     fn enqueue(&mut self, arrival: Arrival, arrival_us: u64, sequence: u64) {
         let Arrival { id, model, tenant, priority, expected_seconds, deadline_us, .. } = arrival;
         // Not a number, nothing and less all become the least.
         let expected_seconds = if expected_seconds > 1e-6 { expected_seconds } else { 1e-6 };
+        let model = self.model_number(&model);
+        let tenant = self.tenant_names.number(&tenant);
         let class = Class { priority, cost_bucket: expected_seconds.log2().floor() as i32, tenant };
         let task = Waiting { id, priority, arrival_us, deadline_us, expected_seconds, sequence };
         let key = (self.policy.lane_key(&task), sequence);
         let deadline = self.watch_deadline(id, deadline_us, sequence);
-        self.places.insert(id, Place::Lane { model: model.clone(), class: class.clone(), key, deadline });
-        self.models.entry(model.clone()).or_default().lanes.entry(class).or_default().insert(key, task);
-        self.refresh_ready(&model);
+        self.places.insert(id, Place::Lane { model, class, key, deadline });
+        self.models[model].lanes.entry(class).or_default().insert(key, task);
+        self.refresh_ready(model);
     }
 
     fn wake_delayed(&mut self, now_us: u64) {
@@ -280,10 +309,10 @@ impl Planner {
         let id = entry.remove();
         let model = match self.places.remove(&id)? {
             Place::Lane { model, class, key, .. } => {
-                self.take_from_lane(&model, &class, key);
-                model
+                self.take_from_lane(model, class, key);
+                self.models[model].name.clone()
             }
-            Place::Delayed { key, .. } => self.delayed.remove(&key)?.model,
+            Place::Delayed { key, .. } => self.delayed.remove(&key)?.model.into(),
             // Dispatching ended the watch on its deadline.
             Place::Dispatched { .. } => return None,
         };
@@ -302,8 +331,8 @@ impl Planner {
         }
     }
 
-    fn choose(&self, model: &str, now_us: u64) -> Option<(Class, (u64, u64), DispatchReason)> {
-        let lanes = &self.models.get(model)?.lanes;
+    fn choose(&self, model: usize, now_us: u64) -> Option<(Class, (u64, u64), DispatchReason)> {
+        let lanes = &self.models[model].lanes;
         let mut best: Option<(f64, &Class, (u64, u64), u64)> = None;
         let mut reason = DispatchReason::OnlyLane;
         for (class, lane) in lanes {
@@ -322,25 +351,25 @@ impl Planner {
             }
             best = Some((score, class, *key, head.sequence));
         }
-        best.map(|(_, class, key, _)| (class.clone(), key, reason))
+        best.map(|(_, class, key, _)| (*class, key, reason))
     }
 
-    fn take_from_lane(&mut self, model: &str, class: &Class, key: (u64, u64)) -> Option<Waiting> {
-        let entry = self.models.get_mut(model)?;
-        let lane = entry.lanes.get_mut(class)?;
+    fn take_from_lane(&mut self, model: usize, class: Class, key: (u64, u64)) -> Option<Waiting> {
+        let lanes = &mut self.models[model].lanes;
+        let lane = lanes.get_mut(&class)?;
         let task = lane.remove(&key);
         if lane.is_empty() {
-            entry.lanes.remove(class);
+            lanes.remove(&class);
         }
         self.refresh_ready(model);
         task
     }
 
-    fn refresh_ready(&mut self, model: &str) {
-        if self.models.get(model).is_some_and(Model::can_dispatch) {
-            self.ready.insert(model.to_owned());
+    fn refresh_ready(&mut self, model: usize) {
+        if self.models[model].can_dispatch() {
+            self.ready.insert(model);
         } else {
-            self.ready.remove(model);
+            self.ready.remove(&model);
         }
     }
 }
