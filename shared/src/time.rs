@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 /// Microseconds since the Unix epoch. The clock is read elsewhere; this is only the value.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -21,10 +21,9 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match jiff::Timestamp::from_microsecond(self.0) {
-            Ok(instant) => write!(f, "{instant:.6}"),
-            Err(_) => f.write_str("out of range"),
-        }
+        // A year that RFC 3339 cannot write is an error, not a text that nobody can read back.
+        let instant = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
+        write!(f, "{instant:.6}")
     }
 }
 
@@ -40,7 +39,8 @@ impl FromStr for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        let instant = jiff::Timestamp::from_microsecond(self.0).map_err(ser::Error::custom)?;
+        serializer.collect_str(&format_args!("{instant:.6}"))
     }
 }
 
@@ -57,5 +57,16 @@ impl schemars::JsonSchema for Timestamp {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({"type": "string", "format": "date-time"})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Timestamp;
+
+    #[test]
+    fn an_instant_beyond_rfc_3339_is_an_error_and_not_a_text() {
+        assert!(serde_json::to_string(&Timestamp::from_micros(i64::MAX)).is_err());
+        assert_eq!(serde_json::to_string(&Timestamp::from_micros(0)).unwrap(), r#""1970-01-01T00:00:00.000000Z""#);
     }
 }
