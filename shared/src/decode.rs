@@ -21,6 +21,13 @@ pub struct Invalid {
     pub message: String,
 }
 
+impl Invalid {
+    /// A field that cannot be taken.
+    pub fn field(name: &'static str, message: impl Display) -> Self {
+        field(name, message)
+    }
+}
+
 fn body(code: &'static str, message: impl Display) -> Invalid {
     Invalid { code, field: "body".into(), message: message.to_string() }
 }

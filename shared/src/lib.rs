@@ -1,14 +1,30 @@
-//! Taskyard's common language: what a task, an outcome and a state are, and how they look on the wire.
+//! Taskyard's common language, the ports to broker and store with their adapters, and what every role's process needs.
+//!
+//! Process kit and adapters know the ports, the ports know the vocabulary, and the vocabulary knows nobody.
 
+// The vocabulary.
 pub mod decode;
+pub mod envelope;
 pub mod lifecycle;
+pub mod load;
 pub mod outcome;
+pub mod retry;
 pub mod schema;
 pub mod task;
 pub mod time;
+pub mod topology;
+
+// The ports and their adapters.
+pub mod broker;
+pub mod store;
+
+// What every role needs.
+pub mod process;
 
 pub use decode::{Invalid, decode_tasks};
+pub use envelope::{Carried, Envelope, Reply};
 pub use lifecycle::State;
 pub use outcome::{TaskError, TaskResult, Timings};
 pub use task::{Kind, Priority, Target, Task, TaskId};
 pub use time::Timestamp;
+pub use topology::Topology;

@@ -17,6 +17,20 @@ impl Timestamp {
     pub fn as_micros(self) -> i64 {
         self.0
     }
+
+    /// The wall clock, for the shells around the planner.
+    pub fn now() -> Self {
+        Self(jiff::Timestamp::now().as_microsecond())
+    }
+
+    pub fn plus_ms(self, ms: u64) -> Self {
+        Self(self.0.saturating_add_unsigned(ms.saturating_mul(1000)))
+    }
+
+    /// Milliseconds from `earlier` to this; less than 0 when it is later.
+    pub fn ms_since(self, earlier: Self) -> f64 {
+        self.0.saturating_sub(earlier.0) as f64 / 1000.0
+    }
 }
 
 impl fmt::Display for Timestamp {

@@ -1,5 +1,6 @@
 //! Runs tasks on models.
-//!
-//! What stands so far is the inference core that the `onnx` handler is made of.
 
+pub mod handler;
 pub mod handlers;
+
+pub use handler::{Answer, Handler, Job};

@@ -1,0 +1,1 @@
+//! Puts tasks in and gets results out.

@@ -1,0 +1,232 @@
+//! A task on its way between roles: what was asked for, every default filled in, and how far it has come.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::decode::Invalid;
+use crate::lifecycle::State;
+use crate::outcome::{TaskError, TaskResult, Timings};
+use crate::task::{Kind, Priority, Target, Task, TaskId, Webhook, limits};
+use crate::time::Timestamp;
+
+/// The major version of the envelope. A reader takes every minor version of its own major one: fields are only added.
+pub const VERSION: u32 = 1;
+
+/// Where a result goes.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Reply {
+    /// A queue, by way of the default exchange.
+    pub to: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub correlation_id: Option<String>,
+    /// Several results may travel in one message, as a JSON array.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub array: bool,
+}
+
+/// What the properties of the message that carried a task say about it. The body wins over them.
+#[derive(Clone, Default, Debug)]
+pub struct Carried {
+    pub message_id: Option<String>,
+    pub priority: Option<u8>,
+    pub app_id: Option<String>,
+    /// Milliseconds, as AMQP has it.
+    pub expiration: Option<String>,
+    pub reply: Option<Reply>,
+    pub traceparent: Option<String>,
+    pub tracestate: Option<String>,
+}
+
+/// A task as the roles hand it to each other on the queues `retry` and `ready.<model>`.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Envelope {
+    /// [`VERSION`].
+    pub v: u32,
+    pub id: TaskId,
+    #[serde(flatten)]
+    pub target: Target,
+    /// The model that was chosen; known once dispatched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chosen: Option<String>,
+    pub kind: Kind,
+    pub tenant: String,
+    pub priority: Priority,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_attempts: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idempotency_key: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhook: Option<Webhook>,
+    pub accepted: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dispatched: Option<Timestamp>,
+    /// Attempts that were begun so far.
+    #[serde(default)]
+    pub attempts: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<Reply>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tracestate: Option<String>,
+    /// Why the last attempt did not succeed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<TaskError>,
+    /// The caller's bytes, as they came.
+    pub input: Box<RawValue>,
+}
+
+/// Ids made from an idempotency key live in this name space.
+const KEYED_IDS: Uuid = Uuid::from_u128(0x7a5c_1b0e_52d7_5d7c_9c57_3f5e_6a1d_a4e1);
+
+impl Envelope {
+    /// Fills in what a task leaves open, from the message that carried it and then from the defaults.
+    ///
+    /// A task without an id gets `message_id`, or one made from tenant and idempotency key, or a UUIDv7.
+    ///
+    /// # Errors
+    /// When a property that is needed cannot be read; the field it stands for is named.
+    pub fn new(task: Task, carried: &Carried, now: Timestamp) -> Result<Self, Invalid> {
+        let tenant = match (task.tenant, &carried.app_id) {
+            (Some(tenant), _) => tenant,
+            (None, Some(app_id)) => checked_tenant(app_id)?,
+            (None, None) => "default".to_owned(),
+        };
+        let id = match (task.id, &carried.message_id, &task.idempotency_key) {
+            (Some(id), ..) => id,
+            (None, Some(message_id), _) => TaskId(
+                message_id.parse().map_err(|_| Invalid::field("message_id", "must be a UUID: it is the task's id"))?,
+            ),
+            (None, None, Some(key)) => {
+                TaskId(Uuid::new_v5(&KEYED_IDS, format!("{}:{tenant}:{key}", tenant.len()).as_bytes()))
+            }
+            (None, None, None) => TaskId::new(),
+        };
+        let priority = match (task.priority, carried.priority) {
+            (Some(priority), _) => priority,
+            (None, Some(property)) => {
+                Priority::try_from(property).map_err(|message| Invalid::field("priority", message))?
+            }
+            (None, None) => Priority::default(),
+        };
+        let deadline = match (task.deadline, task.deadline_ms, &carried.expiration) {
+            (Some(deadline), ..) => Some(deadline),
+            (None, Some(ms), _) => Some(now.plus_ms(ms)),
+            (None, None, Some(text)) => {
+                let ms: u64 =
+                    text.parse().map_err(|_| Invalid::field("expiration", "must be a number of milliseconds"))?;
+                Some(now.plus_ms(ms.min(limits::DURATION_MS)))
+            }
+            (None, None, None) => None,
+        };
+        Ok(Self {
+            v: VERSION,
+            id,
+            target: task.target,
+            chosen: None,
+            kind: task.kind,
+            tenant,
+            priority,
+            deadline,
+            not_before: task.not_before.or_else(|| task.delay_ms.map(|ms| now.plus_ms(ms))),
+            cost: task.cost,
+            timeout_ms: task.timeout_ms,
+            max_attempts: task.max_attempts,
+            idempotency_key: task.idempotency_key,
+            metadata: task.metadata,
+            webhook: task.webhook,
+            accepted: now,
+            dispatched: None,
+            attempts: 0,
+            reply: carried.reply.clone(),
+            traceparent: carried.traceparent.clone(),
+            tracestate: carried.tracestate.clone(),
+            last_error: None,
+            input: task.input,
+        })
+    }
+
+    /// The task as it is to be published: what [`Envelope::new`] filled in is said in the body.
+    pub fn to_task(&self) -> Task {
+        Task {
+            id: Some(self.id),
+            target: self.target.clone(),
+            kind: self.kind,
+            input: self.input.clone(),
+            priority: Some(self.priority),
+            tenant: Some(self.tenant.clone()),
+            deadline: self.deadline,
+            deadline_ms: None,
+            not_before: self.not_before,
+            delay_ms: None,
+            cost: self.cost,
+            timeout_ms: self.timeout_ms,
+            max_attempts: self.max_attempts,
+            idempotency_key: self.idempotency_key.clone(),
+            metadata: self.metadata.clone(),
+            webhook: self.webhook.clone(),
+        }
+    }
+
+    /// The model to run on, once chosen or named.
+    pub fn model(&self) -> Option<&str> {
+        match (&self.chosen, &self.target) {
+            (Some(chosen), _) => Some(chosen),
+            (None, Target::Model(model)) => Some(model),
+            (None, Target::Capability(_)) => None,
+        }
+    }
+
+    /// This task in a state, as results and look-ups show it.
+    pub fn result(&self, state: State) -> TaskResult {
+        TaskResult {
+            id: self.id,
+            state,
+            kind: self.kind,
+            model: self.model().map(str::to_owned),
+            tenant: self.tenant.clone(),
+            priority: self.priority,
+            attempt: self.attempts,
+            output: None,
+            error: None,
+            timings: Timings { accepted: Some(self.accepted), dispatched: self.dispatched, ..Timings::default() },
+            worker: None,
+            metadata: self.metadata.clone(),
+        }
+    }
+
+    /// The same task again has the same fingerprint: it covers what runs and on what.
+    pub fn fingerprint(&self) -> String {
+        let target = match &self.target {
+            Target::Model(name) | Target::Capability(name) => name,
+        };
+        let content = Uuid::new_v5(&KEYED_IDS, self.input.get().as_bytes());
+        Uuid::new_v5(&content, format!("{target}:{:?}", self.kind).as_bytes()).simple().to_string()
+    }
+
+    /// Name of the idempotency key in the store: a tenant's own.
+    pub fn alias(&self) -> Option<String> {
+        self.idempotency_key.as_ref().map(|key| format!("{}:{}:{key}", self.tenant.len(), self.tenant))
+    }
+}
+
+fn checked_tenant(app_id: &str) -> Result<String, Invalid> {
+    if app_id.is_empty() || app_id.len() > limits::TENANT_BYTES || app_id.chars().any(char::is_control) {
+        return Err(Invalid::field("app_id", "must be 1 to 128 bytes without control characters: it is the tenant"));
+    }
+    Ok(app_id.to_owned())
+}

@@ -1,0 +1,3 @@
+//! What every role needs beside its work: settings, logs, metrics, an admin listener, a way to stop.
+
+pub mod settings;

@@ -1,0 +1,263 @@
+//! The settings of every role, as types. `settings.default.toml` says what each means and is compiled in as the lowest
+//! layer; [`super::config`] reads the layers.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    pub broker: BrokerSettings,
+    pub store: StoreSettings,
+    pub gateway: GatewaySettings,
+    pub admin: AdminSettings,
+    pub scheduler: SchedulerSettings,
+    pub worker: WorkerSettings,
+    pub log: LogSettings,
+    #[serde(default)]
+    pub models: BTreeMap<String, ModelSettings>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BrokerSettings {
+    pub url: String,
+    pub namespace: String,
+    pub queue_type: QueueType,
+    pub heartbeat_s: u16,
+    pub connect_timeout_ms: u64,
+    pub publish_timeout_ms: u64,
+    /// Messages whose confirms are awaited at once.
+    pub in_flight: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueType {
+    /// Quorum from RabbitMQ 4.0, classic before.
+    Auto,
+    Classic,
+    Quorum,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreSettings {
+    pub url: String,
+    pub timeout_ms: u64,
+    pub finished_hours: u64,
+    pub unfinished_hours: u64,
+    pub listed_tasks: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySettings {
+    pub listen: SocketAddr,
+    pub max_wait_s: u64,
+    pub max_waiters: usize,
+    pub max_connections: usize,
+    pub max_batch_tasks: usize,
+    pub max_body_bytes: usize,
+    pub request_timeout_ms: u64,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminSettings {
+    pub listen: SocketAddr,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulerSettings {
+    /// `cmu`, `fifo`, `strict`, `edf` or `wspt`.
+    pub policy: String,
+    pub ageing_s: f64,
+    pub window_tasks: u16,
+    pub max_held_s: u64,
+    pub report_every_ms: u64,
+    pub unknown_model_grace_ms: u64,
+    pub ready_extra_most: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerSettings {
+    /// Empty: host name and a random part.
+    pub id: String,
+    /// Deliveries held beyond the free slots, for each model.
+    pub prefetch: u16,
+    pub lease_ms: u64,
+    pub drain_s: u64,
+    pub report_every_ms: u64,
+    pub retry_first_ms: u64,
+    pub retry_most_ms: u64,
+    pub max_output_bytes: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogSettings {
+    /// As `tracing` has them: `info`, or `info,lapin=warn`.
+    pub level: String,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+fn default_version() -> String {
+    "1".to_owned()
+}
+fn default_slots() -> u32 {
+    1
+}
+fn default_timeout_ms() -> u64 {
+    60_000
+}
+fn default_max_attempts() -> u32 {
+    3
+}
+fn default_max_batch() -> u32 {
+    1
+}
+
+/// `[models.<name>]`. The table of the handler's name is read by the handler.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSettings {
+    pub handler: String,
+    #[serde(default = "default_version")]
+    pub version: String,
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    #[serde(default = "default_slots")]
+    pub slots: u32,
+    #[serde(default = "default_timeout_ms")]
+    pub timeout_ms: u64,
+    #[serde(default = "default_max_attempts")]
+    pub max_attempts: u32,
+    #[serde(default = "default_max_batch")]
+    pub max_batch: u32,
+    #[serde(default)]
+    pub max_delay_ms: u64,
+    #[serde(default)]
+    pub memory_mb: u64,
+    /// What one task is believed to take before any was measured; milliseconds.
+    #[serde(default)]
+    pub expected_ms: Option<f64>,
+    #[serde(default)]
+    pub onnx: Option<OnnxSettings>,
+    #[serde(default)]
+    pub http: Option<HttpSettings>,
+    #[serde(default)]
+    pub process: Option<ProcessSettings>,
+    #[serde(default)]
+    pub simulated: Option<SimulatedSettings>,
+}
+
+/// Files are relative to the configuration file's folder, or to the working directory when there is none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OnnxSettings {
+    pub task: OnnxTask,
+    pub file: PathBuf,
+    /// `text-classification` and `text-embedding`: the `tokenizer.json`.
+    #[serde(default)]
+    pub tokenizer: Option<PathBuf>,
+    /// `text-classification`: the linear head.
+    #[serde(default)]
+    pub head: Option<PathBuf>,
+    /// `file-type`: Magika's `config.min.json`.
+    #[serde(default)]
+    pub config: Option<PathBuf>,
+    /// Hex; checked before the file is loaded.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: usize,
+}
+
+fn default_max_tokens() -> usize {
+    128
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnnxTask {
+    TextClassification,
+    TextEmbedding,
+    FileType,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpSettings {
+    pub url: String,
+    #[serde(default)]
+    pub protocol: HttpProtocol,
+    #[serde(default)]
+    pub headers: BTreeMap<String, String>,
+    #[serde(default = "default_http_connect_timeout_ms")]
+    pub connect_timeout_ms: u64,
+    #[serde(default = "default_http_max_response_bytes")]
+    pub max_response_bytes: usize,
+}
+
+fn default_http_connect_timeout_ms() -> u64 {
+    2_000
+}
+fn default_http_max_response_bytes() -> usize {
+    4 << 20
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HttpProtocol {
+    /// The task's input is the request's body, the response's body is the output.
+    #[default]
+    Json,
+    /// KServe v2: `POST {url}/v2/models/{model}/infer`.
+    OpenInference,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessSettings {
+    /// Program and arguments; no shell.
+    pub command: Vec<String>,
+    /// Working directory of the child.
+    #[serde(default)]
+    pub directory: Option<PathBuf>,
+    /// The child's environment beside `PATH`, `HOME` and `LANG`.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SimulatedSettings {
+    #[serde(default)]
+    pub service_ms: f64,
+    #[serde(default)]
+    pub distribution: Distribution,
+    #[serde(default)]
+    pub failure_ratio: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Distribution {
+    #[default]
+    Fixed,
+    Exponential,
+    Lognormal,
+}

@@ -1,0 +1,261 @@
+//! The store port: task records and who may settle them, results, load reports, announced models.
+//!
+//! Two adapters stand behind it, [`redis`] and [`embedded`], and [`contract`] is the suite that both pass. The store
+//! is never the only copy of a task that is not finished: the broker has it. What it owns is the fence: of several
+//! attempts at a task, the one whose (attempt, nonce) the record holds may settle it, once.
+//!
+//! Every call takes a batch and costs one round trip.
+
+pub mod contract;
+pub mod embedded;
+pub mod redis;
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::envelope::Reply;
+use crate::lifecycle::State;
+use crate::load::{LoadReport, ModelSpec};
+use crate::outcome::TaskResult;
+use crate::task::TaskId;
+
+/// Most replies that one record keeps beside the envelope's own.
+pub const FOLLOWERS: usize = 16;
+
+/// A task to be taken in, once.
+#[derive(Clone, Debug)]
+pub struct Accept {
+    pub id: TaskId,
+    /// From [`Envelope::fingerprint`](crate::envelope::Envelope::fingerprint).
+    pub fingerprint: String,
+    /// The tenant's idempotency key, from [`Envelope::alias`](crate::envelope::Envelope::alias).
+    pub alias: Option<String>,
+    /// The task in its state `queued`, as look-ups show it.
+    pub record: TaskResult,
+    /// Told of the result, beside whom the envelope names. At most [`FOLLOWERS`]; the rest is left out.
+    pub follower: Option<Reply>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Accepted {
+    New,
+    /// Known under this id, or under the same idempotency key as another id. The follower was added unless the task
+    /// has finished.
+    Known(Box<TaskResult>),
+    /// Known, but with another content. Nothing was changed.
+    Conflict(Box<TaskResult>),
+}
+
+/// The right to run one attempt.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    pub id: TaskId,
+    pub worker: String,
+    /// Random, drawn anew for each claim. 128 bits.
+    pub nonce: u128,
+    pub lease_ms: u64,
+    pub max_attempts: u32,
+    /// Attempts begun, by the envelope: counts when the record knows of fewer.
+    pub attempts: u32,
+}
+
+#[derive(Clone, Debug)]
+pub enum Claimed {
+    /// Run it: this is attempt `attempt`, from 1.
+    Run { attempt: u32 },
+    /// Another attempt's lease lives for so long, in milliseconds.
+    Busy { for_ms: u64 },
+    /// It is finished; the result may have to be sent again. `followers` as [`Settled::Done`] has them.
+    Terminal { result: Box<TaskResult>, followers: Vec<Reply> },
+    /// As many attempts as it may have were begun, and none settled it.
+    Exhausted { attempts: u32 },
+    /// There is no record: accept it again (the envelope has all that takes), then claim.
+    Unknown,
+}
+
+#[derive(Clone, Debug)]
+pub struct Renew {
+    pub id: TaskId,
+    pub nonce: u128,
+    pub lease_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Renewed {
+    Renewed,
+    /// The attempt is no longer the record's: stop it.
+    Lost,
+    /// Renewed, and somebody asked to cancel it.
+    CancelRequested,
+}
+
+/// Who may write a terminal state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Guard {
+    /// The attempt that claimed with this nonce.
+    Fence { attempt: u32, nonce: u128 },
+    /// Anybody while no attempt's lease lives: the scheduler, for a task that expired or is refused.
+    Unclaimed,
+}
+
+#[derive(Clone, Debug)]
+pub struct Settle {
+    pub guard: Guard,
+    /// In a terminal state. Written as the record, and kept for the retention time.
+    pub result: TaskResult,
+}
+
+#[derive(Clone, Debug)]
+pub enum Settled {
+    /// Written, now. To be told besides whom the envelope names: `followers`.
+    Done { followers: Vec<Reply> },
+    /// This very attempt had settled it before: an answer that was lost. To be told again.
+    Again { followers: Vec<Reply> },
+    /// The attempt was not, or no longer, the record's; nothing was written.
+    Stale,
+    /// It is terminal by another attempt; nothing was written.
+    Already(Box<TaskResult>),
+}
+
+/// Gives an attempt back.
+#[derive(Clone, Debug)]
+pub struct Release {
+    pub id: TaskId,
+    pub nonce: u128,
+    /// Whether the attempt counts. One cut short by shutdown does not.
+    pub counts: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Released {
+    /// `queued` again.
+    Released,
+    Stale,
+}
+
+/// Which tasks a list is to hold. Empty fields do not filter.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    pub state: Option<State>,
+    pub model: Option<String>,
+    pub tenant: Option<String>,
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl Filter {
+    pub fn matches(&self, task: &TaskResult) -> bool {
+        self.state.is_none_or(|state| state == task.state)
+            && self.model.as_ref().is_none_or(|model| task.model.as_ref() == Some(model))
+            && self.tenant.as_ref().is_none_or(|tenant| *tenant == task.tenant)
+            && self.metadata.iter().all(|(key, value)| task.metadata.get(key) == Some(value))
+    }
+}
+
+/// Newest first.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    pub tasks: Vec<TaskResult>,
+    /// Where the next page begins; opaque. `None` at the end.
+    pub cursor: Option<String>,
+}
+
+/// One task's record cannot be larger than this: a larger output is a failure of its task.
+pub const RECORD_BYTES: usize = 4 << 20;
+
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Takes tasks in: creates each record, unless it is known.
+    async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError>;
+
+    /// Marks tasks as dispatched, and as `queued` again those that come back. Never touches a terminal record, never
+    /// creates one, and leaves a `running` one alone. `model` is the one chosen.
+    async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError>;
+
+    /// Takes the right to run. Raises the count of attempts, so that one that kills its worker counts too.
+    async fn claim(&self, claims: Vec<Claim>) -> Result<Vec<Claimed>, StoreError>;
+
+    async fn renew(&self, leases: Vec<Renew>) -> Result<Vec<Renewed>, StoreError>;
+
+    /// Writes terminal states. A record that is unknown is created: its task was accepted once.
+    async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError>;
+
+    async fn release(&self, releases: Vec<Release>) -> Result<Vec<Released>, StoreError>;
+
+    /// The records as they stand; `None` for an id never accepted, or forgotten after its retention.
+    async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError>;
+
+    /// Adds a follower to each task that has not finished, and answers its record.
+    async fn follow(&self, ids: Vec<TaskId>, follower: Reply) -> Result<Vec<Option<TaskResult>>, StoreError>;
+
+    /// The newest tasks that match, at most `limit` (itself at most 1,000). `cursor` as a page gave it.
+    ///
+    /// # Errors
+    /// [`StoreError::BadCursor`] for a cursor that no page gave.
+    async fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, StoreError>;
+
+    /// Keeps a worker's report for `ttl_ms`.
+    async fn report_load(&self, report: &LoadReport, ttl_ms: u64) -> Result<(), StoreError>;
+
+    /// A worker that leaves in good order.
+    async fn remove_load(&self, worker: &str) -> Result<(), StoreError>;
+
+    /// The reports that have not expired.
+    async fn loads(&self) -> Result<Vec<LoadReport>, StoreError>;
+
+    async fn announce(&self, models: &[ModelSpec]) -> Result<(), StoreError>;
+
+    async fn models(&self) -> Result<Vec<ModelSpec>, StoreError>;
+
+    /// A small value of the scheduler's own, such as what the estimator has learnt.
+    async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError>;
+
+    async fn fetch(&self, key: &str) -> Result<Option<Bytes>, StoreError>;
+
+    /// Whether it answers, and what it is: product and version.
+    async fn ping(&self) -> Result<String, StoreError>;
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the store cannot be reached: {0}")]
+    Unreachable(String),
+    #[error("the store did not answer within {0} ms")]
+    TimedOut(u64),
+    #[error("the store is full: {0}")]
+    Full(String),
+    #[error("not a cursor of a page")]
+    BadCursor,
+    #[error("the store's data cannot be read: {0}")]
+    Corrupt(String),
+    #[error("the store refused: {0}")]
+    Refused(String),
+}
+
+impl StoreError {
+    /// Whether trying again later can help without anybody changing something.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::TimedOut(_) | Self::Full(_) => true,
+            Self::BadCursor | Self::Corrupt(_) | Self::Refused(_) => false,
+        }
+    }
+}
+
+/// How records are kept, for both adapters.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retention {
+    /// A finished task's record; milliseconds.
+    pub finished_ms: u64,
+    /// A record of a task that has not finished, from when it was last touched; milliseconds.
+    pub unfinished_ms: u64,
+    /// Most tasks that lists go back to.
+    pub listed: usize,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { finished_ms: 24 * 3600 * 1000, unfinished_ms: 30 * 24 * 3600 * 1000, listed: 100_000 }
+    }
+}

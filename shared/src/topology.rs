@@ -1,0 +1,72 @@
+//! The names of everything in the broker and the store. No other file spells one.
+
+/// Names under one namespace, so that several yards share a broker and a store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Topology {
+    namespace: String,
+}
+
+impl Topology {
+    /// `namespace` is checked where settings are read: `[a-z0-9][a-z0-9._-]*`.
+    pub fn new(namespace: impl Into<String>) -> Self {
+        Self { namespace: namespace.into() }
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    fn name(&self, rest: &str) -> String {
+        format!("{}.{rest}", self.namespace)
+    }
+
+    /// Topic exchange that publishers use; everything in it goes to [`intake`](Self::intake).
+    pub fn tasks_exchange(&self) -> String {
+        self.name("tasks")
+    }
+
+    /// Topic exchange of lifecycle events, key `task.<state>.<model>`.
+    pub fn events_exchange(&self) -> String {
+        self.name("events")
+    }
+
+    /// Tasks as published.
+    pub fn intake(&self) -> String {
+        self.name("intake")
+    }
+
+    /// Envelopes that come back to the scheduler: to be tried again, or held for long.
+    pub fn retry(&self) -> String {
+        self.name("retry")
+    }
+
+    /// Envelopes for the workers of one model.
+    pub fn ready(&self, model: &str) -> String {
+        self.name(&format!("ready.{model}"))
+    }
+
+    /// What workers tell the scheduler of finished attempts, many to a message.
+    pub fn completions(&self) -> String {
+        self.name("completions")
+    }
+
+    /// What is no longer tried, with its reason.
+    pub fn dead(&self) -> String {
+        self.name("dead")
+    }
+
+    /// Results for one gateway or client; exclusive to it.
+    pub fn replies(&self, owner: &str) -> String {
+        self.name(&format!("replies.{owner}"))
+    }
+
+    /// Whoever holds this lock is the active scheduler.
+    pub fn scheduler_lock(&self) -> String {
+        self.name("scheduler.active")
+    }
+
+    /// A key of the store. Everything shares one hash tag, so that a script may touch several keys of a cluster.
+    pub fn key(&self, rest: &str) -> String {
+        format!("{}:{{0}}:{rest}", self.namespace)
+    }
+}

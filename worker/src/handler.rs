@@ -1,0 +1,54 @@
+//! What a model is to the worker: something that takes a batch of inputs and answers each.
+
+use async_trait::async_trait;
+use serde_json::value::RawValue;
+use taskyard_shared::{TaskError, TaskId};
+
+/// One task of a call.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub id: TaskId,
+    /// From 1. Together with the id it makes a call idempotent, for a model server that honours that.
+    pub attempt: u32,
+    /// The caller's bytes, as they came.
+    pub input: Box<RawValue>,
+}
+
+/// What one task came to: its output, or why there is none.
+pub type Answer = Result<Box<RawValue>, TaskError>;
+
+/// Runs one model. One value serves all slots of the worker, so it is shared and called from several at once.
+#[async_trait]
+pub trait Handler: Send + Sync {
+    /// Runs the batch, which holds 1 to `max_batch` tasks, and answers each in its place.
+    ///
+    /// The worker drops the future at the time limit or when the tasks are cancelled: whatever was started must end
+    /// with it. A panic fails the batch's tasks and nothing else.
+    async fn execute(&self, batch: Vec<Job>) -> Vec<Answer>;
+
+    /// Ends what the handler keeps running between calls.
+    async fn close(&self) {}
+}
+
+/// Codes of errors that the handlers and the worker make. A model's own codes pass through.
+pub mod codes {
+    /// The model cannot work on this input; another attempt would not help.
+    pub const BAD_INPUT: &str = "bad_input";
+    /// The model failed.
+    pub const HANDLER_FAILED: &str = "handler_failed";
+    /// The model answered something that is not an answer.
+    pub const BAD_ANSWER: &str = "bad_answer";
+    /// The attempt was stopped at its time limit.
+    pub const TIMED_OUT: &str = "timed_out";
+    /// The model's process or server ended while it ran.
+    pub const CRASHED: &str = "crashed";
+    /// The model's server cannot be reached, or is overloaded.
+    pub const UNAVAILABLE: &str = "unavailable";
+    /// The output is over the limit.
+    pub const OUTPUT_TOO_LARGE: &str = "output_too_large";
+}
+
+/// An error with one of [`codes`].
+pub fn error(code: &str, message: impl Into<String>, retryable: bool) -> TaskError {
+    TaskError { code: code.to_owned(), message: message.into(), retryable }
+}
