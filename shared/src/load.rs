@@ -10,6 +10,7 @@ use crate::time::Timestamp;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ModelSpec {
     pub name: String,
+    pub version: String,
     /// `onnx`, `http`, `process`, `simulated`, or what a handler of one's own calls itself.
     pub handler: String,
     #[serde(default)]
@@ -24,6 +25,13 @@ pub struct ModelSpec {
     /// What one task is believed to take before any was measured, in milliseconds.
     #[serde(default)]
     pub expected_ms: Option<f64>,
+}
+
+impl ModelSpec {
+    /// `name@version`, as results name it.
+    pub fn full_name(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
 }
 
 /// One worker's report. It expires, so a worker that is gone is no longer counted.

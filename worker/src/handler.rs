@@ -46,6 +46,8 @@ pub mod codes {
     pub const UNAVAILABLE: &str = "unavailable";
     /// The output is over the limit.
     pub const OUTPUT_TOO_LARGE: &str = "output_too_large";
+    /// Another worker may have taken the task: this one was silent for too long.
+    pub const LEASE_LOST: &str = "lease_lost";
 }
 
 /// An error with one of [`codes`].

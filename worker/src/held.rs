@@ -1,0 +1,24 @@
+//! A task in hand.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use taskyard_shared::Envelope;
+use taskyard_shared::broker::Receipt;
+
+use crate::leases::Lease;
+
+pub(crate) struct Held {
+    pub envelope: Arc<Envelope>,
+    pub receipt: Receipt,
+    pub received: Instant,
+    /// From its claim until it is settled; renewed for as long as it is here.
+    pub lease: Option<Lease>,
+}
+
+impl Held {
+    pub fn leased(mut self, lease: Lease) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+}
