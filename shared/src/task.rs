@@ -56,6 +56,19 @@ pub enum Kind {
     Optimization,
 }
 
+impl Kind {
+    /// As on the wire, and as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Prediction => "prediction",
+            Kind::Training => "training",
+            Kind::Deployment => "deployment",
+            Kind::DataProcessing => "data_processing",
+            Kind::Optimization => "optimization",
+        }
+    }
+}
+
 /// The weight a caller gives, 0 to 9; bigger is sooner.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u8", into = "u8")]

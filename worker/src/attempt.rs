@@ -108,7 +108,7 @@ async fn claim(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> (Vec<Member>,
             }
             Claimed::Exhausted { attempts } => {
                 let message = format!("{attempts} attempts were begun and none came to an end: it may crash its worker");
-                let mut settlement = Settlement::unclaimed(held, State::Failed, "attempts_exhausted", &message);
+                let mut settlement = Settlement::unclaimed(held, State::Failed, codes::ATTEMPTS_EXHAUSTED, &message);
                 if let Outcome::Terminal { result, dead, .. } = &mut settlement.outcome {
                     result.attempt = attempts;
                     *dead = true;

@@ -77,7 +77,7 @@ pub struct SchedulerSettings {
     /// `cmu`, `fifo`, `strict`, `edf` or `wspt`.
     pub policy: String,
     pub ageing_s: f64,
-    pub window_tasks: u16,
+    pub window_tasks: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,
