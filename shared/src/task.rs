@@ -143,3 +143,27 @@ pub struct Task {
     pub metadata: BTreeMap<String, String>,
     pub webhook: Option<Webhook>,
 }
+
+impl Task {
+    /// A task with nothing but what it must have.
+    pub fn new(target: Target, input: Box<RawValue>) -> Self {
+        Self {
+            id: None,
+            target,
+            kind: Kind::default(),
+            input,
+            priority: None,
+            tenant: None,
+            deadline: None,
+            deadline_ms: None,
+            not_before: None,
+            delay_ms: None,
+            cost: None,
+            timeout_ms: None,
+            max_attempts: None,
+            idempotency_key: None,
+            metadata: BTreeMap::new(),
+            webhook: None,
+        }
+    }
+}

@@ -261,3 +261,45 @@ pub enum Distribution {
     Exponential,
     Lognormal,
 }
+
+impl Settings {
+    /// What runs when nobody says otherwise: `settings.default.toml`, which is compiled in.
+    ///
+    /// # Errors
+    /// Never in a build whose tests pass.
+    pub fn defaults() -> Result<Self, toml::de::Error> {
+        toml::from_str(DEFAULTS)
+    }
+
+    /// How the store keeps records.
+    pub fn retention(&self) -> crate::store::Retention {
+        const HOUR_MS: u64 = 3600 * 1000;
+        crate::store::Retention {
+            finished_ms: self.store.finished_hours.saturating_mul(HOUR_MS),
+            unfinished_ms: self.store.unfinished_hours.saturating_mul(HOUR_MS),
+            listed: self.store.listed_tasks,
+        }
+    }
+}
+
+/// The lowest layer of every process's settings, and their reference.
+pub const DEFAULTS: &str = include_str!("settings.default.toml");
+
+impl ModelSettings {
+    /// The model as a worker announces it.
+    pub fn spec(&self, name: &str) -> crate::load::ModelSpec {
+        crate::load::ModelSpec {
+            name: name.to_owned(),
+            version: self.version.clone(),
+            handler: self.handler.clone(),
+            capabilities: self.capabilities.clone(),
+            slots: self.slots,
+            timeout_ms: self.timeout_ms,
+            max_attempts: self.max_attempts,
+            max_batch: self.max_batch,
+            max_delay_ms: self.max_delay_ms,
+            memory_mb: self.memory_mb,
+            expected_ms: self.expected_ms.or(self.simulated.as_ref().map(|simulated| simulated.service_ms)),
+        }
+    }
+}
