@@ -1,3 +1,6 @@
 //! What every role needs beside its work: settings, logs, metrics, an admin listener, a way to stop.
 
+pub mod config;
+pub mod secret;
 pub mod settings;
+pub mod telemetry;
