@@ -43,7 +43,11 @@ const FAST_SECONDS: &[f64] =
 impl Metrics {
     pub fn new(registry: &Registry) -> Self {
         Self(Arc::new(Inner {
-            accepted: registry.counter("tasks_accepted_total", "Tasks taken in, by kind and model.", &["kind", "model"]),
+            accepted: registry.counter(
+                "tasks_accepted_total",
+                "Tasks taken in, by kind and model.",
+                &["kind", "model"],
+            ),
             dispatched: registry.counter("tasks_dispatched_total", "Tasks handed to a ready queue.", &["model"]),
             finished: registry.counter(
                 "tasks_finished_total",

@@ -87,7 +87,7 @@ async fn load_models(file: &Path) -> Result<Vec<Loaded>, Failure> {
 /// Runs every item under a policy with two workers. When one is to be killed, that happens once half of the results are
 /// in, and another takes its place.
 async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&str>) -> Result<Run, Failure> {
-    let mut settings = Settings::defaults().map_err(|failure| Failure::Internal(failure.to_string()))?;
+    let mut settings = Settings::default();
     settings.scheduler.policy = policy.to_owned();
     settings.worker.lease_ms = LEASE_MS;
     settings.worker.report_every_ms = 100;

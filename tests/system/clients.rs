@@ -77,7 +77,9 @@ fn a_python_client_gets_1000_right_results_though_a_worker_is_killed_half_way() 
 #[test]
 fn a_node_client_gets_its_results() {
     let Some(servers) = servers("a_node_client") else { return };
-    let modules = std::env::var("TASKYARD_TEST_NODE_MODULES").map(PathBuf::from).unwrap_or_else(|_| root().join("examples/publish/node_modules"));
+    let modules = std::env::var("TASKYARD_TEST_NODE_MODULES")
+        .map(PathBuf::from)
+        .unwrap_or_else(|_| root().join("examples/publish/node_modules"));
     if !modules.join("amqplib").is_dir() {
         assert!(std::env::var_os("TASKYARD_TEST_REQUIRE_SERVERS").is_none(), "amqplib is required in {modules:?}");
         eprintln!("skipped: no amqplib in {modules:?} (TASKYARD_TEST_NODE_MODULES names another folder)");
@@ -125,7 +127,11 @@ fn curl_gets_a_result_and_the_command_line_finds_it() {
 
     let api = format!("http://{api}");
     let taskyard = |arguments: &[&str]| {
-        Command::new(env!("CARGO_BIN_EXE_taskyard")).args(arguments).args(["--api", &api, "-o", "json"]).output().unwrap()
+        Command::new(env!("CARGO_BIN_EXE_taskyard"))
+            .args(arguments)
+            .args(["--api", &api, "-o", "json"])
+            .output()
+            .unwrap()
     };
     let id = result["id"].as_str().unwrap();
     let got = taskyard(&["task", "get", id]);

@@ -20,8 +20,7 @@ async fn an_urgent_task_overtakes_a_backlog() {
     let _scheduler = yard.scheduler();
     let _worker = yard.worker();
     let mut publisher = yard.publisher().await;
-    let low: Vec<serde_json::Value> =
-        (0..3000).map(|n| json!({"model": "pause", "input": n, "priority": 0})).collect();
+    let low: Vec<serde_json::Value> = (0..3000).map(|n| json!({"model": "pause", "input": n, "priority": 0})).collect();
     let backlog = publisher.publish(low).await;
     let mut urgent = Vec::new();
     for n in 0..5 {

@@ -60,11 +60,15 @@ async fn every_refusal_has_a_code_and_a_dead_letter_where_due() {
     assert_eq!(publisher.results[&all[6]].attempt, 3, "it was tried as often as it may");
     assert_eq!(publisher.results[&all[5]].model.as_deref(), Some("pause@1"));
 
-    let mut reasons: Vec<String> =
-        publisher.dead_letters(6).await.into_iter().map(|(reason, detail, _)| {
+    let mut reasons: Vec<String> = publisher
+        .dead_letters(6)
+        .await
+        .into_iter()
+        .map(|(reason, detail, _)| {
             assert!(!detail.is_empty());
             reason
-        }).collect();
+        })
+        .collect();
     reasons.sort_unstable();
     assert_eq!(
         reasons,

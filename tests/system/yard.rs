@@ -67,7 +67,7 @@ pub struct Publisher {
 
 impl Publisher {
     pub async fn new(place: &Place) -> Self {
-        let mut settings = Settings::defaults().unwrap();
+        let mut settings = Settings::default();
         settings.broker.url = place.amqp.clone();
         let broker: Arc<dyn Broker> = Arc::new(RabbitMq::connect(&settings.broker).await.unwrap());
         let replies = format!("replies-{}", Uuid::new_v4().simple());

@@ -29,9 +29,8 @@ struct Inner {
     replies_missed: IntCounterVec,
 }
 
-const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
-];
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 impl Metrics {
@@ -70,7 +69,11 @@ impl Metrics {
                 "Tasks with a deadline that ended after it or never ran.",
                 &["model"],
             ),
-            slots: registry.int_gauge("worker_slots", "Slots of this worker, by state (busy or free).", &["model", "state"]),
+            slots: registry.int_gauge(
+                "worker_slots",
+                "Slots of this worker, by state (busy or free).",
+                &["model", "state"],
+            ),
             batch_size: registry.histogram("batch_size", "Tasks in one call of a handler.", &["model"], SIZES),
             stale: registry.counter(
                 "attempts_fenced_total",

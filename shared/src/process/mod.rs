@@ -1,4 +1,7 @@
 //! What every role needs beside its work: settings, logs, metrics, an admin listener, a way to stop.
 
+pub mod config;
 pub mod metrics;
+pub mod secret;
 pub mod settings;
+pub mod telemetry;

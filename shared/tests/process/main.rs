@@ -1,0 +1,4 @@
+//! The process kit as the roles use it.
+
+mod config;
+mod config_refusals;
