@@ -326,7 +326,7 @@ async fn a_black_hole_bounds_publishing_and_is_left_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn during_an_alarm_publishing_errs_in_its_time_and_consuming_goes_on() {
+async fn during_an_alarm_publishing_errs_in_its_time_and_goes_on_after_it() {
     let Some(yard) = Behind::start("alarm", |settings| settings.publish_timeout_ms = 500).await else { return };
     assert_eq!(yard.publish("before").await, Ok(()));
     assert!(yard.broker.is_ready());

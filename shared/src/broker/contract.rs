@@ -90,6 +90,7 @@ macro_rules! broker_contract {
             requeued_comes_again
             prefetch_bounds_deliveries
             acks_of_many_at_once
+            acks_from_many_places_at_once
             void_tags_are_harmless
             topic_bindings_route
             a_full_queue_refuses
@@ -278,6 +279,30 @@ pub async fn acks_of_many_at_once(subject: &Subject) {
     let mut consumer = subject.consume(&queue, 1000).await;
     let again: BTreeSet<u32> = numbers(&receive(&mut *consumer, 250).await).into_iter().collect();
     assert_eq!(again, (500..1000).step_by(2).collect());
+}
+
+pub async fn acks_from_many_places_at_once(subject: &Subject) {
+    let queue = subject.queue_a().await;
+    subject.publish(numbered(&queue, 0..4000)).await;
+    let mut consumer = subject.consume(&queue, 4000).await;
+    let deliveries = receive(&mut *consumer, 4000).await;
+    let settling = (0..4).map(|place| {
+        let acker = consumer.acker();
+        let mine = tags(deliveries.iter().filter(|delivery| number(delivery) % 4 == place));
+        tokio::spawn(async move {
+            for some in mine.chunks(3) {
+                assert_eq!(acker.settle(some.to_vec(), Verdict::Ack).await, 0, "some tags were void");
+            }
+        })
+    });
+    for done in join_all(settling).await {
+        done.expect("a place failed");
+    }
+    // The consumer has survived it, and everything was acked.
+    subject.publish(numbered(&queue, [4000])).await;
+    assert_eq!(numbers(&receive(&mut *consumer, 1).await), [4000]);
+    drop(consumer);
+    subject.ready_is(&queue, 1).await;
 }
 
 pub async fn void_tags_are_harmless(subject: &Subject) {
