@@ -83,11 +83,12 @@ pub async fn build(
             let simulated = settings.simulated.as_ref().ok_or_else(missing)?;
             Arc::new(SimulatedHandler::new(name, simulated)?)
         }
-        other => {
-            let reason = format!("handler must be one of onnx, http, process, simulated, not {other:?}");
-            return Err(LoadError::settings(name, reason));
-        }
+        other => return Err(unknown_handler(name, other)),
     })
+}
+
+fn unknown_handler(name: &str, handler: &str) -> LoadError {
+    LoadError::settings(name, format!("handler must be one of onnx, http, process, simulated, not {handler:?}"))
 }
 
 /// What can be wrong whatever the handler is.
@@ -103,6 +104,9 @@ fn check(name: &str, settings: &ModelSettings) -> Result<(), LoadError> {
         ("process", settings.process.is_some()),
         ("simulated", settings.simulated.is_some()),
     ];
+    if tables.iter().all(|(table, _)| *table != settings.handler) {
+        return Err(unknown_handler(name, &settings.handler));
+    }
     match tables.iter().find(|(table, there)| *there && *table != settings.handler) {
         Some((table, _)) => {
             let reason = format!("there is a table [models.{name}.{table}], but its handler is {:?}", settings.handler);
