@@ -129,10 +129,8 @@ async fn an_embedding_is_a_vector_of_length_one_and_near_to_its_like() {
     let handler = handlers_kit::load(toml, &root().join("models")).await.unwrap();
     let texts = ["my card was stolen", "somebody took my card", "shares fell in Tokyo"];
     let answers = handler.execute(texts.map(|text| job(json!({"text": text}))).to_vec()).await;
-    let vectors: Vec<Vec<f64>> = answers
-        .iter()
-        .map(|answer| serde_json::from_value(output(answer)["vector"].clone()).unwrap())
-        .collect();
+    let vectors: Vec<Vec<f64>> =
+        answers.iter().map(|answer| serde_json::from_value(output(answer)["vector"].clone()).unwrap()).collect();
     let likeness = |a: usize, b: usize| vectors[a].iter().zip(&vectors[b]).map(|(x, y)| x * y).sum::<f64>();
     assert!(vectors.iter().all(|vector| vector.len() == 384));
     assert!((likeness(0, 0) - 1.0).abs() < 1e-4);
