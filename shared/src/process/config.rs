@@ -4,7 +4,8 @@
 //! that got [`Settings`] need not look for zeros, bad names or URLs of the wrong kind.
 //!
 //! The environment: `TASKYARD__BROKER__URL` is `broker.url`, and `TASKYARD__BROKER__URL_FILE` (or `url_file` in TOML)
-//! is the path of a file that holds it, one newline at its end left off. Variables that begin `TASKYARD_` with one
+//! is the path of a file that holds it, one newline at its end left off. Who else may read that file is not looked at:
+//! container platforms mount secrets readable by all within the container. Variables that begin `TASKYARD_` with one
 //! underscore are not settings.
 
 use std::collections::{BTreeMap, BTreeSet};
