@@ -159,7 +159,7 @@ impl Client {
         let inbox = Inbox::new(topology.replies(&format!("client-{}", Uuid::new_v4())), limits.waiting);
         Self {
             inner: Arc::new(Inner {
-                publisher: Publisher::new(broker.clone(), &topology, limits.timeout),
+                publisher: Publisher::new(broker.clone(), &topology),
                 broker,
                 inbox,
                 limits,
@@ -234,8 +234,7 @@ impl Client {
         }
         let prepared = Prepared::new(task)?;
         let waiter = self.inner.inbox.wait_for(prepared.envelope.id)?;
-        let pending =
-            Pending::new(&self.inner, prepared.submitted(), waiter, Asked::Member(prepared.body.clone()));
+        let pending = Pending::new(&self.inner, prepared.submitted(), waiter, Asked::Member(prepared.body.clone()));
         Ok((prepared, pending))
     }
 
@@ -275,7 +274,7 @@ impl Client {
 
 impl Inner {
     async fn publish_one(&self, id: TaskId, message: Message) -> Result<(), SubmitError> {
-        match self.publisher.publish(vec![message]).await.pop() {
+        match self.publisher.publish(vec![message], self.limits.timeout).await.pop() {
             Some(Err(error)) => Err(SubmitError::Publish { id, error }),
             Some(Ok(())) | None => Ok(()),
         }
@@ -289,12 +288,14 @@ impl Inner {
         replied: bool,
     ) {
         let good: Vec<usize> = (0..answers.len()).filter(|index| answers[*index].is_ok()).collect();
-        let bodies: Vec<Bytes> =
-            answers.iter().filter_map(|answer| answer.as_ref().ok().map(|answer| prepared(answer).body.clone())).collect();
+        let bodies: Vec<Bytes> = answers
+            .iter()
+            .filter_map(|answer| answer.as_ref().ok().map(|answer| prepared(answer).body.clone()))
+            .collect();
         let packs = pack(&bodies);
         let reply = replied.then(|| self.inbox.reply());
         let messages = packs.iter().map(|pack| self.publisher.array(pack.body.clone(), reply.as_ref())).collect();
-        let confirms = self.publisher.publish(messages).await;
+        let confirms = self.publisher.publish(messages, self.limits.timeout).await;
         for (pack, confirm) in packs.iter().zip(confirms) {
             let Err(error) = confirm else { continue };
             for index in &good[pack.tasks.clone()] {
@@ -317,7 +318,7 @@ impl Inner {
         }
         let reply = self.inbox.reply();
         messages.extend(pack(&members).into_iter().map(|pack| self.publisher.array(pack.body, Some(&reply))));
-        self.publisher.publish(messages).await.iter().all(Result::is_ok)
+        self.publisher.publish(messages, self.limits.timeout).await.iter().all(Result::is_ok)
     }
 
     fn awaited(&self) -> MutexGuard<'_, HashMap<(TaskId, u64), Asked>> {

@@ -15,3 +15,4 @@ pub mod publish;
 pub mod results;
 
 pub use client::{Client, Limits, Pending, SubmitError, Submitted, WaitError};
+pub use gateway::{Gateway, GatewayParts};

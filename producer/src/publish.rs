@@ -21,13 +21,11 @@ pub struct Publisher {
     broker: Arc<dyn Broker>,
     exchange: String,
     intake: QueueSpec,
-    timeout: Duration,
 }
 
 impl Publisher {
-    /// `timeout` bounds one call of [`publish`](Self::publish), whatever the broker's own time-out is.
-    pub fn new(broker: Arc<dyn Broker>, topology: &Topology, timeout: Duration) -> Self {
-        Self { broker, exchange: topology.tasks_exchange(), intake: intake_queue(topology), timeout }
+    pub fn new(broker: Arc<dyn Broker>, topology: &Topology) -> Self {
+        Self { broker, exchange: topology.tasks_exchange(), intake: intake_queue(topology) }
     }
 
     /// Declares the tasks exchange and the intake queue.
@@ -57,8 +55,7 @@ impl Publisher {
     }
 
     fn message(&self, key: String, body: Bytes, reply: Option<&Reply>) -> Message {
-        let mut properties =
-            Properties { content_type: Some("application/json".to_owned()), ..Properties::default() };
+        let mut properties = Properties { content_type: Some("application/json".to_owned()), ..Properties::default() };
         if let Some(reply) = reply {
             properties.reply_to = Some(reply.to.clone());
             properties.correlation_id = reply.correlation_id.clone();
@@ -75,14 +72,15 @@ impl Publisher {
         }
     }
 
-    /// Publishes all and awaits their confirms: one answer per message, in their order. `Ok` means accepted.
-    pub async fn publish(&self, messages: Vec<Message>) -> Vec<Result<(), PublishError>> {
+    /// Publishes all and awaits their confirms, at most for `limit` whatever the broker's own time-out is: one answer
+    /// per message, in their order. `Ok` means accepted.
+    pub async fn publish(&self, messages: Vec<Message>, limit: Duration) -> Vec<Result<(), PublishError>> {
         let count = messages.len();
         let unknown = |why: String| vec![Err(PublishError::Unknown(why)); count];
-        match tokio::time::timeout(self.timeout, self.broker.publish(messages)).await {
+        match tokio::time::timeout(limit, self.broker.publish(messages)).await {
             Ok(answers) if answers.len() == count => answers,
             Ok(answers) => unknown(format!("{} answers to {count} messages", answers.len())),
-            Err(_) => unknown(format!("no confirm within {} ms", self.timeout.as_millis())),
+            Err(_) => unknown(format!("no confirm within {} ms", limit.as_millis())),
         }
     }
 }

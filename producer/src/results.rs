@@ -118,7 +118,7 @@ impl Inbox {
     }
 
     /// Keeps the reply queue, through every cut, until `stop`.
-    pub async fn run(&self, broker: Arc<dyn Broker>, stop: CancellationToken) {
+    pub async fn run(self, broker: Arc<dyn Broker>, stop: CancellationToken) {
         let failures = AtomicU32::new(0);
         let work = async {
             loop {

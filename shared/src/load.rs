@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
 
 /// A model as a worker announces it. The store keeps the newest announcement of each name.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModelSpec {
     pub name: String,
     /// `onnx`, `http`, `process`, `simulated`, or what a handler of one's own calls itself.
@@ -27,7 +28,7 @@ pub struct ModelSpec {
 }
 
 /// One worker's report. It expires, so a worker that is gone is no longer counted.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LoadReport {
     pub worker: String,
     pub host: String,
@@ -42,7 +43,7 @@ pub struct LoadReport {
 }
 
 /// One model on one worker.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ModelLoad {
     pub slots: u32,
     /// Slots that run something now.
