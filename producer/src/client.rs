@@ -119,7 +119,7 @@ struct Inner {
 #[derive(Clone)]
 enum Asked {
     /// By a message of its own.
-    Alone(Message),
+    Alone(Box<Message>),
     /// As a member of a batch.
     Member(Bytes),
 }
@@ -208,7 +208,7 @@ impl Client {
         reply.correlation_id = Some(prepared.envelope.id.0.to_string());
         reply.array = !prepared.may_be_another(named);
         let message = self.inner.publisher.single(&prepared.envelope, prepared.body.clone(), Some(&reply));
-        let pending = Pending::new(&self.inner, prepared.submitted(), waiter, Asked::Alone(message.clone()));
+        let pending = Pending::new(&self.inner, prepared.submitted(), waiter, Asked::Alone(Box::new(message.clone())));
         self.inner.publish_one(prepared.envelope.id, message).await?;
         Ok(pending)
     }
@@ -312,7 +312,7 @@ impl Inner {
         let (mut messages, mut members) = (Vec::new(), Vec::new());
         for asked in self.awaited().values() {
             match asked {
-                Asked::Alone(message) => messages.push(message.clone()),
+                Asked::Alone(message) => messages.push(message.as_ref().clone()),
                 Asked::Member(body) => members.push(body.clone()),
             }
         }

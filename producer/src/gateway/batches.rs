@@ -23,6 +23,7 @@ pub(super) struct BatchAnswer {
     index: usize,
     /// As if it had been sent alone.
     status: u16,
+    /// Without its output, should it be finished already: look it up by its id.
     #[serde(skip_serializing_if = "Option::is_none")]
     task: Option<TaskResult>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,7 +103,8 @@ fn too_many(most: usize) -> Problem {
 impl BatchAnswer {
     fn new(index: usize, taken: Taken) -> Self {
         match taken {
-            Ok(task) => {
+            Ok(mut task) => {
+                task.output = None;
                 let status = if task.state.is_terminal() { 200 } else { 202 };
                 Self { index, status, task: Some(task), problem: None }
             }

@@ -23,6 +23,9 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(1400);
 /// A batch's.
 const BATCH_PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
+/// Tasks in one store call: the records that it answers may be large.
+const STORE_TASKS: usize = 256;
+
 /// Each task's record, or why it was not taken, in their order.
 pub(super) type Taken = Result<TaskResult, Problem>;
 
@@ -56,28 +59,26 @@ impl Shared {
 
     /// A named task that has a record was accepted before: it is answered from there, or refused when it differs.
     async fn answer_known(&self, incoming: &[Incoming], reply: Option<&Reply>, taken: &mut [Option<Taken>]) {
-        let mut named: Vec<usize> = (0..incoming.len()).filter(|index| incoming[*index].named).collect();
-        if named.is_empty() {
-            return;
-        }
-        let ids: Vec<TaskId> = named.iter().map(|index| incoming[*index].envelope.id).collect();
-        let Ok(records) = self.records.ask(STORE_LIMIT, |store| async move { store.get(ids).await }).await else {
-            return;
-        };
-        let mut known = records.iter().map(Option::is_some);
-        named.retain(|_| known.next().unwrap_or(false));
-        if named.is_empty() {
-            return;
-        }
-        let accepts = named.iter().map(|index| accept(&incoming[*index].envelope, reply.cloned())).collect();
-        let answers = self.records.ask(STORE_LIMIT, |store| async move { store.accept(accepts).await }).await;
-        for (index, answer) in named.into_iter().zip(answers.unwrap_or_default()) {
-            taken[index] = match answer {
-                // It was forgotten in this moment: a new task after all.
-                Accepted::New => None,
-                Accepted::Known(record) => Some(Ok(*record)),
-                Accepted::Conflict(record) => Some(Err(conflict(&record))),
-            };
+        let named: Vec<usize> = (0..incoming.len()).filter(|index| incoming[*index].named).collect();
+        for named in named.chunks(STORE_TASKS) {
+            let ids: Vec<TaskId> = named.iter().map(|index| incoming[*index].envelope.id).collect();
+            let records = self.records.ask(STORE_LIMIT, |store| async move { store.get(ids).await }).await;
+            let records = records.unwrap_or_default().into_iter();
+            let known: Vec<usize> =
+                named.iter().zip(records).filter_map(|(index, record)| record.map(|_| *index)).collect();
+            if known.is_empty() {
+                continue;
+            }
+            let accepts = known.iter().map(|index| accept(&incoming[*index].envelope, reply.cloned())).collect();
+            let answers = self.records.ask(STORE_LIMIT, |store| async move { store.accept(accepts).await }).await;
+            for (index, answer) in known.into_iter().zip(answers.unwrap_or_default()) {
+                taken[index] = match answer {
+                    // It was forgotten in this moment: a new task after all.
+                    Accepted::New => None,
+                    Accepted::Known(record) => Some(Ok(*record)),
+                    Accepted::Conflict(record) => Some(Err(conflict(&record))),
+                };
+            }
         }
     }
 
@@ -100,7 +101,7 @@ impl Shared {
         }
         let (confirms, groups) = if let [(index, body)] = fresh.as_slice() {
             let message = self.publisher.single(&incoming[*index].envelope, body.clone(), reply);
-            (self.publisher.publish(vec![message], PUBLISH_LIMIT).await, vec![0..1])
+            (self.publisher.publish(vec![message], PUBLISH_LIMIT).await, std::iter::once(0..1).collect())
         } else {
             let bodies: Vec<&[u8]> = fresh.iter().map(|(_, body)| body.as_ref()).collect();
             let (messages, groups) =
@@ -113,7 +114,7 @@ impl Shared {
                 // Somebody deleted the queue: have it declared again.
                 self.declare_again.notify_one();
             }
-            tracing::warn!(%error, tasks = group.len(), "tasks were not accepted");
+            tracing::debug!(%error, tasks = group.len(), "tasks were not accepted");
             for (index, _) in &fresh[group] {
                 taken[*index] = Some(Err(refused(error, incoming[*index].envelope.id)));
             }
@@ -123,23 +124,22 @@ impl Shared {
 
     /// Records what was confirmed, unless the scheduler was faster.
     async fn record(&self, incoming: &[Incoming], fresh: &[(usize, Bytes)], taken: &mut [Option<Taken>]) {
-        if fresh.is_empty() {
-            return;
-        }
-        // The reply travels with the task, so that it is told with or without a record.
-        let accepts = fresh.iter().map(|(index, _)| accept(&incoming[*index].envelope, None)).collect();
-        let answers = self.records.ask(STORE_LIMIT, |store| async move { store.accept(accepts).await }).await;
-        if answers.is_err() {
-            self.metrics.unrecorded.inc_by(fresh.len() as u64);
-        }
-        let mut answers = answers.unwrap_or_default().into_iter();
-        for (index, _) in fresh {
-            let envelope = &incoming[*index].envelope;
-            taken[*index] = Some(match answers.next() {
-                None | Some(Accepted::New) => Ok(envelope.result(State::Queued)),
-                Some(Accepted::Known(record)) => Ok(*record),
-                Some(Accepted::Conflict(record)) => Err(conflict(&record)),
-            });
+        for fresh in fresh.chunks(STORE_TASKS) {
+            // The reply travels with the task, so that it is told with or without a record.
+            let accepts = fresh.iter().map(|(index, _)| accept(&incoming[*index].envelope, None)).collect();
+            let answers = self.records.ask(STORE_LIMIT, |store| async move { store.accept(accepts).await }).await;
+            if answers.is_err() {
+                self.metrics.unrecorded.inc_by(fresh.len() as u64);
+            }
+            let mut answers = answers.unwrap_or_default().into_iter();
+            for (index, _) in fresh {
+                let envelope = &incoming[*index].envelope;
+                taken[*index] = Some(match answers.next() {
+                    None | Some(Accepted::New) => Ok(envelope.result(State::Queued)),
+                    Some(Accepted::Known(record)) => Ok(*record),
+                    Some(Accepted::Conflict(record)) => Err(conflict(&record)),
+                });
+            }
         }
     }
 }

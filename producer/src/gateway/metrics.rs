@@ -59,3 +59,19 @@ impl GatewayMetrics {
         Ok(metrics)
     }
 }
+
+/// One in a gauge for as long as it lives: whoever is counted may leave at any time.
+pub(super) struct Counted(IntGauge);
+
+impl Counted {
+    pub(super) fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -169,7 +169,10 @@ pub(super) const ROUTES: &[Route] = &[
             query("tenant", "Only this tenant's tasks"),
             query("metadata.", "`metadata.KEY=VALUE`: only tasks with this label; may be given for several keys"),
             query("cursor", "The `cursor` of the page before"),
-            query("limit", "Tasks on the page: 50 by default, at most 500; more is taken as 500"),
+            query(
+                "limit",
+                "Most tasks on the page: 50 by default, at most 500; more is taken as 500. A page of large outputs ends early",
+            ),
         ],
         body: &[],
         answers: &[json(200, "A page", Content::Of(of::<TaskPage>))],

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
@@ -14,13 +14,14 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::{IntCounter, IntGauge};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::metrics::Counted;
 use super::problem::{Code, Problem};
 
 /// The head of a request: its bytes and its headers.
@@ -44,6 +45,10 @@ pub(super) struct Counts {
     pub(super) refused: IntCounter,
 }
 
+/// How long an ended connection is still read from, so that what the caller sends does not take the answer away.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_READS: usize = 16;
+
 /// Serves until `stop`, then lets running requests finish.
 pub(super) async fn serve(
     listener: TcpListener,
@@ -56,11 +61,7 @@ pub(super) async fn serve(
     let refusals = Arc::new(Semaphore::new(REFUSED_AT_ONCE));
     let refusal = refusal().await;
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        .header_read_timeout(limits.timeout)
-        .max_headers(HEADERS)
-        .max_buf_size(HEAD_BYTES)
-        .half_close(true);
+    http.timer(TokioTimer::new()).header_read_timeout(limits.timeout).max_headers(HEADERS).max_buf_size(HEAD_BYTES);
     let service = TowerToHyperService::new(router);
     let connections = TaskTracker::new();
     let abort = CancellationToken::new();
@@ -83,7 +84,7 @@ pub(super) async fn serve(
                 let refusal = refusal.clone();
                 connections.spawn(async move {
                     // Whoever does not read it is not waited for.
-                    let _ = timeout(Duration::from_secs(1), refuse(stream, &refusal)).await;
+                    let _ = timeout(LINGER, refuse(stream, &refusal)).await;
                     drop(place);
                 });
             }
@@ -94,7 +95,7 @@ pub(super) async fn serve(
         let connection = http.serve_connection(TokioIo::new(Moving::new(stream, limits.timeout)), service.clone());
         let (stop, abort, open) = (stop.clone(), abort.clone(), counts.open.clone());
         connections.spawn(async move {
-            open.inc();
+            let _open = Counted::new(open);
             let mut connection = pin!(connection);
             let served = tokio::select! {
                 served = connection.as_mut() => Some(served),
@@ -111,7 +112,6 @@ pub(super) async fn serve(
                 // Callers that leave, stall or speak no HTTP: their affair.
                 tracing::debug!(%error, "a connection ended early");
             }
-            open.dec();
             drop(place);
         });
     }
@@ -142,26 +142,25 @@ async fn refusal() -> Arc<[u8]> {
     answer.into()
 }
 
-async fn refuse(mut stream: TcpStream, answer: &[u8]) -> io::Result<()> {
+async fn refuse(stream: TcpStream, answer: &[u8]) -> io::Result<()> {
+    let mut stream = Moving::new(stream, LINGER);
     stream.write_all(answer).await?;
-    stream.shutdown().await?;
-    // What the caller still sends is read, since closing on it would take the answer away again.
-    let mut waste = [0; 4096];
-    while stream.read(&mut waste).await? > 0 {}
-    Ok(())
+    stream.shutdown().await
 }
 
-/// A stream whose writes have to move on.
+/// A stream whose writes have to move on, and whose end lingers.
 struct Moving {
     stream: TcpStream,
     limit: Duration,
     /// Runs while a write waits for the other end.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// Runs once our side is closed.
+    lingering: Option<Pin<Box<Sleep>>>,
 }
 
 impl Moving {
     fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, stalled: None }
+        Self { stream, limit, stalled: None, lingering: None }
     }
 
     fn judge<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -212,7 +211,27 @@ impl AsyncWrite for Moving {
         self.judge(context, flushed)
     }
 
+    /// Closing a socket that holds unread bytes resets it, and the caller may never see the answer: so they are read
+    /// for a moment, and thrown away.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+        }
+        let lingering = this.lingering.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + LINGER)));
+        if lingering.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        // A caller that sends without end gets its turn again, and the others theirs.
+        for _ in 0..LINGER_READS {
+            let mut waste = [0; 4096];
+            let mut buffer = ReadBuf::new(&mut waste);
+            match ready!(Pin::new(&mut this.stream).poll_read(context, &mut buffer)) {
+                Ok(()) if !buffer.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }

@@ -9,7 +9,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use schemars::JsonSchema;
 use serde::Serialize;
-use taskyard_shared::store::Filter;
+use taskyard_shared::store::{Filter, Store};
 use taskyard_shared::{Invalid, Task, TaskId, TaskResult, Timestamp, decode_tasks};
 
 use super::Shared;
@@ -21,6 +21,10 @@ use super::waiting::LOOKUP_LIMIT;
 /// Tasks on a page when nobody says how many, and most.
 pub(super) const PAGE_TASKS: usize = 50;
 pub(super) const MOST_PAGE_TASKS: usize = 500;
+/// A page of larger outputs ends early.
+const PAGE_BYTES: usize = 8 << 20;
+/// Tasks asked of the store at once.
+const STEP_TASKS: usize = 50;
 
 /// One page of tasks, newest first.
 #[derive(Serialize, JsonSchema)]
@@ -145,10 +149,21 @@ pub(super) async fn list(
         tenant: parameters.get("tenant").map(str::to_owned),
         metadata: parameters.beginning("metadata.").map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
     };
-    let cursor = parameters.get("cursor").map(str::to_owned);
-    let page = gateway
-        .records
-        .ask(LOOKUP_LIMIT, |store| async move { store.list(&filter, cursor.as_deref(), limit).await })
-        .await?;
-    Ok(Json(TaskPage { tasks: page.tasks, cursor: page.cursor }))
+    let mut cursor = parameters.get("cursor").map(str::to_owned);
+    let mut tasks: Vec<TaskResult> = Vec::new();
+    let mut bytes = 0;
+    // In small steps, since each record may be large: a page ends where it has grown heavy.
+    loop {
+        let step = (limit - tasks.len()).min(STEP_TASKS);
+        let (filter, after) = (filter.clone(), cursor.take());
+        let list = |store: Arc<dyn Store>| async move { store.list(&filter, after.as_deref(), step).await };
+        let page = gateway.records.ask(LOOKUP_LIMIT, list).await?;
+        bytes += page.tasks.iter().filter_map(|task| Some(task.output.as_ref()?.get().len())).sum::<usize>();
+        tasks.extend(page.tasks);
+        cursor = page.cursor;
+        if cursor.is_none() || tasks.len() >= limit || bytes > PAGE_BYTES {
+            break;
+        }
+    }
+    Ok(Json(TaskPage { tasks, cursor }))
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus::IntGauge;
 use taskyard_shared::{TaskId, TaskResult};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Shared;
+use super::metrics::Counted;
 use super::problem::{Code, Problem};
 use crate::results::Waiter;
 
@@ -17,22 +17,6 @@ pub(super) const LOOKUP_LIMIT: Duration = Duration::from_millis(1500);
 const RECHECK: Duration = Duration::from_secs(2);
 /// Records asked for in one call: each may be large.
 const RECHECK_TASKS: usize = 64;
-
-/// One in a gauge for as long as it lives: callers may leave at any time.
-struct Counted<'a>(&'a IntGauge);
-
-impl<'a> Counted<'a> {
-    fn new(gauge: &'a IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
 
 impl Shared {
     /// A place to wait in, taken before anything is accepted.
@@ -51,7 +35,7 @@ impl Shared {
             return task;
         }
         let until = Instant::now() + wait;
-        let _counted = Counted::new(&self.metrics.waiters);
+        let _counted = Counted::new(self.metrics.waiters.clone());
         tokio::select! {
             result = waiter.result() => return Arc::unwrap_or_clone(result),
             () = tokio::time::sleep_until(until) => {}
