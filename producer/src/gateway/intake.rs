@@ -101,7 +101,7 @@ impl Shared {
         }
         let (confirms, groups) = if let [(index, body)] = fresh.as_slice() {
             let message = self.publisher.single(&incoming[*index].envelope, body.clone(), reply);
-            (self.publisher.publish(vec![message], PUBLISH_LIMIT).await, std::iter::once(0..1).collect())
+            (self.publisher.publish(vec![message], PUBLISH_LIMIT).await, std::iter::once(0..1).collect::<Vec<_>>())
         } else {
             let bodies: Vec<&[u8]> = fresh.iter().map(|(_, body)| body.as_ref()).collect();
             let (messages, groups) =
