@@ -177,6 +177,11 @@ impl Client {
         self.inner.publisher.declare().await
     }
 
+    /// Name of the queue that results come to.
+    pub fn reply_queue(&self) -> String {
+        self.inner.inbox.reply().to
+    }
+
     /// Submits one task.
     ///
     /// # Errors
