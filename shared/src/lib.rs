@@ -17,6 +17,8 @@ pub mod topology;
 // The ports and their adapters.
 pub mod broker;
 pub mod store;
+// What the embedded adapters write to.
+pub mod journal;
 
 // What every role needs.
 pub mod process;
