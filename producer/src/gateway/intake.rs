@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use taskyard_shared::broker::PublishError;
 use taskyard_shared::store::{Accept, Accepted};
-use taskyard_shared::{Envelope, Invalid, Reply, State, TaskId, TaskResult};
+use taskyard_shared::{Envelope, Reply, State, TaskId, TaskResult};
 
 use super::Shared;
 use super::problem::{Code, Problem};
@@ -161,7 +161,7 @@ fn conflict(record: &TaskResult) -> Problem {
 fn refused(error: &PublishError, id: TaskId) -> Problem {
     match error {
         PublishError::Full => Problem::new(Code::OverCapacity, "the broker's queue is full; nothing was accepted"),
-        PublishError::TooLarge => Invalid::field("input", "is larger than the broker takes").into(),
+        PublishError::TooLarge => Problem::new(Code::TooLarge, "the task is larger than the broker takes").at("input"),
         PublishError::Unroutable | PublishError::Unknown(_) => {
             Problem::new(Code::BrokerUnavailable, "the broker did not confirm; send the task again with this id")
         }

@@ -12,7 +12,8 @@ use taskyard_shared::broker::{
 use taskyard_shared::load::{LoadReport, ModelSpec};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
-    Accept, Accepted, Claim, Claimed, Filter, Page, Release, Released, Renew, Renewed, Settle, Settled, Store, StoreError,
+    Accept, Accepted, Claim, Claimed, Filter, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
+    StoreError,
 };
 use taskyard_shared::{Reply, TaskId, TaskResult};
 use tokio::sync::watch;

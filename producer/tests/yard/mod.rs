@@ -19,9 +19,7 @@ use taskyard_shared::broker::{Broker, Delivery, Message, Verdict};
 use taskyard_shared::process::settings::GatewaySettings;
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
-use taskyard_shared::{
-    Carried, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks,
-};
+use taskyard_shared::{Carried, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -76,10 +74,19 @@ impl Yard {
 
     /// Starts to run tasks. Their output is their input; `{"fail": true}` fails, `{"hold_ms": n}` takes so long.
     pub async fn work(&self) {
+        self.start(true).await;
+    }
+
+    /// Runs tasks, and tells nobody.
+    pub async fn work_in_silence(&self) {
+        self.start(false).await;
+    }
+
+    async fn start(&self, tells: bool) {
         let broker = self.broker.inner();
         broker.declare(&[intake_queue(&self.topology)]).await.unwrap();
         let mut consumer = broker.consume(&self.topology.intake(), 1000).await.unwrap();
-        let worker = Worker { broker, store: self.store.inner(), runs: self.runs.clone() };
+        let worker = Worker { broker, store: self.store.inner(), runs: self.runs.clone(), tells };
         let stop = self.stop.clone();
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             let acker = consumer.acker();
@@ -97,6 +104,16 @@ impl Yard {
     }
 
     pub async fn gateway_with(&self, settings: GatewaySettings) -> RunningGateway {
+        let running = self.gateway_unready(settings).await;
+        eventually("the gateway is ready", || async {
+            let ready = running.get("/readyz").await;
+            ready.status == 200 && ready.json["status"] == "ok"
+        })
+        .await;
+        running
+    }
+
+    pub async fn gateway_unready(&self, settings: GatewaySettings) -> RunningGateway {
         let listener = TcpListener::bind(settings.listen).await.unwrap();
         let address = listener.local_addr().unwrap();
         let gateway = Gateway::new(GatewayParts {
@@ -111,14 +128,7 @@ impl Yard {
         let task = tokio::spawn(gateway.run(listener, stop.clone()));
         let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let running =
-            RunningGateway { address: address.to_string(), http, _stopping: stop.clone().drop_guard(), stop, task };
-        eventually("the gateway is ready", || async {
-            let ready = running.get("/readyz").await;
-            ready.status == 200 && ready.json["status"] == "ok"
-        })
-        .await;
-        running
+        RunningGateway { address: address.to_string(), http, _stopping: stop.clone().drop_guard(), stop, task }
     }
 
     pub async fn depth(&self, queue: &str) -> u64 {
@@ -203,6 +213,13 @@ impl RunningGateway {
         self.send(self.http.put(self.url(path)).json(body)).await
     }
 
+    /// The value of a metric without labels.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let metrics = self.get("/metrics").await.text;
+        let line = metrics.lines().find(|line| line.split(' ').next() == Some(name))?;
+        line.split(' ').nth(1)?.parse().ok()
+    }
+
     pub async fn post_waiting(&self, body: &Value, prefer: &str) -> Got {
         self.send(self.http.post(self.url("/v1/tasks")).header("prefer", prefer).json(body)).await
     }
@@ -228,6 +245,7 @@ struct Worker {
     broker: Arc<EmbeddedBroker>,
     store: Arc<EmbeddedStore>,
     runs: Arc<AtomicUsize>,
+    tells: bool,
 }
 
 impl Worker {
@@ -275,14 +293,8 @@ impl Worker {
             Accepted::Known(_) | Accepted::New => {}
         }
         let nonce = envelope.id.0.as_u128();
-        let claim = Claim {
-            id: envelope.id,
-            worker: "worker-1".into(),
-            nonce,
-            lease_ms: 10_000,
-            max_attempts: 3,
-            attempts: 0,
-        };
+        let claim =
+            Claim { id: envelope.id, worker: "worker-1".into(), nonce, lease_ms: 10_000, max_attempts: 3, attempts: 0 };
         let Claimed::Run { attempt } = self.store.claim(vec![claim]).await.unwrap().remove(0) else { return };
         self.runs.fetch_add(1, Ordering::Relaxed);
 
@@ -309,7 +321,7 @@ impl Worker {
 
     /// A reply queue that is gone is no error.
     async fn tell(&self, replies: Vec<Reply>, result: &TaskResult) {
-        for reply in replies {
+        for reply in replies.into_iter().filter(|_| self.tells) {
             let body = match reply.array {
                 true => serde_json::to_vec(&[result]),
                 false => serde_json::to_vec(result),
