@@ -78,6 +78,11 @@ impl Inbox {
         self.inner.sessions.subscribe()
     }
 
+    /// Whether the reply queue stands.
+    pub fn is_up(&self) -> bool {
+        self.inner.sessions.borrow().up
+    }
+
     /// Waits until the reply queue stands; `false` when it does not within `limit`.
     pub async fn ready_within(&self, limit: Duration) -> bool {
         let mut sessions = self.sessions();

@@ -31,9 +31,9 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use prometheus::Registry;
 use taskyard_shared::Topology;
 use taskyard_shared::broker::Broker;
+use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::GatewaySettings;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::Store;
@@ -86,8 +86,8 @@ struct Shared {
 
 impl Gateway {
     /// # Errors
-    /// When the registry has a gateway's metrics already.
-    pub fn new(parts: GatewayParts) -> Result<Self, prometheus::Error> {
+    /// When a metric cannot be registered.
+    pub fn new(parts: GatewayParts) -> Result<Self, MetricsError> {
         let GatewayParts { broker, store, topology, settings, registry } = parts;
         let queue = topology.replies(&format!("gateway-{}", Uuid::new_v4()));
         Ok(Self {

@@ -51,8 +51,16 @@ impl Records {
         self.lock().is_some()
     }
 
+    /// While it is away, one caller after each pause tries it for all.
     fn paused(&self) -> bool {
-        self.lock().is_some_and(|away| away.last.elapsed() < PAUSE)
+        match self.lock().as_mut() {
+            Some(away) if away.last.elapsed() >= PAUSE => {
+                away.last = Instant::now();
+                false
+            }
+            Some(_) => true,
+            None => false,
+        }
     }
 
     fn note<T>(&self, answer: &Result<T, StoreError>) {

@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use taskyard_shared::{Task, TaskResult};
 
 use super::batches::BatchAnswer;
+use super::health::{Alive, Ready};
 use super::problem::Code;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
@@ -267,7 +268,7 @@ pub(super) const ROUTES: &[Route] = &[
         summary: "Whether the process lives",
         parameters: &[],
         body: &[],
-        answers: &[Answer { status: 200, summary: "It does", media: "application/json", content: Content::Json }],
+        answers: &[json(200, "It does", Content::Of(of::<Alive>))],
         problems: &[Code::UnknownParameter],
         handler: |method| on(method, health::healthz),
     },
@@ -278,10 +279,7 @@ pub(super) const ROUTES: &[Route] = &[
         summary: "Whether tasks can be accepted now; it also names what is degraded",
         parameters: &[],
         body: &[],
-        answers: &[
-            Answer { status: 200, summary: "They can", media: "application/json", content: Content::Json },
-            Answer { status: 503, summary: "They cannot", media: "application/json", content: Content::Json },
-        ],
+        answers: &[json(200, "They can", Content::Of(of::<Ready>)), json(503, "They cannot", Content::Of(of::<Ready>))],
         problems: &[Code::UnknownParameter],
         handler: |method| on(method, health::readyz),
     },

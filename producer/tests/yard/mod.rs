@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use prometheus::Registry;
 use serde_json::Value;
 use taskyard_producer::publish::{RESULTS_HEADER, intake_queue};
 use taskyard_producer::{Gateway, GatewayParts};
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::broker::{Broker, Delivery, Message, Verdict};
+use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::GatewaySettings;
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
@@ -107,7 +107,7 @@ impl Yard {
         let running = self.gateway_unready(settings).await;
         eventually("the gateway is ready", || async {
             let ready = running.get("/readyz").await;
-            ready.status == 200 && ready.json["status"] == "ok"
+            ready.status == 200 && ready.json["status"] == "ready"
         })
         .await;
         running
@@ -121,7 +121,7 @@ impl Yard {
             store: self.store.clone(),
             topology: self.topology.clone(),
             settings,
-            registry: Registry::new(),
+            registry: Registry::new().unwrap(),
         })
         .unwrap();
         let stop = CancellationToken::new();
