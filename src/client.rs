@@ -72,9 +72,8 @@ impl Api {
         if is_loopback(&base) {
             http = http.no_proxy();
         }
-        let http = http
-            .build()
-            .map_err(|error| Failure::new(Exit::Failed, format!("no HTTP client can be made: {error}")))?;
+        let http =
+            http.build().map_err(|error| Failure::new(Exit::Failed, format!("no HTTP client can be made: {error}")))?;
         Ok(Self { http, base })
     }
 
@@ -109,7 +108,8 @@ impl Api {
     }
 
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Failure> {
-        let refused = |error| Failure::new(Exit::Failed, format!("{} answers what is not understood: {error}", self.place()));
+        let refused =
+            |error| Failure::new(Exit::Failed, format!("{} answers what is not understood: {error}", self.place()));
         serde_json::from_slice(body).map_err(refused)
     }
 
@@ -129,15 +129,15 @@ impl Api {
     async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<(StatusCode, Vec<u8>), Failure> {
         let answer = async {
             let response = request.timeout(REQUEST_LIMIT + wait).send().await?;
-            let is_problem = response
-                .headers()
-                .get(header::CONTENT_TYPE)
-                .is_some_and(|media| media.as_bytes().starts_with(b"application/problem+json"));
-            Ok((response.status(), is_problem, response.bytes().await?))
+            let media = response.headers().get(header::CONTENT_TYPE);
+            let is = |name: &str| media.is_some_and(|media| media.as_bytes().starts_with(name.as_bytes()));
+            let (is_problem, is_lines) = (is("application/problem+json"), is("application/x-ndjson"));
+            Ok((response.status(), is_problem, is_lines, response.bytes().await?))
         };
-        let (status, is_problem, body) = answer.await.map_err(|error: reqwest::Error| self.unreachable(error))?;
+        let (status, is_problem, is_lines, body) =
+            answer.await.map_err(|error: reqwest::Error| self.unreachable(error))?;
         // A batch of which nothing was taken has an error's status, and answers like any other.
-        if status.is_success() || (!is_problem && body.first() == Some(&b'[')) {
+        if status.is_success() || is_lines {
             return Ok((status, body.into()));
         }
         match serde_json::from_slice::<Problem>(&body) {

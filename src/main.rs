@@ -1,5 +1,9 @@
 //! `taskyard`: one binary, one role or client command per subcommand.
 
+mod client;
+mod commands;
+mod output;
+
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -14,6 +18,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Submits tasks, and looks them up
+    Task(commands::task::TaskArgs),
+    /// The models that workers serve
+    Models(commands::models::ModelsArgs),
+    /// The workers and how busy they are
+    Workers(commands::workers::WorkersArgs),
+    /// What waits in the broker
+    Queues(commands::queues::QueuesArgs),
     /// The wire format as JSON Schema.
     Schema {
         #[command(subcommand)]
@@ -27,14 +39,20 @@ enum SchemaAction {
     Export,
 }
 
-fn main() -> ExitCode {
-    let Cli { command: Command::Schema { action: SchemaAction::Export } } = Cli::parse();
-    match export_schemas() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("taskyard: cannot write the schemas: {error}");
-            ExitCode::FAILURE
-        }
+#[tokio::main]
+async fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Task(arguments) => commands::task::run(arguments).await.into(),
+        Command::Models(arguments) => commands::models::run(arguments).await.into(),
+        Command::Workers(arguments) => commands::workers::run(arguments).await.into(),
+        Command::Queues(arguments) => commands::queues::run(arguments).await.into(),
+        Command::Schema { action: SchemaAction::Export } => match export_schemas() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("taskyard: cannot write the schemas: {error}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -51,6 +51,8 @@ use self::routes::Route;
 use crate::publish::Publisher;
 use crate::results::Inbox;
 
+pub use self::request::duration;
+
 /// Request bodies in memory, all together; at least room for eight of the largest.
 const BODIES_BYTES: usize = 256 << 20;
 

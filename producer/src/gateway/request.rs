@@ -157,7 +157,7 @@ fn short(name: &str) -> String {
 }
 
 /// `30s`, `500ms`, `2m`, or seconds without a unit.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;
