@@ -76,12 +76,15 @@ struct EmbeddedAcker {
 #[async_trait]
 impl Acker for EmbeddedAcker {
     async fn settle(&self, tags: Vec<Tag>, verdict: Verdict) -> usize {
-        let numbers = tags.iter().map(|tag| (tag.session == self.session).then_some(tag.number));
-        let outcome = self.queue.settle(self.session, numbers, verdict);
+        let own = tags.iter().filter(|tag| tag.session == self.session);
+        let foreign = tags.len() - own.clone().count();
+        let Some(acked) = self.queue.settle(self.session, own.map(|tag| tag.number), verdict) else {
+            return tags.len();
+        };
         if let Some(journal) = &self.shared.journal {
-            journal.kill(outcome.acked.iter().filter_map(|entry| entry.address));
+            journal.kill(acked.iter().filter_map(|entry| entry.address));
         }
-        self.shared.release(weight(&outcome.acked));
-        outcome.void
+        self.shared.release(weight(&acked));
+        foreign
     }
 }

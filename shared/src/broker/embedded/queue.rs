@@ -123,12 +123,6 @@ pub(super) enum Taken {
     Gone,
 }
 
-/// What came of settling.
-pub(super) struct Outcome {
-    pub void: usize,
-    pub acked: Vec<Entry>,
-}
-
 impl Queue {
     pub fn new(name: String, kind: QueueKind, max_length: Option<u64>, number: u32) -> Self {
         Self {
@@ -183,11 +177,14 @@ impl Queue {
         self.push(entries);
     }
 
+    /// What the consumers have room for is as good as delivered: it is theirs when they ask, so it is not counted as
+    /// ready, just as `RabbitMQ` would have sent it to them.
     pub fn state(&self) -> QueueState {
         let state = self.lock();
         let consumers = state.consumers.values().filter(|consumer| consumer.taking).count();
+        let room: usize = state.consumers.values().map(Consuming::room).sum();
         QueueState {
-            ready: (state.returned.len() + state.ready.len()) as u64,
+            ready: (state.returned.len() + state.ready.len()).saturating_sub(room) as u64,
             consumers: u32::try_from(consumers).unwrap_or(u32::MAX),
         }
     }
@@ -289,32 +286,24 @@ impl Queue {
         Taken::Given(given)
     }
 
-    /// Settles deliveries of one consumer, by their numbers. A number that is not held is void.
-    pub fn settle(&self, session: u64, numbers: impl Iterator<Item = Option<u64>>, verdict: Verdict) -> Outcome {
+    /// Settles deliveries of one consumer, by their numbers; one that it does not hold is left alone. Answers what was
+    /// acked; `None` when there is no such consumer any more.
+    pub fn settle(&self, session: u64, numbers: impl Iterator<Item = u64>, verdict: Verdict) -> Option<Vec<Entry>> {
         let mut state = self.lock();
         let state = &mut *state;
-        let Some(consumer) = state.consumers.get_mut(&session) else {
-            return Outcome { void: numbers.count(), acked: Vec::new() };
-        };
+        let consumer = state.consumers.get_mut(&session)?;
         let was_full = consumer.room() == 0;
-        let mut void = 0;
-        let mut settled = Vec::with_capacity(numbers.size_hint().0);
-        for number in numbers {
-            match number.and_then(|number| consumer.give_up(number)) {
-                Some(entry) => settled.push(entry),
-                None => void += 1,
-            }
-        }
+        let settled: Vec<_> = numbers.filter_map(|number| consumer.give_up(number)).collect();
         if was_full && consumer.room() > 0 {
             state.with_room += 1;
             consumer.room.notify_one();
         }
         match verdict {
-            Verdict::Ack => Outcome { void, acked: settled },
+            Verdict::Ack => Some(settled),
             Verdict::Requeue => {
                 self.give_back(state, settled);
                 self.arrived.notify_one();
-                Outcome { void, acked: Vec::new() }
+                Some(Vec::new())
             }
         }
     }
