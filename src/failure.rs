@@ -16,6 +16,8 @@ pub enum Failure {
     Broker(#[from] BrokerError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Metrics(#[from] taskyard_shared::process::metrics::MetricsError),
     /// Something that was asked for cannot be used: a file, an address, a model.
     #[error("{0}")]
     Usage(String),
@@ -34,7 +36,7 @@ impl Failure {
             Self::Config(_) | Self::Usage(_) => Exit::Usage,
             Self::Broker(_) | Self::Store(_) => Exit::Unreachable,
             Self::NotFound(_) => Exit::NotFound,
-            Self::Failed(_) | Self::Internal(_) => Exit::Failed,
+            Self::Metrics(_) | Self::Failed(_) | Self::Internal(_) => Exit::Failed,
         }
     }
 

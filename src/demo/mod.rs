@@ -96,7 +96,7 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
         .iter()
         .map(|model| Served { spec: ModelSpec { slots: 1, ..model.spec.clone() }, handler: model.handler.clone() })
         .collect();
-    let yard = Yard::start(settings, served, None, Registry::default()).await?;
+    let yard = Yard::start(settings, served, None, Registry::new()?).await?;
     let replies = yard.topology.replies("demo");
     yard.broker.declare(&[QueueSpec::exclusive(&replies)]).await?;
     yard.broker.declare(&taskyard_shared::messages::work_queues(&yard.topology)).await?;
@@ -105,7 +105,7 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
     let mut victim = None;
     let mut others = Vec::new();
     for name in ["worker-1", "worker-2"] {
-        let worker = yard.worker(name);
+        let worker = yard.worker(name)?;
         if Some(name) == kill { victim = Some(worker) } else { others.push(worker) }
     }
     let bar = progress(policy, items.len());
@@ -134,7 +134,7 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
             });
             run.killed = Some(victim.id.clone());
             victim.kill().await;
-            others.push(yard.worker("worker-3"));
+            others.push(yard.worker("worker-3")?);
         }
     }
     bar.finish_and_clear();

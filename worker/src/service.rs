@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
 use taskyard_shared::load::ModelSpec;
-use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::WorkerSettings;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::Store;
@@ -40,18 +40,21 @@ pub struct Worker {
 
 impl Worker {
     /// A worker without models. Its id is the one in the settings, or made from the host's name and a random part.
+    ///
+    /// # Errors
+    /// When the registry has other metrics of the same names.
     pub fn new(
         broker: Arc<dyn Broker>,
         store: Arc<dyn Store>,
         topology: Topology,
         settings: WorkerSettings,
         registry: &Registry,
-    ) -> Self {
+    ) -> Result<Self, MetricsError> {
         let id = match settings.id.as_str() {
             "" => format!("{}-{:08x}", host_name(), fastrand::u32(..)),
             id => id.to_owned(),
         };
-        Self { broker, store, topology, settings, id, lanes: Vec::new(), metrics: Metrics::new(registry) }
+        Ok(Self { broker, store, topology, settings, id, lanes: Vec::new(), metrics: Metrics::new(registry)? })
     }
 
     /// Serves one more model.
