@@ -1,5 +1,6 @@
 //! The roles that run by themselves: gateway, scheduler, worker. Each reads straight down, from settings to drain.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use taskyard_shared::broker::Broker;
 use taskyard_shared::process::admin::{self, Health, Readiness};
 use taskyard_shared::process::config::{self, Loaded};
 use taskyard_shared::process::connect::{open_broker, open_store};
-use taskyard_shared::process::listen::Listener;
+use taskyard_shared::process::listen::{ListenError, Listener};
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::Settings;
 use taskyard_shared::process::shutdown::Shutdown;
@@ -20,6 +21,7 @@ use taskyard_shared::process::telemetry;
 use taskyard_shared::store::Store;
 use taskyard_worker::Worker;
 use taskyard_worker::handlers::{self, ModelCache};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -80,18 +82,22 @@ impl Role {
     }
 }
 
+/// The listener of `gateway.listen`; the gateway holds its connections to its own limits.
+pub async fn bind_gateway(address: SocketAddr) -> Result<TcpListener, Failure> {
+    let refused = |source| ListenError { address, setting: "gateway.listen", source };
+    let listener = TcpListener::bind(address).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    info!(%address, "listening: the HTTP API");
+    Ok(listener)
+}
+
 fn announce(listener: &Listener, what: &str) {
     if let Ok(address) = listener.address() {
         info!(%address, "listening: {what}");
     }
 }
 
-async fn watch_health(
-    broker: Arc<dyn Broker>,
-    store: Arc<dyn Store>,
-    readiness: Readiness,
-    done: CancellationToken,
-) {
+async fn watch_health(broker: Arc<dyn Broker>, store: Arc<dyn Store>, readiness: Readiness, done: CancellationToken) {
     let mut ticks = tokio::time::interval(HEALTH_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -157,8 +163,7 @@ pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure
 
 pub async fn gateway(file: Option<&Path>) -> Result<(), Failure> {
     let role = Role::start("gateway", file).await?;
-    let listener = Listener::bind_gateway(&role.settings().gateway).await?;
-    announce(&listener, "the HTTP API");
+    let listener = bind_gateway(role.settings().gateway.listen).await?;
     let gateway = Gateway::new(GatewayParts {
         broker: role.broker.clone(),
         store: role.store.clone(),
@@ -176,7 +181,10 @@ pub async fn load_models(loaded: &Loaded, only: &[String]) -> Result<Vec<Served>
     let all = &loaded.settings.models;
     if let Some(unknown) = only.iter().find(|name| !all.contains_key(*name)) {
         let known: Vec<&str> = all.keys().map(String::as_str).collect();
-        return Err(Failure::Usage(format!("there is no model {unknown} in the settings; there are: {}", known.join(", "))));
+        return Err(Failure::Usage(format!(
+            "there is no model {unknown} in the settings; there are: {}",
+            known.join(", ")
+        )));
     }
     if all.is_empty() {
         return Err(Failure::Usage("the settings have no [models.NAME] table: give a file with --config".to_owned()));

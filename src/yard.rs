@@ -77,10 +77,8 @@ impl Yard {
 
     /// Starts one more worker that serves every model of the yard.
     pub fn worker(&self, name: &str) -> Result<YardWorker, Failure> {
-        let settings = taskyard_shared::process::settings::WorkerSettings {
-            id: name.to_owned(),
-            ..self.settings.worker.clone()
-        };
+        let settings =
+            taskyard_shared::process::settings::WorkerSettings { id: name.to_owned(), ..self.settings.worker.clone() };
         let mut worker =
             Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry)?;
         for served in &self.models {

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::load::LoadReport;
+use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::{Kind, State};
 

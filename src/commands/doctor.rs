@@ -13,7 +13,7 @@ use taskyard_shared::store::Store;
 use taskyard_shared::{Topology, messages};
 
 use crate::failure::Failure;
-use crate::output::{self, Format};
+use crate::output::{Format, Output, colour};
 
 #[derive(Args)]
 pub struct DoctorArgs {
@@ -69,23 +69,28 @@ pub async fn run(args: DoctorArgs, file: Option<&Path>, format: Format) -> ExitC
             examine(&loaded.settings, args.declare, &mut findings).await;
         }
         Err(failure) => {
-            findings.add("settings", Health::Fail, failure.to_string(), "mend it; `taskyard config show` shows the layers");
+            findings.add(
+                "settings",
+                Health::Fail,
+                failure.to_string(),
+                "mend it; `taskyard config show` shows the layers",
+            );
         }
     }
-    let rows: Vec<Vec<String>> = findings
-        .all
-        .iter()
-        .map(|finding| {
-            let Finding { check, health, found, advice } = finding;
+    let mut out = std::io::stdout().lock();
+    let printed = Output { format, colour: colour(), out: &mut out }.rows(
+        &["check", "health", "found", "what to do"],
+        &findings.all,
+        |Finding { check, health, found, advice }| {
             vec![check.clone(), health.as_str().to_owned(), found.clone(), advice.clone()]
-        })
-        .collect();
-    if let Err(failure) = output::print(format, &["check", "health", "found", "what to do"], &rows, &findings.all) {
-        return Failure::Internal(failure.to_string()).report();
+        },
+    );
+    if let Err(failure) = printed {
+        return Failure::System(failure).report();
     }
     let failed = findings.all.iter().any(|finding| finding.health == Health::Fail);
     match (failed, findings.unreachable) {
-        (_, true) => Exit::Unreachable.into(),
+        (_, true) => Exit::NotReachable.into(),
         (true, false) => Exit::Failed.into(),
         (false, false) => ExitCode::SUCCESS,
     }
@@ -151,7 +156,8 @@ async fn examine_broker(broker: &dyn Broker, topology: &Topology, declare: bool,
         match broker.queue_state(name).await {
             Ok(Some(state)) => {
                 let found = format!("{} ready, {} consumers", state.ready, state.consumers);
-                match (name == &topology.dead() && state.ready > 0, name == &topology.intake() && state.consumers == 0) {
+                match (name == &topology.dead() && state.ready > 0, name == &topology.intake() && state.consumers == 0)
+                {
                     (true, _) => findings.add(name, Health::Warn, found, "tasks that failed for good wait there"),
                     (_, true) => findings.add(name, Health::Warn, found, "no scheduler reads it: start one"),
                     _ => findings.add(name, Health::Ok, found, ""),

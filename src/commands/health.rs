@@ -30,7 +30,7 @@ pub async fn run(args: HealthArgs) -> ExitCode {
         }
         Err(failure) => {
             eprintln!("taskyard: {} does not answer: {failure}", args.url);
-            Exit::Unreachable.into()
+            Exit::NotReachable.into()
         }
     }
 }

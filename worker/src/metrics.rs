@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use taskyard_shared::process::metrics::{HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::State;
 use taskyard_shared::broker::Missed;
 use taskyard_shared::load::ModelLoad;
+use taskyard_shared::process::metrics::{HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 
 use crate::settle::{Outcome, Settlement, Told};
@@ -63,7 +63,11 @@ impl Metrics {
                 &["model", "outcome"],
                 SECONDS,
             )?,
-            deadline_met: registry.counters("deadline_met_total", "Tasks that ended before their deadline.", &["model"])?,
+            deadline_met: registry.counters(
+                "deadline_met_total",
+                "Tasks that ended before their deadline.",
+                &["model"],
+            )?,
             deadline_missed: registry.counters(
                 "deadline_missed_total",
                 "Tasks with a deadline that ended after it or never ran.",
