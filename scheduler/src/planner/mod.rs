@@ -166,6 +166,11 @@ impl Planner {
         self.models.find(model).map_or(0, |model| self.models.get(model).capacity.outstanding())
     }
 
+    /// Tasks of a model that wait in lanes or for their start.
+    pub fn backlog(&self, model: &str) -> usize {
+        self.models.find(model).map_or(0, |model| self.models.get(model).backlog.waiting())
+    }
+
     /// The policy's name.
     pub fn policy(&self) -> &'static str {
         self.policy.name()
