@@ -1,0 +1,12 @@
+-- KEYS: each task's record. ARGV: milliseconds to keep; then for each task: model.
+
+local _, now_us = clock()
+
+for number, key in ipairs(KEYS) do
+  local held = redis.call('HMGET', key, 'state', 'alias')
+  if held[1] == 'queued' or held[1] == 'dispatched' then
+    redis.call('HSET', key, 'state', 'dispatched', 'model', ARGV[number + 1], 'sent', now_us)
+    keep(key, held[2], ARGV[1])
+  end
+end
+return #KEYS
