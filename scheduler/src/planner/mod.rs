@@ -12,6 +12,7 @@ mod decision;
 mod describe;
 mod explain;
 mod lane;
+mod line;
 mod map;
 mod models;
 mod names;
