@@ -97,7 +97,8 @@ fn measure_expiry(policy: &str, waiting: u64) -> (f64, f64) {
 
 /// How long this process, which has one thread, has had a core.
 fn core_time() -> Duration {
-    let statistics = std::fs::read_to_string("/proc/self/schedstat").expect("the kernel's count of this process's time");
+    let statistics =
+        std::fs::read_to_string("/proc/self/schedstat").expect("the kernel's count of this process's time");
     let nanoseconds = statistics.split_whitespace().next().and_then(|first| first.parse().ok());
     Duration::from_nanos(nanoseconds.expect("a number of nanoseconds"))
 }
