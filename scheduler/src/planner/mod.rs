@@ -11,8 +11,9 @@ mod capacity;
 mod decision;
 mod describe;
 mod explain;
+mod index;
 mod lane;
-mod map;
+mod line;
 mod models;
 mod names;
 pub mod policy;
@@ -50,7 +51,7 @@ impl Planner {
         Self::with_seed(policy, 0)
     }
 
-    /// With a seed for the hash tables, to be drawn at random where outsiders choose the ids. It changes no decision.
+    /// With a seed for the look-up tables, to be drawn at random where outsiders choose ids and names. It changes no decision.
     pub fn with_seed(policy: impl Into<Box<dyn Policy + Send>>, seed: u64) -> Self {
         Self {
             policy: policy.into(),
