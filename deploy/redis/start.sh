@@ -8,5 +8,5 @@ fi
 exec redis-server - <<END
 $(cat /etc/taskyard/redis.conf)
 user default off
-user taskyard on >$REDIS_PASSWORD ~taskyard:* &taskyard:* -@all +@read +@write +@scripting +@connection +@transaction +@pubsub -@dangerous -@admin +info
+user taskyard on >$REDIS_PASSWORD ~taskyard:* &taskyard:* -@all +@read +@write +@scripting +@connection +@transaction +@pubsub -@dangerous -@admin -script|flush +info +time
 END
