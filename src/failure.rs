@@ -16,6 +16,17 @@ pub enum Failure {
     Broker(#[from] BrokerError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Telemetry(#[from] taskyard_shared::process::telemetry::TelemetryError),
+    #[error(transparent)]
+    Listen(#[from] taskyard_shared::process::listen::ListenError),
+    #[error(transparent)]
+    Model(#[from] taskyard_worker::handlers::LoadError),
+    /// The operating system refused what every process needs.
+    #[error("the operating system refuses: {0}")]
+    System(#[from] std::io::Error),
+    #[error(transparent)]
+    Metrics(#[from] taskyard_shared::process::metrics::MetricsError),
     /// Something that was asked for cannot be used: a file, an address, a model.
     #[error("{0}")]
     Usage(String),
@@ -31,10 +42,10 @@ pub enum Failure {
 impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
-            Self::Config(_) | Self::Usage(_) => Exit::Usage,
-            Self::Broker(_) | Self::Store(_) => Exit::Unreachable,
+            Self::Config(_) | Self::Telemetry(_) | Self::Listen(_) | Self::Model(_) | Self::Usage(_) => Exit::Usage,
+            Self::Broker(_) | Self::Store(_) => Exit::NotReachable,
             Self::NotFound(_) => Exit::NotFound,
-            Self::Failed(_) | Self::Internal(_) => Exit::Failed,
+            Self::System(_) | Self::Metrics(_) | Self::Failed(_) | Self::Internal(_) => Exit::Failed,
         }
     }
 

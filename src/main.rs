@@ -1,5 +1,6 @@
 //! `taskyard`: one binary, one role or client command per subcommand.
 
+mod client;
 mod commands;
 mod config;
 mod demo;
@@ -21,9 +22,6 @@ struct Cli {
     /// Settings file (TOML), over the built-in defaults and under the environment.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// How data is printed.
-    #[arg(short, long, global = true, value_enum, default_value_t = output::Format::Table)]
-    output: output::Format,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,14 +47,23 @@ enum Command {
     /// The queues and what waits in them.
     Queues(commands::queues::QueuesArgs),
     /// Checks broker, store, queue arguments, versions and time-outs, and says what to do.
-    Doctor(commands::doctor::DoctorArgs),
+    Doctor {
+        #[command(flatten)]
+        args: commands::doctor::DoctorArgs,
+        /// How data is printed.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: output::Format,
+    },
     /// Asks a running process whether it is well; for health checks.
     #[command(hide = true)]
     Health(commands::health::HealthArgs),
     /// The settings in force.
     Config {
         #[command(subcommand)]
-        action: config::ConfigAction,
+        action: config::Command,
+        /// How data is printed.
+        #[arg(short, long, global = true, value_enum, default_value_t)]
+        output: output::Format,
     },
     /// The wire format as JSON Schema.
     Schema {
@@ -68,18 +75,18 @@ enum Command {
 fn main() -> ExitCode {
     // One TLS provider for everything that may speak TLS; a second installation would be refused, and harmless.
     let _installed = rustls::crypto::ring::default_provider().install_default();
-    let Cli { config, output, command } = Cli::parse();
+    let Cli { config, command } = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure::Failure::Internal(format!("the runtime cannot start: {error}")).report(),
     };
-    let answer = runtime.block_on(run(config, output, command));
+    let answer = runtime.block_on(run(config, command));
     // A model that still computes must not hold up the exit.
     runtime.shutdown_background();
     answer
 }
 
-async fn run(config: Option<PathBuf>, output: output::Format, command: Command) -> ExitCode {
+async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
     let config = config.as_deref();
     let answer = match command {
         Command::Demo(args) => demo::run(args).await,
@@ -88,13 +95,13 @@ async fn run(config: Option<PathBuf>, output: output::Format, command: Command) 
         Command::Scheduler => roles::scheduler(config).await,
         Command::Worker(args) => roles::worker(args, config).await,
         Command::Schema { action } => schema::run(action),
-        Command::Task(args) => return commands::task::run(args, output).await,
-        Command::Models(args) => return commands::models::run(args, output).await,
-        Command::Workers(args) => return commands::workers::run(args, output).await,
-        Command::Queues(args) => return commands::queues::run(args, output).await,
-        Command::Doctor(args) => return commands::doctor::run(args, config, output).await,
+        Command::Task(args) => return commands::task::run(args).await.into(),
+        Command::Models(args) => return commands::models::run(args).await.into(),
+        Command::Workers(args) => return commands::workers::run(args).await.into(),
+        Command::Queues(args) => return commands::queues::run(args).await.into(),
+        Command::Doctor { args, output } => return commands::doctor::run(args, config, output).await,
         Command::Health(args) => return commands::health::run(args).await,
-        Command::Config { action } => return config::run(action, config, output),
+        Command::Config { action, output } => return self::config::run(action, output, config).into(),
     };
     match answer {
         Ok(()) => ExitCode::SUCCESS,

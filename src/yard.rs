@@ -70,26 +70,24 @@ impl Yard {
             settings.scheduler.clone(),
             specs,
             &registry,
-        );
+        )?;
         let scheduler = tokio::spawn(scheduler.run(stop.clone()));
         Ok(Self { broker, store, topology, settings, models, registry, stop, scheduler })
     }
 
     /// Starts one more worker that serves every model of the yard.
-    pub fn worker(&self, name: &str) -> YardWorker {
-        let settings = taskyard_shared::process::settings::WorkerSettings {
-            id: name.to_owned(),
-            ..self.settings.worker.clone()
-        };
+    pub fn worker(&self, name: &str) -> Result<YardWorker, Failure> {
+        let settings =
+            taskyard_shared::process::settings::WorkerSettings { id: name.to_owned(), ..self.settings.worker.clone() };
         let mut worker =
-            Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry);
+            Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry)?;
         for served in &self.models {
             worker = worker.model(served.spec.clone(), served.handler.clone());
         }
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let id = worker.id().to_owned();
         let task = tokio::spawn(worker.run(stop.clone(), kill.clone()));
-        YardWorker { id, stop, kill, task }
+        Ok(YardWorker { id, stop, kill, task })
     }
 
     /// Stops the scheduler and closes broker and store. The workers are stopped first, by themselves.

@@ -43,9 +43,16 @@ pub(crate) enum Event {
     Returned(Vec<Held>),
     Completed(Vec<Completion>),
     /// What the store says of workers and models.
-    Loads { loads: Vec<LoadReport>, models: Option<Vec<ModelSpec>> },
+    Loads {
+        loads: Vec<LoadReport>,
+        models: Option<Vec<ModelSpec>>,
+    },
     /// What queue and workers together hold of a model.
-    Counted { model: String, tasks: usize, at: Instant },
+    Counted {
+        model: String,
+        tasks: usize,
+        at: Instant,
+    },
 }
 
 pub(crate) struct Core {
@@ -190,7 +197,13 @@ impl Core {
     fn admit(&mut self, mut task: Held) {
         let id = task.envelope.id;
         if task.envelope.deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
-            return self.refuse(task, State::Expired, "expired", "the deadline had passed when the task came".into(), false);
+            return self.refuse(
+                task,
+                State::Expired,
+                "expired",
+                "the deadline had passed when the task came".into(),
+                false,
+            );
         }
         let spec = match self.choose_model(&task.envelope) {
             Ok(spec) => spec,
@@ -240,9 +253,10 @@ impl Core {
                     Some((base, version)) => (base, Some(version)),
                     None => (name.as_str(), None),
                 };
-                let spec = self.models.get(base).ok_or_else(|| {
-                    ("unknown_model", format!("no worker has announced a model {base}"))
-                })?;
+                let spec = self
+                    .models
+                    .get(base)
+                    .ok_or_else(|| ("unknown_model", format!("no worker has announced a model {base}")))?;
                 match version {
                     Some(version) if version != spec.version => {
                         let message = format!("the model {base} is served in version {}, not {version}", spec.version);
@@ -353,7 +367,8 @@ impl Core {
         let capacity = match self.slots.get(model) {
             None | Some(0) => 0,
             Some(slots) => {
-                let extra = self.estimator.in_transit(model).ceil().clamp(1.0, f64::from(self.settings.ready_extra_most));
+                let extra =
+                    self.estimator.in_transit(model).ceil().clamp(1.0, f64::from(self.settings.ready_extra_most));
                 slots + extra as usize
             }
         };
@@ -390,7 +405,13 @@ impl Core {
                 }
                 Decision::Expire { id, .. } => {
                     if let Some(task) = self.held.remove(&id) {
-                        self.refuse(task, State::Expired, "expired", "the deadline passed while it waited".into(), false);
+                        self.refuse(
+                            task,
+                            State::Expired,
+                            "expired",
+                            "the deadline passed while it waited".into(),
+                            false,
+                        );
                     }
                 }
             }

@@ -57,7 +57,9 @@ pub(crate) async fn dispatch(
     }
     // The record may say so once the copy is safe, and before the original is gone: a copy of the original that comes
     // again is then known to be one too many.
-    if !handed_on.is_empty() && let Err(failure) = store.dispatched(handed_on).await {
+    if !handed_on.is_empty()
+        && let Err(failure) = store.dispatched(handed_on).await
+    {
         debug!(%failure, "the state was not written: it shows as queued until it runs");
         metrics.store_failed("dispatched");
     }

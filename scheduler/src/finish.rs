@@ -26,8 +26,7 @@ pub(crate) struct Finished {
 impl Finished {
     fn result(&self) -> TaskResult {
         let mut result = self.task.envelope.result(self.state);
-        result.error =
-            Some(TaskError { code: self.code.into(), message: self.message.clone(), retryable: false });
+        result.error = Some(TaskError { code: self.code.into(), message: self.message.clone(), retryable: false });
         let now = Timestamp::now();
         result.timings.finished = Some(now);
         result.timings.waited_ms = Some(now.ms_since(self.task.envelope.accepted).max(0.0));

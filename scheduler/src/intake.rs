@@ -178,7 +178,9 @@ impl Intake {
                 }
                 Accepted::Known(record) => {
                     // The same task as before: answered with its result, or told when there is one.
-                    if record.state.is_terminal() && let Some(reply) = &envelope.reply {
+                    if record.state.is_terminal()
+                        && let Some(reply) = &envelope.reply
+                    {
                         outgoing.extend(messages::result(reply, &record).ok().map(|message| (message, Need::Reply)));
                     }
                     done.push(receipt);

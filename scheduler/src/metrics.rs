@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::load::LoadReport;
-use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
+use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::{Kind, State};
 
 use crate::planner::Stats;
@@ -41,68 +41,72 @@ const FAST_SECONDS: &[f64] =
     &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05];
 
 impl Metrics {
-    pub fn new(registry: &Registry) -> Self {
-        Self(Arc::new(Inner {
-            accepted: registry.counter("tasks_accepted_total", "Tasks taken in, by kind and model.", &["kind", "model"]),
-            dispatched: registry.counter("tasks_dispatched_total", "Tasks handed to a ready queue.", &["model"]),
-            finished: registry.counter(
+    pub fn new(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Self(Arc::new(Inner {
+            accepted: registry.counters(
+                "tasks_accepted_total",
+                "Tasks taken in, by kind and model.",
+                &["kind", "model"],
+            )?,
+            dispatched: registry.counters("tasks_dispatched_total", "Tasks handed to a ready queue.", &["model"])?,
+            finished: registry.counters(
                 "tasks_finished_total",
                 "Tasks that reached a terminal state, by model and state.",
                 &["model", "outcome"],
-            ),
-            dead_lettered: registry.counter(
+            )?,
+            dead_lettered: registry.counters(
                 "tasks_dead_lettered_total",
                 "Messages put into the dead letters, by reason.",
                 &["reason"],
-            ),
-            deadline_missed: registry.counter(
+            )?,
+            deadline_missed: registry.counters(
                 "deadline_missed_total",
                 "Tasks with a deadline that ended after it or never ran.",
                 &["model"],
-            ),
-            backlog: registry.int_gauge("backlog_tasks", "Admitted tasks that are not dispatched.", &["model"]),
-            oldest_age: registry.gauge(
+            )?,
+            backlog: registry.gauges("backlog_tasks", "Admitted tasks that are not dispatched.", &["model"])?,
+            oldest_age: registry.float_gauges(
                 "backlog_oldest_age_seconds",
                 "Age of the oldest task that is not dispatched.",
                 &["model"],
-            ),
-            weighted_seconds: registry.gauge(
+            )?,
+            weighted_seconds: registry.float_gauges(
                 "backlog_weighted_seconds",
                 "Sum of priority times expected execution time over the waiting tasks.",
                 &["model"],
-            ),
-            outstanding: registry.int_gauge(
+            )?,
+            outstanding: registry.gauges(
                 "outstanding_tasks",
                 "Tasks dispatched whose completion has not come back.",
                 &["model"],
-            ),
-            waiting: registry.int_gauge("scheduler_waiting_tasks", "Waiting tasks, by why they wait.", &["reason"]),
-            decision_seconds: registry.histogram(
+            )?,
+            waiting: registry.gauges("scheduler_waiting_tasks", "Waiting tasks, by why they wait.", &["reason"])?,
+            decision_seconds: registry.histograms(
                 "scheduler_decision_seconds",
                 "Time the planner took for one decision.",
                 &[],
                 FAST_SECONDS,
-            ),
-            decisions: registry.counter("scheduler_decisions_total", "Decisions of the planner.", &[]),
-            active: registry.int_gauge("scheduler_active", "1 when this scheduler is the active one.", &[]),
-            store_failures: registry.counter(
+            )?,
+            decisions: registry.counters("scheduler_decisions_total", "Decisions of the planner.", &[])?,
+            active: registry.gauges("scheduler_active", "1 when this scheduler is the active one.", &[])?,
+            store_failures: registry.counters(
                 "store_failures_total",
                 "Calls of the store that failed, by call.",
                 &["call"],
-            ),
-            credits_reclaimed: registry.counter(
+            )?,
+            credits_reclaimed: registry.counters(
                 "credits_reclaimed_total",
                 "Credits given back because nobody held their task any more.",
                 &[],
-            ),
-            worker_slots: registry.int_gauge(
+            )?,
+            worker_slots: registry.gauges(
                 "yard_slots",
                 "Slots of all live workers as they report them, by model and state (busy or free).",
                 &["model", "state"],
-            ),
-            model_workers: registry.int_gauge("model_workers", "Live workers that serve a model.", &["model"]),
+            )?,
+            model_workers: registry.gauges("model_workers", "Live workers that serve a model.", &["model"])?,
             shown: Mutex::new(BTreeSet::new()),
-        }))
+        })))
     }
 
     pub fn accepted(&self, kind: Kind, model: &str) {

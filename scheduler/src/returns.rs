@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use taskyard_shared::broker::{
-    Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely,
-};
+use taskyard_shared::broker::{Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::load::Completion;
 use taskyard_shared::{Envelope, Topology, envelope, messages};
 use tokio::sync::mpsc;
@@ -47,7 +45,8 @@ impl Returns {
                         tasks.push(Held { envelope, receipt, since: Instant::now(), model: String::new() });
                     }
                     Ok(envelope) => {
-                        let detail = format!("an envelope of version {}, of which this scheduler knows nothing", envelope.v);
+                        let detail =
+                            format!("an envelope of version {}, of which this scheduler knows nothing", envelope.v);
                         self.bury(delivery, &acker, "unsupported_version", &detail).await;
                     }
                     Err(failure) => self.bury(delivery, &acker, "unreadable", &failure.to_string()).await,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Lock, QueueSpec};
 use taskyard_shared::load::ModelSpec;
-use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::SchedulerSettings;
 use taskyard_shared::store::Store;
 use taskyard_shared::{Topology, messages};
@@ -42,6 +42,8 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
+    /// # Errors
+    /// When the registry has other metrics of the same names.
     pub fn new(
         broker: Arc<dyn Broker>,
         store: Arc<dyn Store>,
@@ -49,8 +51,8 @@ impl Scheduler {
         settings: SchedulerSettings,
         configured: Vec<ModelSpec>,
         registry: &Registry,
-    ) -> Self {
-        Self { broker, store, topology, settings, configured, metrics: Metrics::new(registry) }
+    ) -> Result<Self, MetricsError> {
+        Ok(Self { broker, store, topology, settings, configured, metrics: Metrics::new(registry)? })
     }
 
     /// Schedules until `stop`. Two schedulers may run: one is active, the other waits for its place.

@@ -225,7 +225,8 @@ fn label(name: &'static str, raw: Option<&RawValue>, limit: usize) -> Result<Opt
     Ok(value)
 }
 
-fn is_name(text: &str, limit: usize) -> bool {
+/// `[a-z0-9][a-z0-9._-]*`, at most `limit` bytes: the form of models, capabilities and versions.
+pub(crate) fn is_name(text: &str, limit: usize) -> bool {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
     text.len() <= limit
         && text.bytes().all(allowed)

@@ -18,6 +18,8 @@ pub mod topology;
 pub mod broker;
 pub mod messages;
 pub mod store;
+// What the embedded adapters write to.
+pub mod journal;
 
 // What every role needs.
 pub mod process;

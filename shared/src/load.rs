@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
 
 /// A model as a worker announces it. The store keeps the newest announcement of each name.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModelSpec {
     pub name: String,
     pub version: String,
@@ -35,7 +36,7 @@ impl ModelSpec {
 }
 
 /// One worker's report. It expires, so a worker that is gone is no longer counted.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LoadReport {
     pub worker: String,
     pub host: String,
@@ -50,7 +51,7 @@ pub struct LoadReport {
 }
 
 /// One model on one worker.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ModelLoad {
     pub slots: u32,
     /// Slots that run something now.

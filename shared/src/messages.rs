@@ -84,13 +84,7 @@ pub fn dead(topology: &Topology, reason: &str, detail: &str, id: Option<TaskId>,
     };
     properties.headers.insert(REASON_HEADER.into(), reason.into());
     properties.headers.insert(DETAIL_HEADER.into(), printable(detail));
-    Message {
-        to: Destination::Queue(topology.dead()),
-        body,
-        properties,
-        persistent: true,
-        mandatory: true,
-    }
+    Message { to: Destination::Queue(topology.dead()), body, properties, persistent: true, mandatory: true }
 }
 
 /// Without control characters, and cut.

@@ -55,9 +55,8 @@ pub fn load(root: &Path) -> Result<Vec<Item>, Failure> {
         let path = demo.join(file);
         let text = read_text(&path)?;
         for (number, line) in text.lines().enumerate() {
-            let line: Line = serde_json::from_str(line).map_err(|failure| {
-                Failure::Usage(format!("{}, line {}: {failure}", path.display(), number + 1))
-            })?;
+            let line: Line = serde_json::from_str(line)
+                .map_err(|failure| Failure::Usage(format!("{}, line {}: {failure}", path.display(), number + 1)))?;
             let (input, shown) = match (line.text, line.file) {
                 (Some(text), _) => (serde_json::json!({"text": text}), text),
                 (None, Some(file)) => {

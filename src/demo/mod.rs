@@ -25,6 +25,7 @@ use taskyard_worker::Handler;
 use crate::failure::Failure;
 use crate::yard::{Served, Yard};
 use inputs::Item;
+pub use inputs::find_root;
 use report::{Run, Sample};
 
 /// Results that have not come after so long are counted as lost.
@@ -68,8 +69,8 @@ async fn load_models(file: &Path) -> Result<Vec<Loaded>, Failure> {
     struct File {
         models: BTreeMap<String, ModelSettings>,
     }
-    let text = std::fs::read_to_string(file)
-        .map_err(|failure| Failure::NotFound(format!("{}: {failure}", file.display())))?;
+    let text =
+        std::fs::read_to_string(file).map_err(|failure| Failure::NotFound(format!("{}: {failure}", file.display())))?;
     let File { models } =
         toml::from_str(&text).map_err(|failure| Failure::Usage(format!("{}: {failure}", file.display())))?;
     let cache = taskyard_worker::handlers::ModelCache::default();
@@ -87,7 +88,7 @@ async fn load_models(file: &Path) -> Result<Vec<Loaded>, Failure> {
 /// Runs every item under a policy with two workers. When one is to be killed, that happens once half of the results are
 /// in, and another takes its place.
 async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&str>) -> Result<Run, Failure> {
-    let mut settings = Settings::defaults().map_err(|failure| Failure::Internal(failure.to_string()))?;
+    let mut settings = Settings::default();
     settings.scheduler.policy = policy.to_owned();
     settings.worker.lease_ms = LEASE_MS;
     settings.worker.report_every_ms = 100;
@@ -96,7 +97,7 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
         .iter()
         .map(|model| Served { spec: ModelSpec { slots: 1, ..model.spec.clone() }, handler: model.handler.clone() })
         .collect();
-    let yard = Yard::start(settings, served, None, Registry::default()).await?;
+    let yard = Yard::start(settings, served, None, Registry::new()?).await?;
     let replies = yard.topology.replies("demo");
     yard.broker.declare(&[QueueSpec::exclusive(&replies)]).await?;
     yard.broker.declare(&taskyard_shared::messages::work_queues(&yard.topology)).await?;
@@ -105,7 +106,7 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
     let mut victim = None;
     let mut others = Vec::new();
     for name in ["worker-1", "worker-2"] {
-        let worker = yard.worker(name);
+        let worker = yard.worker(name)?;
         if Some(name) == kill { victim = Some(worker) } else { others.push(worker) }
     }
     let bar = progress(policy, items.len());
@@ -128,13 +129,15 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
         }
         acker.settle(batch.iter().map(|delivery| delivery.tag).collect(), Verdict::Ack).await;
         bar.set_position(run.answered() as u64);
-        if run.answered() * 2 >= items.len() && let Some(victim) = victim.take() {
+        if run.answered() * 2 >= items.len()
+            && let Some(victim) = victim.take()
+        {
             bar.suspend(|| {
                 println!("Half way: {} is killed with tasks in hand; worker-3 takes its place.", victim.id);
             });
             run.killed = Some(victim.id.clone());
             victim.kill().await;
-            others.push(yard.worker("worker-3"));
+            others.push(yard.worker("worker-3")?);
         }
     }
     bar.finish_and_clear();
@@ -155,8 +158,8 @@ async fn publish(
     let mut ids = BTreeMap::new();
     let mut messages = Vec::with_capacity(items.len());
     for (at, item) in items.iter().enumerate() {
-        let input = serde_json::value::to_raw_value(&item.input)
-            .map_err(|failure| Failure::Internal(failure.to_string()))?;
+        let input =
+            serde_json::value::to_raw_value(&item.input).map_err(|failure| Failure::Internal(failure.to_string()))?;
         let task = Task {
             kind: item.kind,
             priority: Some(item.priority),
@@ -202,7 +205,8 @@ fn sample(item: &Item, result: TaskResult) -> Sample {
 }
 
 fn progress(policy: &str, tasks: usize) -> ProgressBar {
-    let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let target =
+        if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(tasks as u64), target);
     if let Ok(style) = ProgressStyle::with_template("{msg:>6} [{bar:40}] {pos}/{len} results  {per_sec}") {
         bar.set_style(style.progress_chars("=> "));

@@ -99,8 +99,14 @@ pub fn print(items: &[Item], first_come: &Run, chosen: &Run) {
     let (work_before, delay_before) = first_come.sums(items);
     let (work_after, delay_after) = chosen.sums(items);
     println!("\n  {:<26} {:>10} {:>10}", "", "fifo", chosen.policy);
-    println!("  {:<26} {work_before:>10.1} {work_after:>10.1}   priority x run time: whatever the order", "sum p*t, seconds");
-    println!("  {:<26} {delay_before:>10.1} {delay_after:>10.1}   priority x completion time: what ordering is for", "sum p*C, seconds");
+    println!(
+        "  {:<26} {work_before:>10.1} {work_after:>10.1}   priority x run time: whatever the order",
+        "sum p*t, seconds"
+    );
+    println!(
+        "  {:<26} {delay_before:>10.1} {delay_after:>10.1}   priority x completion time: what ordering is for",
+        "sum p*C, seconds"
+    );
     println!("  {:<26} {:>10} {:>10}", "lost", first_come.lost(), chosen.lost());
     println!("  {:<26} {:>10} {:>10}", "repeated results", first_come.repeated, chosen.repeated);
     println!("  {:<26} {:>10} {:>10}", "wrong answers", first_come.wrong(), chosen.wrong());

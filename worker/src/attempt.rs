@@ -16,9 +16,9 @@ use tracing::{debug, warn};
 
 use crate::claims::{Claimer, Closed};
 use crate::handler::{Answer, Job, codes, error};
+use crate::held::Held;
 use crate::lane::ModelLane;
 use crate::leases::{Lease, Leases};
-use crate::held::Held;
 use crate::settle::{Outcome, Settlement};
 use crate::verdict::{Verdict, judge};
 
@@ -65,7 +65,8 @@ async fn drop_expired(yard: &Yard, batch: Vec<Held>) -> Vec<Held> {
     let mut live = Vec::with_capacity(batch.len());
     for held in batch {
         if held.envelope.deadline.is_some_and(|deadline| deadline <= now) {
-            settle(yard, Settlement::unclaimed(held, State::Expired, "expired", "the deadline passed before it ran")).await;
+            settle(yard, Settlement::unclaimed(held, State::Expired, "expired", "the deadline passed before it ran"))
+                .await;
         } else {
             live.push(held);
         }
@@ -107,7 +108,8 @@ async fn claim(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> (Vec<Member>,
                 settle(yard, Settlement { held, outcome: Outcome::TellAgain { result, followers } }).await;
             }
             Claimed::Exhausted { attempts } => {
-                let message = format!("{attempts} attempts were begun and none came to an end: it may crash its worker");
+                let message =
+                    format!("{attempts} attempts were begun and none came to an end: it may crash its worker");
                 let mut settlement = Settlement::unclaimed(held, State::Failed, codes::ATTEMPTS_EXHAUSTED, &message);
                 if let Outcome::Terminal { result, dead, .. } = &mut settlement.outcome {
                     result.attempt = attempts;
@@ -191,13 +193,7 @@ struct Run {
 }
 
 impl Run {
-    fn result(
-        &self,
-        yard: &Yard,
-        lane: &ModelLane,
-        envelope: &Envelope,
-        state: State,
-    ) -> taskyard_shared::TaskResult {
+    fn result(&self, yard: &Yard, lane: &ModelLane, envelope: &Envelope, state: State) -> taskyard_shared::TaskResult {
         let mut result = envelope.result(state);
         result.model = Some(lane.full_name.clone());
         result.attempt = self.attempt;

@@ -22,7 +22,6 @@ use crate::handler::Handler;
 use crate::held::Held;
 use crate::metrics::Metrics;
 
-
 /// What is fixed about a model here, and what is counted of it.
 pub(crate) struct ModelLane {
     pub spec: ModelSpec,
@@ -94,11 +93,7 @@ impl Serving {
         }
     }
 
-    async fn session(
-        &self,
-        slots: &Arc<Semaphore>,
-        running: &mut JoinSet<Vec<Held>>,
-    ) -> Result<(), BrokerError> {
+    async fn session(&self, slots: &Arc<Semaphore>, running: &mut JoinSet<Vec<Held>>) -> Result<(), BrokerError> {
         let spec = &self.lane.spec;
         let queue = self.topology.ready(&spec.name);
         self.broker.declare(&[QueueSpec::durable(&queue)]).await?;

@@ -43,7 +43,8 @@ impl Reporter {
             for lane in &self.lanes {
                 self.metrics.slots(&lane.spec.name, &lane.load());
             }
-            let announced = if count.is_multiple_of(ANNOUNCE_EVERY) { self.store.announce(&specs).await } else { Ok(()) };
+            let announced =
+                if count.is_multiple_of(ANNOUNCE_EVERY) { self.store.announce(&specs).await } else { Ok(()) };
             let report = LoadReport {
                 worker: self.worker.clone(),
                 host: host_name(),

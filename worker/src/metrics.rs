@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::State;
 use taskyard_shared::broker::Missed;
 use taskyard_shared::load::ModelLoad;
-use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::metrics::{HistogramVec, IntCounterVec, IntGaugeVec};
+use taskyard_shared::process::metrics::{MetricsError, Registry};
 
 use crate::settle::{Outcome, Settlement, Told};
 
@@ -29,65 +29,72 @@ struct Inner {
     replies_missed: IntCounterVec,
 }
 
-const SECONDS: &[f64] = &[
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
-];
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
 const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 impl Metrics {
-    pub fn new(registry: &Registry) -> Self {
-        Self(Arc::new(Inner {
-            finished: registry.counter(
+    pub fn new(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Self(Arc::new(Inner {
+            finished: registry.counters(
                 "tasks_finished_total",
                 "Tasks that reached a terminal state, by model and state.",
                 &["model", "outcome"],
-            ),
-            retried: registry.counter(
+            )?,
+            retried: registry.counters(
                 "tasks_retried_total",
                 "Attempts that are to be followed by another, by the code of their error.",
                 &["model", "reason"],
-            ),
-            dead_lettered: registry.counter(
+            )?,
+            dead_lettered: registry.counters(
                 "tasks_dead_lettered_total",
                 "Messages put into the dead letters, by reason.",
                 &["reason"],
-            ),
-            wait_seconds: registry.histogram(
+            )?,
+            wait_seconds: registry.histograms(
                 "task_wait_seconds",
                 "From acceptance to the start of the attempt that ended the task.",
                 &["model", "priority"],
                 SECONDS,
-            ),
-            run_seconds: registry.histogram(
+            )?,
+            run_seconds: registry.histograms(
                 "task_run_seconds",
                 "Execution time of the attempt that ended the task.",
                 &["model", "outcome"],
                 SECONDS,
-            ),
-            deadline_met: registry.counter("deadline_met_total", "Tasks that ended before their deadline.", &["model"]),
-            deadline_missed: registry.counter(
+            )?,
+            deadline_met: registry.counters(
+                "deadline_met_total",
+                "Tasks that ended before their deadline.",
+                &["model"],
+            )?,
+            deadline_missed: registry.counters(
                 "deadline_missed_total",
                 "Tasks with a deadline that ended after it or never ran.",
                 &["model"],
-            ),
-            slots: registry.int_gauge("worker_slots", "Slots of this worker, by state (busy or free).", &["model", "state"]),
-            batch_size: registry.histogram("batch_size", "Tasks in one call of a handler.", &["model"], SIZES),
-            stale: registry.counter(
+            )?,
+            slots: registry.gauges(
+                "worker_slots",
+                "Slots of this worker, by state (busy or free).",
+                &["model", "state"],
+            )?,
+            batch_size: registry.histograms("batch_size", "Tasks in one call of a handler.", &["model"], SIZES)?,
+            stale: registry.counters(
                 "attempts_fenced_total",
                 "Attempts that had lost their right when they came to be settled.",
                 &["model"],
-            ),
-            void_acks: registry.counter(
+            )?,
+            void_acks: registry.counters(
                 "void_acks_total",
                 "Deliveries settled after their session was cut: they come again.",
                 &[],
-            ),
-            replies_missed: registry.counter(
+            )?,
+            replies_missed: registry.counters(
                 "replies_missed_total",
                 "Results whose reply queue is gone or does not take them.",
                 &["reason"],
-            ),
-        }))
+            )?,
+        })))
     }
 
     pub fn settled(&self, settlement: &Settlement, told: &Told) {

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use taskyard_shared::{Topology, messages};
 use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
 use taskyard_shared::load::ModelSpec;
-use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::WorkerSettings;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::Store;
+use taskyard_shared::{Topology, messages};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -40,18 +40,21 @@ pub struct Worker {
 
 impl Worker {
     /// A worker without models. Its id is the one in the settings, or made from the host's name and a random part.
+    ///
+    /// # Errors
+    /// When the registry has other metrics of the same names.
     pub fn new(
         broker: Arc<dyn Broker>,
         store: Arc<dyn Store>,
         topology: Topology,
         settings: WorkerSettings,
         registry: &Registry,
-    ) -> Self {
+    ) -> Result<Self, MetricsError> {
         let id = match settings.id.as_str() {
             "" => format!("{}-{:08x}", host_name(), fastrand::u32(..)),
             id => id.to_owned(),
         };
-        Self { broker, store, topology, settings, id, lanes: Vec::new(), metrics: Metrics::new(registry) }
+        Ok(Self { broker, store, topology, settings, id, lanes: Vec::new(), metrics: Metrics::new(registry)? })
     }
 
     /// Serves one more model.
@@ -132,9 +135,7 @@ impl Worker {
             () = stop.cancelled() => info!(worker.id = %id, "draining"),
             () = kill.cancelled() => {}
         }
-        let drained = async {
-            while serving.join_next().await.is_some() {}
-        };
+        let drained = async { while serving.join_next().await.is_some() {} };
         let patience = Duration::from_secs(settings.drain_s);
         let in_time = tokio::select! {
             () = drained => true,
@@ -176,7 +177,8 @@ async fn declare(
     lanes: &[Arc<ModelLane>],
     stop: &CancellationToken,
 ) -> Result<(), BrokerError> {
-    let mut queues: Vec<QueueSpec> = lanes.iter().map(|lane| QueueSpec::durable(topology.ready(&lane.spec.name))).collect();
+    let mut queues: Vec<QueueSpec> =
+        lanes.iter().map(|lane| QueueSpec::durable(topology.ready(&lane.spec.name))).collect();
     queues.extend(messages::work_queues(topology));
     let mut tries = 0;
     loop {

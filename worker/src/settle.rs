@@ -19,8 +19,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::metrics::Metrics;
 use crate::held::Held;
+use crate::metrics::Metrics;
 
 /// Most settlements that travel together.
 const GROUP: usize = 256;
@@ -201,8 +201,7 @@ impl Settler {
                     self.push(&mut outgoing, messages::retry(&self.topology, &retry), Need::Work);
                 }
                 (Outcome::Later { after_ms }, _) => {
-                    let later =
-                        Envelope { not_before: Some(Timestamp::now().plus_ms(*after_ms)), ..envelope.clone() };
+                    let later = Envelope { not_before: Some(Timestamp::now().plus_ms(*after_ms)), ..envelope.clone() };
                     self.push(&mut outgoing, messages::retry(&self.topology, &later), Need::Work);
                 }
                 (_, Told::Stale) => {
@@ -221,12 +220,7 @@ impl Settler {
         outgoing
     }
 
-    fn push(
-        &self,
-        outgoing: &mut Vec<(Message, Need)>,
-        message: Result<Message, messages::Unwritable>,
-        need: Need,
-    ) {
+    fn push(&self, outgoing: &mut Vec<(Message, Need)>, message: Result<Message, messages::Unwritable>, need: Need) {
         match message {
             Ok(message) => outgoing.push((message, need)),
             Err(failure) => warn!(%failure, "a message could not be built"),
