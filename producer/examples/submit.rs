@@ -25,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let input = RawValue::from_string(input)?;
 
     let settings = taskyard_shared::process::config::load(None)?.settings;
-    let broker = taskyard_shared::broker::connect(&settings.broker).await?;
+    let broker = taskyard_shared::process::connect::open_broker(&settings).await?;
     let client = Client::new(broker.clone(), Topology::new(settings.broker.namespace));
 
     // One task whose result is not wanted: accepted once this returns.

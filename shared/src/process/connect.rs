@@ -8,6 +8,7 @@ use crate::broker::embedded::EmbeddedBroker;
 use crate::broker::rabbitmq::RabbitMq;
 use crate::broker::{Broker, BrokerError};
 use crate::store::embedded::EmbeddedStore;
+use crate::store::redis::RedisStore;
 use crate::store::{Store, StoreError};
 use crate::topology::Topology;
 
@@ -36,6 +37,6 @@ pub async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, StoreErro
     Ok(match embedded(&settings.store.url) {
         Some(None) => Arc::new(EmbeddedStore::in_memory(retention)),
         Some(Some(folder)) => Arc::new(EmbeddedStore::open(folder, retention)?),
-        None => return Err(StoreError::Refused(format!("to come: {}", topology.namespace()))),
+        None => Arc::new(RedisStore::connect(&settings.store, &topology, retention)?),
     })
 }
