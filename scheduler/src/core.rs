@@ -325,9 +325,10 @@ impl Core {
         }
         self.last_completion.insert(done.model.clone(), now);
         if let Some(was) = was {
-            let round_trip_ms = was.at.elapsed().as_secs_f64() * 1e3;
-            let feedback_seconds = (round_trip_ms - done.ran_ms - done.held_ms) / 1e3;
-            self.estimator.came_back(&was.model, self.clock.now_us(), feedback_seconds);
+            if self.planner.backlog(&was.model) > 0 {
+                let most = f64::from(self.settings.ready_extra_most);
+                self.estimator.kept_busy(&was.model, done.idle_ms, done.ran_ms, most);
+            }
             self.planner.handle_completion(done.id);
             self.set_capacity(&was.model);
         } else if done.state.is_terminal() && self.planner.handle_cancel(done.id) {
@@ -362,15 +363,11 @@ impl Core {
         self.metrics.workers(&loads);
     }
 
-    /// Slots, and what is in transit so that they do not idle.
+    /// Slots, and what is sent ahead so that they do not idle.
     fn set_capacity(&mut self, model: &str) {
         let capacity = match self.slots.get(model) {
             None | Some(0) => 0,
-            Some(slots) => {
-                let extra =
-                    self.estimator.in_transit(model).ceil().clamp(1.0, f64::from(self.settings.ready_extra_most));
-                slots + extra as usize
-            }
+            Some(slots) => slots + self.estimator.ahead(model),
         };
         self.planner.handle_load(model, capacity);
     }

@@ -72,7 +72,7 @@ pub struct Completion {
     pub state: crate::lifecycle::State,
     /// Execution time of the attempt, a batch's shared among its members; milliseconds.
     pub ran_ms: f64,
-    /// From delivery to the start of the attempt, on the worker's clock; milliseconds.
-    pub held_ms: f64,
+    /// How long the slot had nothing to run before this; milliseconds.
+    pub idle_ms: f64,
     pub worker: String,
 }

@@ -30,19 +30,15 @@ async fn an_urgent_task_overtakes_a_backlog() {
         urgent.push(id);
     }
     publisher.collect(&backlog).await;
-    let mut overtaken: Vec<usize> = urgent
-        .iter()
-        .map(|id| {
-            let timings = &publisher.results[id].timings;
-            let (accepted, started) = (timings.accepted.unwrap(), timings.started.unwrap());
-            let between = backlog.iter().filter(|id| {
-                let start = publisher.results[id].timings.started.unwrap();
-                start > accepted && start < started
-            });
-            between.count()
-        })
-        .collect();
+    let started_before = |id: &uuid::Uuid| {
+        let timings = &publisher.results[id].timings;
+        let (accepted, started) = (timings.accepted.unwrap(), timings.started.unwrap());
+        let starts = backlog.iter().map(|id| publisher.results[id].timings.started.unwrap());
+        starts.filter(|start| *start > accepted && *start < started).count()
+    };
+    let mut overtaken: Vec<usize> = urgent.iter().map(started_before).collect();
     overtaken.sort_unstable();
-    // The one that runs, what the ready queue holds so that the slot does not idle, and nothing else.
-    assert!(overtaken[2] <= 8, "before each urgent task, so many of the backlog started: {overtaken:?}");
+    // The one that runs, what was sent ahead so that the slot does not idle, and what starts while the urgent task travels.
+    // A queue of arrivals would start hundreds before it.
+    assert!(overtaken[2] <= 40, "before each urgent task, so many of the backlog started: {overtaken:?}");
 }

@@ -1,7 +1,7 @@
 //! A task in hand.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use taskyard_shared::Envelope;
 use taskyard_shared::broker::Receipt;
@@ -12,6 +12,8 @@ pub(crate) struct Held {
     pub envelope: Arc<Envelope>,
     pub receipt: Receipt,
     pub received: Instant,
+    /// How long the slot that runs it had nothing to run before.
+    pub idle: Duration,
     /// From its claim until it is settled; renewed for as long as it is here.
     pub lease: Option<Lease>,
 }

@@ -1,8 +1,8 @@
 //! One model on this worker: takes deliveries as there is room, forms batches, and gives each a slot.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
@@ -27,6 +27,8 @@ pub(crate) struct ModelLane {
     pub spec: ModelSpec,
     pub full_name: String,
     pub handler: Arc<dyn Handler>,
+    /// Since when each free slot is free.
+    free_since: Mutex<VecDeque<Instant>>,
     pub busy: AtomicU32,
     pub held: AtomicU32,
     pub finished: AtomicU64,
@@ -36,7 +38,12 @@ impl ModelLane {
     pub fn new(spec: ModelSpec, handler: Arc<dyn Handler>) -> Self {
         let full_name = spec.full_name();
         let counter = AtomicU32::default;
-        Self { spec, full_name, handler, busy: counter(), held: counter(), finished: AtomicU64::default() }
+        let free_since = Mutex::new((0..spec.slots).map(|_| Instant::now()).collect());
+        Self { spec, full_name, handler, free_since, busy: counter(), held: counter(), finished: AtomicU64::default() }
+    }
+
+    fn free_since(&self) -> MutexGuard<'_, VecDeque<Instant>> {
+        self.free_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn load(&self) -> ModelLoad {
@@ -135,7 +142,10 @@ impl Serving {
                 }
                 permit = slot(slots, closes), if closes.is_some() => {
                     let size = waiting.len().min(self.lane.spec.max_batch as usize);
-                    let batch: Vec<Held> = waiting.drain(..size).collect();
+                    let mut batch: Vec<Held> = waiting.drain(..size).collect();
+                    // Of several free slots the one that was free last: the others are not needed yet.
+                    let idle = self.lane.free_since().pop_back().map_or(Duration::ZERO, |since| since.elapsed());
+                    batch.iter_mut().for_each(|held| held.idle = idle);
                     running.spawn(self.begin(permit, batch));
                 }
                 deliveries = consumer.next_batch(most) => {
@@ -185,6 +195,7 @@ impl Serving {
             lane.busy.fetch_sub(1, Ordering::Relaxed);
             lane.held.fetch_sub((size - not_begun.len()) as u32, Ordering::Relaxed);
             lane.finished.fetch_add((size - not_begun.len()) as u64, Ordering::Relaxed);
+            lane.free_since().push_back(Instant::now());
             drop(permit);
             not_begun
         }
@@ -197,7 +208,13 @@ impl Serving {
                 self.lane.held.fetch_add(envelopes.len() as u32, Ordering::Relaxed);
                 let receipts = Receipt::split(delivery.tag, acker, envelopes.len());
                 for (envelope, receipt) in envelopes.into_iter().zip(receipts) {
-                    waiting.push_back(Held { envelope: Arc::new(envelope), receipt, received, lease: None });
+                    waiting.push_back(Held {
+                        envelope: Arc::new(envelope),
+                        receipt,
+                        received,
+                        idle: Duration::ZERO,
+                        lease: None,
+                    });
                 }
             }
             Err(reason) => self.bury(delivery, acker, &reason).await,

@@ -284,13 +284,12 @@ fn completion(worker: &str, held: &Held, outcome: &Outcome) -> Option<Completion
         Outcome::TellAgain { result, .. } => (result.state, 0.0, None),
         Outcome::Later { .. } => return None,
     };
-    let in_hand_ms = held.received.elapsed().as_secs_f64() * 1e3;
     Some(Completion {
         id: held.envelope.id,
         model: held.envelope.model().unwrap_or_default().to_owned(),
         state,
         ran_ms: if started.is_some() || matches!(outcome, Outcome::Retry { .. }) { ran_ms } else { 0.0 },
-        held_ms: (in_hand_ms - ran_ms).max(0.0),
+        idle_ms: held.idle.as_secs_f64() * 1e3,
         worker: worker.to_owned(),
     })
 }
