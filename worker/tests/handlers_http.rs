@@ -142,8 +142,9 @@ async fn a_batch_is_an_array_each_way_even_a_batch_of_one() {
     let answers = handler.execute(jobs).await;
     assert_eq!(answers.iter().map(output).collect::<Vec<_>>(), [1, 4, 9, 16].map(Value::from));
     assert_eq!(output(&one(handler.as_ref(), 5).await), json!(25));
+    assert!(handler.execute(Vec::new()).await.is_empty());
     let requests = requests.lock().unwrap();
-    assert_eq!((requests[0].body.as_str(), requests[1].body.as_str()), ("[1,2,3,4]", "[5]"));
+    assert_eq!(requests.iter().map(|request| request.body.as_str()).collect::<Vec<_>>(), ["[1,2,3,4]", "[5]"]);
     assert_eq!(requests[0].headers["idempotency-key"], ids);
     assert_eq!(requests[0].headers["x-taskyard-attempt"], "1,1,1,1");
 }
@@ -187,7 +188,8 @@ async fn what_is_no_array_of_as_many_outputs_is_a_bad_answer() {
 #[tokio::test]
 async fn every_status_has_its_code_and_says_whether_to_try_again() {
     let with = |status: u16, body: &'static str| (StatusCode::from_u16(status).unwrap(), body).into_response();
-    let cases: [(fn() -> Response, (&str, bool), &str); 9] = [
+    type Case = (fn() -> Response, (&'static str, bool), &'static str);
+    let cases: [Case; 9] = [
         (
             || (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "7")], "slowly").into_response(),
             ("unavailable", true),
@@ -369,6 +371,7 @@ async fn settings_that_cannot_be_used_are_named_and_secrets_are_not() {
         ("url = \"not a url\"", "http.url"),
         ("url = \"ftp://host/\"", "http.url"),
         ("url = \"file:///etc/passwd\"", "http.url"),
+        ("url = \"http://h/\"\nconnect_timeout_ms = 0", "http.connect_timeout_ms"),
         ("url = \"http://h/\"\nheaders = { \"a b\" = \"canary\" }", "\"a b\""),
         ("url = \"http://h/\"\nheaders = { Host = \"canary\" }", "\"Host\""),
         ("url = \"http://h/\"\nheaders = { X-Key = \"canary\\r\\nx\" }", "X-Key"),

@@ -1,6 +1,8 @@
 //! What the tests of all handlers use.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod python;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};

@@ -61,6 +61,10 @@ impl HttpHandler {
             return Err(invalid("http.url must begin with http:// or https:// and name a host".to_owned()));
         }
         url.set_fragment(None);
+        if settings.connect_timeout_ms == 0 || settings.max_response_bytes == 0 {
+            let key = if settings.connect_timeout_ms == 0 { "connect_timeout_ms" } else { "max_response_bytes" };
+            return Err(invalid(format!("http.{key} must be at least 1")));
+        }
         let protocol = match settings.protocol {
             HttpProtocol::Json if max_batch == 1 => Protocol::Json,
             HttpProtocol::Json if max_batch <= MOST_IN_ARRAY => Protocol::JsonArray,
@@ -138,6 +142,9 @@ impl HttpHandler {
     }
 
     async fn array(&self, batch: &[Job]) -> Vec<Answer> {
+        if batch.is_empty() {
+            return Vec::new();
+        }
         match self.exchange_array(batch).await {
             Ok(answers) => answers,
             Err(Failure { error, concerns_input: true }) if batch.len() > 1 => {

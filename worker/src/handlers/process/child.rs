@@ -40,8 +40,7 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Writes that may wait for the child to read: a request and its cancellation.
 const WRITES: usize = 4;
 
-/// What to start.
-#[derive(Debug)]
+/// What to start. It cannot be printed: its environment holds secrets.
 pub(super) struct Command {
     pub model: String,
     program: PathBuf,

@@ -36,8 +36,9 @@ const RESTART: Backoff = Backoff::new(Duration::from_millis(100), Duration::from
 /// So many lines on stdout with no answer among them, and the child is taken for broken.
 const MOST_NONSENSE: u32 = 1000;
 
-/// Of these, so many are logged.
-const NONSENSE_LOGGED: u32 = 5;
+/// Of all such lines the first are logged, then one in so many.
+const NONSENSE_LOGGED: u64 = 20;
+const NONSENSE_LOGGED_EVERY: u64 = 1000;
 
 /// A line begins with its task's id, within so many bytes.
 const ID_WITHIN_BYTES: usize = 256;
@@ -271,9 +272,9 @@ impl Keeper {
 
     /// Counts a line that says nothing; whether that makes too many.
     fn is_nonsense(&mut self, reason: &str) -> bool {
-        self.protocol_errors.fetch_add(1, Ordering::Relaxed);
+        let before = self.protocol_errors.fetch_add(1, Ordering::Relaxed);
         self.nonsense += 1;
-        if self.nonsense <= NONSENSE_LOGGED {
+        if before < NONSENSE_LOGGED || before.is_multiple_of(NONSENSE_LOGGED_EVERY) {
             tracing::warn!(task.model = self.command.model, "a line on stdout is no answer: {reason}");
         }
         self.nonsense >= MOST_NONSENSE

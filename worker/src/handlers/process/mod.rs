@@ -86,6 +86,9 @@ impl ProcessHandler {
 impl Handler for ProcessHandler {
     async fn execute(&self, batch: Vec<Job>) -> Vec<Answer> {
         let tasks = batch.len();
+        if tasks == 0 {
+            return Vec::new();
+        }
         let unavailable = || vec![Err(closed()); tasks];
         let slot = tokio::select! {
             biased;

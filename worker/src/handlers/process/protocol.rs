@@ -37,29 +37,37 @@ struct Cancel {
     cancel: TaskId,
 }
 
-/// The line that asks for these tasks: an array where the child expects arrays.
+/// What asks for these tasks: one line with an array where the child expects arrays, else a line for each.
 pub(super) fn request(jobs: &[Job], as_array: bool) -> serde_json::Result<Vec<u8>> {
-    let requests: Vec<_> =
-        jobs.iter().map(|job| Request { id: job.id, attempt: job.attempt, input: &job.input }).collect();
-    let mut line = match requests.as_slice() {
-        [one] if !as_array => serde_json::to_vec(one)?,
-        many => serde_json::to_vec(many)?,
-    };
-    // An input keeps the white space it came with. Inside a JSON string a line break cannot stand as it is, so every
-    // one here is between two tokens, where a space does as well.
-    line.iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
-    line.push(b'\n');
-    Ok(line)
+    let requests = jobs.iter().map(|job| Request { id: job.id, attempt: job.attempt, input: &job.input });
+    let mut lines = Vec::new();
+    if as_array {
+        push_line(&mut lines, &requests.collect::<Vec<_>>())?;
+    } else {
+        for request in requests {
+            push_line(&mut lines, &request)?;
+        }
+    }
+    Ok(lines)
 }
 
 /// The lines that cancel these tasks.
 pub(super) fn cancel(ids: impl Iterator<Item = TaskId>) -> serde_json::Result<Vec<u8>> {
     let mut lines = Vec::new();
     for id in ids {
-        serde_json::to_writer(&mut lines, &Cancel { cancel: id })?;
-        lines.push(b'\n');
+        push_line(&mut lines, &Cancel { cancel: id })?;
     }
     Ok(lines)
+}
+
+fn push_line(lines: &mut Vec<u8>, value: &impl Serialize) -> serde_json::Result<()> {
+    let start = lines.len();
+    serde_json::to_writer(&mut *lines, value)?;
+    // An input keeps the white space it came with. Inside a JSON string a line break cannot stand as it is, so every
+    // one here is between two tokens, where a space does as well.
+    lines[start..].iter_mut().filter(|byte| matches!(byte, b'\n' | b'\r')).for_each(|byte| *byte = b' ');
+    lines.push(b'\n');
+    Ok(())
 }
 
 #[derive(Deserialize)]
@@ -151,9 +159,10 @@ mod tests {
         let expected =
             format!("{{\"id\":\"{id}\",\"attempt\":2,\"input\":{{   \"text\": \"a\\nb\",   \"n\": 1.50 }}}}\n");
         assert_eq!(line, expected);
-        let lines = request(&[job.clone(), job], true).unwrap();
-        assert_eq!(lines.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert_eq!(serde_json::from_slice::<Vec<serde_json::Value>>(&lines).unwrap().len(), 2);
+        let array = request(&[job.clone(), job.clone()], true).unwrap();
+        assert_eq!(array.iter().filter(|byte| **byte == b'\n').count(), 1);
+        assert_eq!(serde_json::from_slice::<Vec<serde_json::Value>>(&array).unwrap().len(), 2);
+        assert_eq!(request(&[job.clone(), job], false).unwrap(), expected.repeat(2).as_bytes());
     }
 
     #[test]
