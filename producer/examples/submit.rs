@@ -9,12 +9,15 @@
 //! ```
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 use taskyard_producer::Client;
 use taskyard_producer::client::task;
-use taskyard_shared::{Priority, Topology};
+use taskyard_shared::broker::Broker;
+use taskyard_shared::broker::rabbitmq::RabbitMq;
+use taskyard_shared::{Priority, State, Topology};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
@@ -25,6 +28,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let input = RawValue::from_string(input)?;
 
     let settings = taskyard_shared::process::config::load(None)?.settings;
+    // For amqps://; a process chooses once who does its TLS.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let broker = taskyard_shared::process::connect::open_broker(&settings).await?;
     let client = Client::new(broker.clone(), Topology::new(settings.broker.namespace));
 
@@ -47,7 +52,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut succeeded = 0;
     for pending in client.request_batch(many).await? {
         let result = pending?.result(Duration::from_secs(30)).await?;
-        succeeded += usize::from(result.state == taskyard_shared::State::Succeeded);
+        succeeded += usize::from(result.state == State::Succeeded);
     }
     println!("{succeeded} of 100 succeeded");
 

@@ -5,11 +5,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::Serialize;
 use taskyard_shared::broker::{Broker, BrokerError, Message, PublishError};
+use taskyard_shared::retry::Backoff;
 use taskyard_shared::{
     Carried, Envelope, Invalid, Kind, Target, Task, TaskId, TaskResult, Timestamp, Topology, decode_tasks,
 };
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 use crate::batch::pack;
 use crate::publish::{Publisher, encode};
+use crate::random;
 use crate::results::{Inbox, Session, TooManyWaiting, Waiter};
 
 /// A task for a model; everything else is left open and can be set.
@@ -51,7 +53,7 @@ pub fn task(model: impl Into<String>, input: &impl Serialize) -> Result<Task, In
 pub struct Limits {
     /// Most results awaited at once.
     pub waiting: usize,
-    /// One publish with its confirm, and setting up the reply queue.
+    /// How long a publish is tried, and setting up the reply queue.
     pub timeout: Duration,
 }
 
@@ -66,7 +68,8 @@ impl Default for Limits {
 pub enum SubmitError {
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// For [`PublishError::Unknown`]: submit it again with this id, which is harmless if it landed after all.
+    /// [`PublishError::Unknown`] after trying for as long as [`Limits::timeout`] says. Submitting it again with this
+    /// id is harmless if it landed after all.
     #[error("task {} was not accepted: {error}", .id.0)]
     Publish { id: TaskId, error: PublishError },
     #[error(transparent)]
@@ -279,9 +282,31 @@ impl Client {
 
 impl Inner {
     async fn publish_one(&self, id: TaskId, message: Message) -> Result<(), SubmitError> {
-        match self.publisher.publish(vec![message], self.limits.timeout).await.pop() {
+        match self.publish(vec![message]).await.pop() {
             Some(Err(error)) => Err(SubmitError::Publish { id, error }),
             Some(Ok(())) | None => Ok(()),
+        }
+    }
+
+    /// Publishes all, and what was not confirmed again until the time-out: the same id twice is one task.
+    async fn publish(&self, messages: Vec<Message>) -> Vec<Result<(), PublishError>> {
+        let until = Instant::now() + self.limits.timeout;
+        let mut answers = vec![Ok(()); messages.len()];
+        let mut open: Vec<usize> = (0..messages.len()).collect();
+        let mut attempt = 0;
+        loop {
+            let batch = open.iter().map(|index| messages[*index].clone()).collect();
+            let confirms = self.publisher.publish(batch, until.saturating_duration_since(Instant::now())).await;
+            for (index, confirm) in open.iter().zip(confirms) {
+                answers[*index] = confirm;
+            }
+            open.retain(|index| matches!(answers[*index], Err(PublishError::Unknown(_))));
+            attempt += 1;
+            let pause = Backoff::RECONNECT.delay(attempt, random());
+            if open.is_empty() || Instant::now() + pause >= until {
+                return answers;
+            }
+            tokio::time::sleep(pause).await;
         }
     }
 
@@ -300,7 +325,7 @@ impl Inner {
         let packs = pack(&bodies);
         let reply = replied.then(|| self.inbox.reply());
         let messages = packs.iter().map(|pack| self.publisher.array(pack.body.clone(), reply.as_ref())).collect();
-        let confirms = self.publisher.publish(messages, self.limits.timeout).await;
+        let confirms = self.publish(messages).await;
         for (pack, confirm) in packs.iter().zip(confirms) {
             let Err(error) = confirm else { continue };
             for index in &good[pack.tasks.clone()] {
@@ -323,7 +348,7 @@ impl Inner {
         }
         let reply = self.inbox.reply();
         messages.extend(pack(&members).into_iter().map(|pack| self.publisher.array(pack.body, Some(&reply))));
-        self.publisher.publish(messages, self.limits.timeout).await.iter().all(Result::is_ok)
+        self.publish(messages).await.iter().all(Result::is_ok)
     }
 
     fn awaited(&self) -> MutexGuard<'_, HashMap<(TaskId, u64), Asked>> {

@@ -16,3 +16,8 @@ pub mod results;
 
 pub use client::{Client, Limits, Pending, SubmitError, Submitted, WaitError};
 pub use gateway::{Gateway, GatewayParts};
+
+/// In [0, 1), for jitter.
+fn random() -> f64 {
+    f64::from(uuid::Uuid::new_v4().as_fields().0) / (f64::from(u32::MAX) + 1.0)
+}

@@ -13,7 +13,6 @@ use taskyard_shared::retry::Backoff;
 use taskyard_shared::{Reply, TaskId, TaskResult};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// Results in hand that are not yet acked.
 const PREFETCH: u16 = 512;
@@ -133,8 +132,7 @@ impl Inbox {
                     if attempt == 1 {
                         tracing::warn!(broker.queue = %self.inner.queue, %error, "the reply queue was lost");
                     }
-                    let random = f64::from(Uuid::new_v4().as_fields().0) / f64::from(u32::MAX);
-                    tokio::time::sleep(Backoff::RECONNECT.delay(attempt, random)).await;
+                    tokio::time::sleep(Backoff::RECONNECT.delay(attempt, crate::random())).await;
                 }
             }
         };

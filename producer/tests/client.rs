@@ -100,6 +100,22 @@ async fn a_broker_that_does_not_answer_is_given_up_on() {
 }
 
 #[tokio::test]
+async fn what_is_not_confirmed_is_published_again_under_the_same_id() {
+    let yard = Yard::new();
+    let client = Client::new(yard.broker.clone(), yard.topology.clone());
+    client.declare().await.unwrap();
+    yard.broker.refuse_with(Some(PublishError::Unknown("as asked".into())));
+    let healing = async {
+        eventually("it was tried twice", || async { yard.broker.refused.load(Ordering::SeqCst) >= 2 }).await;
+        yard.broker.refuse_with(None);
+    };
+    let (submitted, ()) = tokio::join!(client.submit(echo(&json!(1))), healing);
+    let deliveries = yard.drain(&yard.topology.intake()).await;
+    assert_eq!(deliveries.len(), 1);
+    assert_eq!(deliveries[0].properties.message_id, Some(submitted.unwrap().id.0.to_string()));
+}
+
+#[tokio::test]
 async fn a_result_is_awaited() {
     let yard = Yard::working().await;
     let client = Client::new(yard.broker.clone(), yard.topology.clone());

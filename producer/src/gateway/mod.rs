@@ -175,8 +175,7 @@ impl Shared {
                 if attempt == 1 {
                     tracing::warn!(%error, "the tasks exchange and intake cannot be declared yet");
                 }
-                let random = f64::from(Uuid::new_v4().as_fields().0) / f64::from(u32::MAX);
-                tokio::time::sleep(Backoff::RECONNECT.delay(attempt, random)).await;
+                tokio::time::sleep(Backoff::RECONNECT.delay(attempt, crate::random())).await;
             }
             self.declared.send_replace(true);
             self.declare_again.notified().await;

@@ -27,6 +27,7 @@ pub struct FaultyBroker {
     /// Counts cuts; a consumer of an older session is dead.
     cuts: watch::Sender<u64>,
     pub published: AtomicU64,
+    pub refused: AtomicU64,
 }
 
 impl FaultyBroker {
@@ -38,6 +39,7 @@ impl FaultyBroker {
             away: AtomicBool::new(false),
             cuts: watch::Sender::new(0),
             published: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
         }
     }
 
@@ -95,6 +97,7 @@ impl Broker for FaultyBroker {
         let refusal = self.refusal.lock().unwrap().clone();
         let refusal = refusal.or_else(|| self.check().err().map(|error| PublishError::Unknown(error.to_string())));
         if let Some(refusal) = refusal {
+            self.refused.fetch_add(messages.len() as u64, Ordering::SeqCst);
             return vec![Err(refusal); messages.len()];
         }
         self.published.fetch_add(messages.len() as u64, Ordering::SeqCst);

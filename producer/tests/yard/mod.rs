@@ -83,20 +83,14 @@ impl Yard {
     }
 
     async fn start(&self, tells: bool) {
-        let broker = self.broker.inner();
-        broker.declare(&[intake_queue(&self.topology)]).await.unwrap();
-        let mut consumer = broker.consume(&self.topology.intake(), 1000).await.unwrap();
-        let worker = Worker { broker, store: self.store.inner(), runs: self.runs.clone(), tells };
-        let stop = self.stop.clone();
-        tokio::spawn(stop.run_until_cancelled_owned(async move {
-            let acker = consumer.acker();
-            while let Ok(deliveries) = consumer.next_batch(1000).await {
-                for delivery in deliveries {
-                    worker.handle(&delivery).await;
-                    acker.settle(vec![delivery.tag], Verdict::Ack).await;
-                }
-            }
-        }));
+        let worker = Worker {
+            broker: self.broker.inner(),
+            store: self.store.inner(),
+            topology: self.topology.clone(),
+            runs: self.runs.clone(),
+            tells,
+        };
+        worker.start(self.stop.clone()).await;
     }
 
     pub async fn gateway(&self) -> RunningGateway {
@@ -105,30 +99,19 @@ impl Yard {
 
     pub async fn gateway_with(&self, settings: GatewaySettings) -> RunningGateway {
         let running = self.gateway_unready(settings).await;
-        eventually("the gateway is ready", || async {
-            let ready = running.get("/readyz").await;
-            ready.status == 200 && ready.json["status"] == "ready"
-        })
-        .await;
+        running.ready().await;
         running
     }
 
     pub async fn gateway_unready(&self, settings: GatewaySettings) -> RunningGateway {
-        let listener = TcpListener::bind(settings.listen).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let gateway = Gateway::new(GatewayParts {
+        RunningGateway::start(GatewayParts {
             broker: self.broker.clone(),
             store: self.store.clone(),
             topology: self.topology.clone(),
             settings,
             registry: Registry::new().unwrap(),
         })
-        .unwrap();
-        let stop = CancellationToken::new();
-        let task = tokio::spawn(gateway.run(listener, stop.clone()));
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        RunningGateway { address: address.to_string(), http, _stopping: stop.clone().drop_guard(), stop, task }
+        .await
     }
 
     pub async fn depth(&self, queue: &str) -> u64 {
@@ -190,6 +173,25 @@ impl Got {
 }
 
 impl RunningGateway {
+    pub async fn start(parts: GatewayParts) -> Self {
+        let listener = TcpListener::bind(parts.settings.listen).await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let gateway = Gateway::new(parts).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(gateway.run(listener, stop.clone()));
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { address, http, _stopping: stop.clone().drop_guard(), stop, task }
+    }
+
+    pub async fn ready(&self) {
+        eventually("the gateway is ready", || async {
+            let ready = self.get("/readyz").await;
+            ready.status == 200 && ready.json["status"] == "ready"
+        })
+        .await;
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
@@ -241,14 +243,31 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl Fn
     assert!(tokio::time::timeout(Duration::from_secs(20), asking).await.is_ok(), "not within 20 s: {what}");
 }
 
-struct Worker {
-    broker: Arc<EmbeddedBroker>,
-    store: Arc<EmbeddedStore>,
-    runs: Arc<AtomicUsize>,
-    tells: bool,
+/// Scheduler and worker at once.
+pub struct Worker {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub runs: Arc<AtomicUsize>,
+    /// Whether it sends results.
+    pub tells: bool,
 }
 
 impl Worker {
+    pub async fn start(self, stop: CancellationToken) {
+        self.broker.declare(&[intake_queue(&self.topology)]).await.unwrap();
+        let mut consumer = self.broker.consume(&self.topology.intake(), 1000).await.unwrap();
+        tokio::spawn(stop.run_until_cancelled_owned(async move {
+            let acker = consumer.acker();
+            while let Ok(deliveries) = consumer.next_batch(1000).await {
+                for delivery in deliveries {
+                    self.handle(&delivery).await;
+                    acker.settle(vec![delivery.tag], Verdict::Ack).await;
+                }
+            }
+        }));
+    }
+
     async fn handle(&self, delivery: &Delivery) {
         let properties = &delivery.properties;
         let reply = properties.reply_to.clone().map(|to| Reply {
