@@ -45,7 +45,8 @@ impl Arrival {
 
     pub(super) fn waiting(&self, now_us: u64, sequence: u64) -> Waiting {
         let since_us = self.start_us(now_us).unwrap_or(now_us);
-        // Not a number, nothing and less all become the least.
+        // Not a number, nothing and less all become the least; `clamp` would let the first pass.
+        #[allow(clippy::manual_clamp)]
         let expected_seconds = self.expected_seconds.max(1e-6).min(1e9);
         Waiting {
             id: self.id,

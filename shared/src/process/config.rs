@@ -25,7 +25,6 @@ mod shape;
 mod source;
 
 pub use error::{ConfigError, Origin};
-use layer::Layer;
 use shape::{DEFAULTS, Key};
 
 /// Settings, and where each came from.
