@@ -9,14 +9,11 @@
 //! ```
 
 use std::error::Error;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 use taskyard_producer::Client;
 use taskyard_producer::client::task;
-use taskyard_shared::broker::Broker;
-use taskyard_shared::broker::rabbitmq::RabbitMq;
 use taskyard_shared::{Priority, State, Topology};
 
 #[tokio::main]
