@@ -26,7 +26,7 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
     // Without settings of one's own, the models that come with the project.
     let shipped = match file {
         Some(_) => None,
-        None => Some(find_root()?.join("models/yard.toml")),
+        None => Some(find_root()?.join("models/models.toml")),
     };
     let loaded = config::load(file.or(shipped.as_deref()))?;
     telemetry::init(&loaded.settings.log)?;

@@ -161,7 +161,8 @@ async fn a_store_that_hangs_costs_one_wait_and_not_one_each() {
 async fn a_result_whose_message_is_lost_is_found_in_the_store() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;
-    let waiting = gateway.post_waiting(&echo(json!("lost")), "wait=20");
+    let body = echo(json!("lost"));
+    let waiting = gateway.post_waiting(&body, "wait=20");
     let losing = async {
         eventually("it waits", || async { gateway.metric("taskyard_http_waiters").await == Some(1.0) }).await;
         yard.work_in_silence().await;

@@ -103,8 +103,8 @@ impl Core {
     pub fn new(parts: Parts) -> Self {
         let Parts { broker, store, topology, settings, metrics, room, models, closing } = parts;
         // The name was checked with the settings; an unknown one falls back to the default policy.
-        let policy = policy::by_name(&settings.policy, settings.ageing_s)
-            .unwrap_or_else(|| Box::new(policy::Cmu { ageing_seconds: settings.ageing_s }));
+        let policy =
+            policy::by_name(&settings.policy, settings.ageing_s).unwrap_or_else(|| Box::new(policy::Cmu::default()));
         let finisher = Finisher {
             broker: broker.clone(),
             store: store.clone(),
@@ -482,17 +482,19 @@ impl Core {
             unknown.into_iter().for_each(|task| self.admit(task));
         }
         self.send_round();
-        let quiet: Vec<String> = self
-            .planner
-            .models_outstanding()
-            .into_iter()
+        let stats = self.planner.stats();
+        let quiet: Vec<String> = stats
+            .models
+            .iter()
+            .filter(|model| model.outstanding > 0)
+            .map(|model| model.model.to_string())
             .filter(|model| self.last_completion.get(model).is_none_or(|last| last.elapsed() > LOST_AFTER / 2))
             .collect();
         if !quiet.is_empty() {
             // When the counter is still busy with the last request, the next second comes soon enough.
             let _busy = requests.try_send(quiet);
         }
-        self.metrics.planner(&self.planner.stats(), self.clock.now_us());
+        self.metrics.planner(&stats, self.clock.now_us());
     }
 
     /// What has been held for so long that the broker would lose patience goes round through it: published anew, then

@@ -9,7 +9,7 @@ use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, I
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::{Kind, State};
 
-use crate::planner::Stats;
+use crate::planner::{Stats, WaitReason};
 
 /// Shared by all parts of the service.
 #[derive(Clone)]
@@ -170,8 +170,8 @@ impl Metrics {
             self.0.weighted_seconds.with_label_values(&labels).set(0.0);
             self.0.outstanding.with_label_values(&labels).set(0);
         }
-        for (reason, tasks) in &stats.waiting_by_reason {
-            self.0.waiting.with_label_values(&[reason.as_str()]).set(*tasks as i64);
+        for reason in WaitReason::ALL {
+            self.0.waiting.with_label_values(&[reason.as_str()]).set(stats.waiting(reason) as i64);
         }
     }
 

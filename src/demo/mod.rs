@@ -51,7 +51,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     let items = inputs::load(&root)?;
     let started = Instant::now();
     println!("Taskyard demo: {} tasks on real models, embedded broker and store, nothing to install.", items.len());
-    let models = load_models(&root.join("models/yard.toml")).await?;
+    let models = load_models(&root.join("models/models.toml")).await?;
     println!(
         "Loaded {} in {:.1} s.",
         models.iter().map(|model| model.spec.full_name()).collect::<Vec<_>>().join(", "),
@@ -154,7 +154,7 @@ async fn publish(
     items: &[Item],
     replies: &str,
 ) -> Result<BTreeMap<TaskId, usize>, Failure> {
-    let publisher = Publisher::new(broker, topology, Duration::from_secs(10));
+    let publisher = Publisher::new(broker, topology);
     let mut ids = BTreeMap::new();
     let mut messages = Vec::with_capacity(items.len());
     for (at, item) in items.iter().enumerate() {
@@ -173,7 +173,7 @@ async fn publish(
         let reply = Reply { to: replies.to_owned(), correlation_id: Some(at.to_string()), array: false };
         messages.push(publisher.single(&envelope, body.into(), Some(&reply)));
     }
-    for answer in publisher.publish(messages).await {
+    for answer in publisher.publish(messages, Duration::from_secs(10)).await {
         answer.map_err(|failure| Failure::Failed(format!("a task was not accepted: {failure}")))?;
     }
     Ok(ids)

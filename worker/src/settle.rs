@@ -14,7 +14,7 @@ use taskyard_shared::load::Completion;
 use taskyard_shared::messages;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::{Guard, Release, Released, Settle, Settled, Store, StoreError};
-use taskyard_shared::{Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology};
+use taskyard_shared::{Envelope, Reply, State, TaskError, TaskId, TaskResult, Timestamp, Topology};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -145,7 +145,26 @@ impl Settler {
                 };
             }
         }
+        self.settle_doubt(group, &mut told).await?;
         Some(told)
+    }
+
+    /// An attempt that is no longer the record's may have been followed by another, which has a delivery of its own; or
+    /// the store lost what it knew, or gave an answer that did not arrive. Then this delivery is the only copy.
+    async fn settle_doubt(&self, group: &[Settlement], told: &mut [Told]) -> Option<()> {
+        let doubtful: Vec<usize> = (0..told.len()).filter(|&at| matches!(told[at], Told::Stale)).collect();
+        if doubtful.is_empty() {
+            return Some(());
+        }
+        let ids: Vec<TaskId> = doubtful.iter().map(|&at| group[at].held.envelope.id).collect();
+        let records = self.until_answered(|| self.store.get(ids.clone())).await?;
+        for (at, record) in doubtful.into_iter().zip(records) {
+            let elsewhere = record.is_some_and(|record| record.state == State::Running || record.state.is_terminal());
+            if !elsewhere {
+                told[at] = Told::Again;
+            }
+        }
+        Some(())
     }
 
     /// Holds the results while the store is away; the deliveries stay unacked for as long.
@@ -199,6 +218,11 @@ impl Settler {
                         ..envelope.clone()
                     };
                     self.push(&mut outgoing, messages::retry(&self.topology, &retry), Need::Work);
+                }
+                (Outcome::Terminal { result, .. }, Told::Again) => {
+                    warn!(task.id = %envelope.id.0, "the store had forgotten the attempt: the task is tried again");
+                    let again = Envelope { attempts: result.attempt, ..envelope.clone() };
+                    self.push(&mut outgoing, messages::retry(&self.topology, &again), Need::Work);
                 }
                 (Outcome::Later { after_ms }, _) => {
                     let later = Envelope { not_before: Some(Timestamp::now().plus_ms(*after_ms)), ..envelope.clone() };

@@ -4,10 +4,12 @@ mod handlers_kit;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use handlers_kit::{failure, job, load_error, message, models, models_in, output, root};
+use futures_util::poll;
+use handlers_kit::{eventually, failure, job, load_error, message, models, models_in, output, root};
 use serde_json::{Value, json};
 use taskyard_worker::handlers::{ModelCache, build};
 use taskyard_worker::{Answer, Handler, Job};
@@ -114,6 +116,26 @@ async fn a_bad_input_fails_its_own_task_only() {
         assert_eq!(failure(answer), ("bad_input", false));
     }
     assert_eq!(output(&answers[3])["label"], "empty");
+}
+
+/// A run cannot be cut short, but those after it need not begin.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_dropped_ends_after_the_run_it_is_in() {
+    let cache = ModelCache::default();
+    let handler = shipped("intents", &cache).await;
+    // As long as texts may be: these are one run each four.
+    let batch = |texts| vec![job(json!({"text": "card ".repeat(200)})); texts];
+    let start = Instant::now();
+    assert!(handler.execute(batch(4)).await.iter().all(Result::is_ok));
+    let one_run = start.elapsed();
+
+    let mut call = handler.execute(batch(1000));
+    assert!(poll!(&mut call).is_pending());
+    drop(call);
+    drop(handler);
+    let start = Instant::now();
+    eventually("nobody uses the model any more", || cache.files_loaded() == 0).await;
+    assert!(start.elapsed() < 100 * one_run, "{:?}, and {one_run:?} for one run of 250", start.elapsed());
 }
 
 #[tokio::test]

@@ -1,11 +1,12 @@
 //! The waiting tasks of one model, and the choice among them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use taskyard_shared::Priority;
 
 use super::decision::DispatchReason;
-use super::lane::{Group, Rank};
+use super::lane::Group;
+use super::line::{Line, Rank};
 use super::policy::{CostBucket, Policy, Stage, Waiting};
 use super::tasks::{Handle, Place, Record, Tasks};
 
@@ -29,7 +30,7 @@ pub(super) struct Backlog {
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
     /// Tasks that their lanes do not keep in the order of arrival, in that order.
-    arrivals: BTreeSet<(u64, u64)>,
+    arrivals: Line,
     /// Tasks in lanes.
     pub(super) queued: usize,
     /// Tasks that may not start yet.
@@ -62,7 +63,7 @@ impl Backlog {
     /// Since when the longest waiting of the tasks that may start waits.
     pub(super) fn oldest_arrival_us(&self) -> Option<u64> {
         let heads = self.groups.values().map(|group| group.head.arrival_us);
-        heads.chain(self.arrivals.first().map(|&(arrival_us, _)| arrival_us)).min()
+        heads.chain(self.arrivals.first().map(|(rank, _)| rank.arrival_us)).min()
     }
 
     pub(super) fn count_delayed(&mut self, waiting: &Waiting) {
@@ -83,7 +84,7 @@ impl Backlog {
         self.weighted_us += weighted_us(&record.waiting);
         let key = policy.lane_key(&record.waiting);
         if key.is_some() {
-            self.arrivals.insert((record.waiting.arrival_us, record.waiting.sequence));
+            self.arrivals.insert(rank(&record.waiting, None), task);
         }
         self.enter_stage(task, record, stage, rank(&record.waiting, key));
     }
@@ -95,7 +96,7 @@ impl Backlog {
         self.weighted_us -= weighted_us(&record.waiting);
         let key = policy.lane_key(&record.waiting);
         if key.is_some() {
-            self.arrivals.remove(&(record.waiting.arrival_us, record.waiting.sequence));
+            self.arrivals.remove(rank(&record.waiting, None));
         }
         self.leave_stage(record, stage, rank(&record.waiting, key), tasks);
     }

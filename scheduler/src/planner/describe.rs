@@ -36,7 +36,7 @@ impl Planner {
                 for (tenant, lane) in lanes {
                     let priority = priority.get();
                     writeln!(out, "  priority {priority}, about {:.3e} s, stage {stage}, {tenant}", cost.seconds())?;
-                    lane.values().try_for_each(|&task| self.write_task(out, self.tasks.get(task)))?;
+                    lane.iter().try_for_each(|(_, task)| self.write_task(out, self.tasks.get(task)))?;
                 }
             }
             let mut delayed: Vec<_> = self.tasks.iter().map(|(_, record)| record).filter(|r| r.is_delayed()).collect();

@@ -5,19 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use super::line::{Line, Rank};
 use super::policy::Waiting;
 use super::tasks::{Handle, Tasks};
-
-/// The order inside a lane and between the heads of a group.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Rank {
-    /// The policy's.
-    pub(super) key: u64,
-    pub(super) arrival_us: u64,
-    pub(super) sequence: u64,
-}
-
-type Lane = BTreeMap<Rank, Handle>;
 
 /// The lanes of one class. It has at least one task.
 pub(super) struct Group {
@@ -26,7 +16,7 @@ pub(super) struct Group {
     /// Each lane's head, and whose lane it is.
     heads: BTreeMap<Rank, (u32, Handle)>,
     /// By tenant. None is empty.
-    pub(super) lanes: BTreeMap<u32, Lane>,
+    pub(super) lanes: BTreeMap<u32, Line>,
 }
 
 impl Group {
@@ -34,13 +24,13 @@ impl Group {
         Self {
             head: waiting.clone(),
             heads: BTreeMap::from([(rank, (tenant, task))]),
-            lanes: BTreeMap::from([(tenant, Lane::from([(rank, task)]))]),
+            lanes: BTreeMap::from([(tenant, Line::from((rank, task)))]),
         }
     }
 
     pub(super) fn insert(&mut self, rank: Rank, tenant: u32, task: Handle, waiting: &Waiting) {
         let lane = self.lanes.entry(tenant).or_default();
-        let head = lane.first_key_value().map(|(&head, _)| head);
+        let head = lane.first().map(|(head, _)| head);
         lane.insert(rank, task);
         if head.is_some_and(|head| head < rank) {
             return;
@@ -57,8 +47,8 @@ impl Group {
     /// Takes a task out. Answers whether any is left; when none is, the group is to be dropped.
     pub(super) fn remove(&mut self, rank: Rank, tenant: u32, tasks: &Tasks) -> bool {
         let Some(lane) = self.lanes.get_mut(&tenant) else { return true };
-        lane.remove(&rank);
-        let next = lane.first_key_value().map(|(&rank, &task)| (rank, task));
+        lane.remove(rank);
+        let next = lane.first();
         if next.is_none() {
             self.lanes.remove(&tenant);
         }
@@ -88,6 +78,7 @@ impl Group {
 
     /// Tasks before this one in its lane, counted up to a limit.
     pub(super) fn ahead(&self, rank: Rank, tenant: u32, limit: usize) -> usize {
-        self.lanes.get(&tenant).map_or(0, |lane| lane.range(..rank).take(limit).count())
+        let lane = self.lanes.get(&tenant);
+        lane.map_or(0, |lane| lane.iter().take_while(|(other, _)| *other < rank).take(limit).count())
     }
 }

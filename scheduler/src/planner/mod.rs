@@ -11,8 +11,9 @@ mod capacity;
 mod decision;
 mod describe;
 mod explain;
+mod index;
 mod lane;
-mod map;
+mod line;
 mod models;
 mod names;
 pub mod policy;
@@ -50,7 +51,7 @@ impl Planner {
         Self::with_seed(policy, 0)
     }
 
-    /// With a seed for the hash tables, to be drawn at random where outsiders choose the ids. It changes no decision.
+    /// With a seed for the look-up tables, to be drawn at random where outsiders choose ids and names. It changes no decision.
     pub fn with_seed(policy: impl Into<Box<dyn Policy + Send>>, seed: u64) -> Self {
         Self {
             policy: policy.into(),
@@ -164,6 +165,11 @@ impl Planner {
     /// Tasks of a model that were dispatched and have not completed.
     pub fn outstanding(&self, model: &str) -> usize {
         self.models.find(model).map_or(0, |model| self.models.get(model).capacity.outstanding())
+    }
+
+    /// Tasks of a model that wait in lanes or for their start.
+    pub fn backlog(&self, model: &str) -> usize {
+        self.models.find(model).map_or(0, |model| self.models.get(model).backlog.waiting())
     }
 
     /// The policy's name.

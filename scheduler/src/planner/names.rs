@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::map::Map;
+use super::index::Index;
 
 pub(super) struct Names {
-    numbers: Map<Arc<str>, u32>,
+    numbers: Index,
     entries: Vec<Entry>,
     free: Vec<u32>,
     nameless: Arc<str>,
@@ -18,11 +18,12 @@ struct Entry {
 
 impl Names {
     pub(super) fn new(seed: u64) -> Self {
-        Self { numbers: Map::new(seed), entries: Vec::new(), free: Vec::new(), nameless: "".into() }
+        Self { numbers: Index::new(seed), entries: Vec::new(), free: Vec::new(), nameless: "".into() }
     }
 
     pub(super) fn find(&self, name: &str) -> Option<u32> {
-        self.numbers.get(name).copied()
+        let is_name = |number| &**self.name(number) == name;
+        self.numbers.find(self.numbers.hash(name.as_bytes()), is_name)
     }
 
     pub(super) fn name(&self, number: u32) -> &Arc<str> {
@@ -36,8 +37,7 @@ impl Names {
             return number;
         }
         let entry = Entry { name: name.into(), uses: 1 };
-        self.numbers.insert(entry.name.clone(), self.free.last().copied().unwrap_or(self.entries.len() as u32));
-        match self.free.pop() {
+        let number = match self.free.pop() {
             Some(number) => {
                 self.entries[number as usize] = entry;
                 number
@@ -46,7 +46,9 @@ impl Names {
                 self.entries.push(entry);
                 self.entries.len() as u32 - 1
             }
-        }
+        };
+        self.numbers.insert(self.numbers.hash(name.as_bytes()), number);
+        number
     }
 
     /// Used once less; forgotten with the last use.
@@ -55,7 +57,7 @@ impl Names {
         entry.uses -= 1;
         if entry.uses == 0 {
             let name = std::mem::replace(&mut entry.name, self.nameless.clone());
-            self.numbers.remove(&name);
+            self.numbers.remove(self.numbers.hash(name.as_bytes()), number);
             self.free.push(number);
         }
     }

@@ -2,7 +2,7 @@
 
 use taskyard_shared::TaskId;
 
-use super::map::Map;
+use super::index::Index;
 use super::policy::{Stage, Waiting};
 
 pub(super) type Handle = u32;
@@ -43,21 +43,14 @@ impl Record {
 }
 
 pub(super) struct Tasks {
-    handles: Map<Key, Handle>,
+    handles: Index,
     records: Vec<Option<Record>>,
     free: Vec<Handle>,
 }
 
-/// A task's id as two words.
-type Key = (u64, u64);
-
-fn key(id: TaskId) -> Key {
-    id.0.as_u64_pair()
-}
-
 impl Tasks {
     pub(super) fn new(seed: u64) -> Self {
-        Self { handles: Map::new(seed), records: Vec::new(), free: Vec::new() }
+        Self { handles: Index::new(seed), records: Vec::new(), free: Vec::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -65,7 +58,8 @@ impl Tasks {
     }
 
     pub(super) fn find(&self, id: TaskId) -> Option<Handle> {
-        self.handles.get(&key(id)).copied()
+        let is_id = |handle| self.get(handle).is_some_and(|record| record.waiting.id == id);
+        self.handles.find(self.handles.hash(id.0.as_bytes()), is_id)
     }
 
     pub(super) fn get(&self, handle: Handle) -> Option<&Record> {
@@ -78,7 +72,7 @@ impl Tasks {
 
     /// Takes in a task whose id is not known yet.
     pub(super) fn insert(&mut self, record: Record) -> Handle {
-        let id = key(record.waiting.id);
+        let hash = self.handles.hash(record.waiting.id.0.as_bytes());
         let handle = match self.free.pop() {
             Some(handle) => {
                 self.records[handle as usize] = Some(record);
@@ -89,13 +83,13 @@ impl Tasks {
                 self.records.len() as Handle - 1
             }
         };
-        self.handles.insert(id, handle);
+        self.handles.insert(hash, handle);
         handle
     }
 
     pub(super) fn remove(&mut self, handle: Handle) -> Option<Record> {
         let record = self.records.get_mut(handle as usize)?.take()?;
-        self.handles.remove(&key(record.waiting.id));
+        self.handles.remove(self.handles.hash(record.waiting.id.0.as_bytes()), handle);
         self.free.push(handle);
         Some(record)
     }

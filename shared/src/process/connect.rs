@@ -37,6 +37,6 @@ pub async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, StoreErro
     Ok(match embedded(&settings.store.url) {
         Some(None) => Arc::new(EmbeddedStore::in_memory(retention)),
         Some(Some(folder)) => Arc::new(EmbeddedStore::open(folder, retention)?),
-        None => Arc::new(RedisStore::connect(&settings.store, &topology, retention).await?),
+        None => Arc::new(RedisStore::connect(&settings.store, &topology, retention)?),
     })
 }

@@ -165,6 +165,16 @@ impl Child {
         self.writes.try_send(bytes).is_ok()
     }
 
+    /// Whether it has ended, seen or not yet.
+    pub fn is_dead(&mut self) -> bool {
+        if self.status.is_none()
+            && let Some(status) = self.process.try_wait().transpose()
+        {
+            self.has_ended(status);
+        }
+        self.status.is_some()
+    }
+
     /// What it does next. May be dropped at any time without anything being lost.
     pub async fn next(&mut self) -> Event {
         loop {

@@ -28,7 +28,7 @@ const CANCEL_GRACE: Duration = Duration::from_secs(1);
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// Watched for so long, a program that cannot run at all has ended: one that is not there, or has a wrong argument.
-const START_WATCH: Duration = Duration::from_millis(500);
+const START_WATCH: Duration = Duration::from_secs(1);
 
 /// Before a child that died is started again.
 const RESTART: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
@@ -161,6 +161,10 @@ impl Keeper {
     async fn serve(&mut self, call: Call) -> OwnedSemaphorePermit {
         let Call { jobs, mut reply, slot } = call;
         let tasks = jobs.len();
+        // A death that came just before the call should not be the call's.
+        if self.child.as_mut().is_some_and(Child::is_dead) {
+            self.bury("it died while idle").await;
+        }
         let answers = tokio::select! {
             biased;
             () = reply.closed() => return slot,

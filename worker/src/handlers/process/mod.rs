@@ -46,7 +46,7 @@ pub struct ProcessHandler {
 }
 
 impl ProcessHandler {
-    /// Starts the first child and watches it for half a second.
+    /// Starts the first child and watches it for a second.
     ///
     /// # Errors
     /// When the program cannot be started, or has ended by then.
