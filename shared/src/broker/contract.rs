@@ -272,7 +272,8 @@ pub async fn acks_of_many_at_once(subject: &Subject) {
     // Two at once from two places, each with every fourth, last first; then a run from the front.
     let part = |rest: u32| deliveries.iter().rev().filter(move |delivery| number(delivery) % 4 == rest);
     tokio::join!(settle(&*consumer, part(1), Verdict::Ack), settle(&*consumer, part(3), Verdict::Ack));
-    settle(&*consumer, deliveries[..500].iter().filter(|delivery| number(delivery) % 2 == 0), Verdict::Ack).await;
+    settle(&*consumer, deliveries[..500].iter().filter(|delivery| number(delivery).is_multiple_of(2)), Verdict::Ack)
+        .await;
     drop(consumer);
 
     subject.ready_is(&queue, 250).await;
