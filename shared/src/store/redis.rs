@@ -1,1 +1,435 @@
-//! To come.
+//! The store on Redis 6.2 or later, or Valkey. The only place that knows either.
+//!
+//! A record is a hash, described in `redis/common.lua`. Whoever decides over one does so in a Lua script, which runs
+//! alone and reads the server's own clock. The scripts never look into a task's JSON: what changes while a task lives
+//! stands in fields beside it, and is patched in when the record is read. Every key has one hash tag, so that all of
+//! them are in one slot of a cluster.
+//!
+//! Redis as it is often installed is not durable, and is not asked to be: losing it costs repeats, never a task.
+//! It needs `maxmemory-policy noeviction`, since evicting a record would drop a fence.
+
+mod link;
+mod record;
+mod script;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::{Cmd, Value};
+
+use self::link::{Link, array, bytes, optional_bytes, unexpected};
+use self::record::{Cursor, VIEW};
+use self::script::Entry;
+use super::{
+    Accept, Accepted, Claim, Claimed, FOLLOWERS, Filter, Guard, Page, Release, Released, Renew, Renewed, Retention,
+    Settle, Settled, Store, StoreError,
+};
+use crate::envelope::Reply;
+use crate::load::{LoadReport, ModelSpec};
+use crate::outcome::TaskResult;
+use crate::process::settings::StoreSettings;
+use crate::task::TaskId;
+use crate::topology::Topology;
+
+/// Most tasks on one page.
+const PAGE_TASKS: usize = 1_000;
+/// Most bytes of records on one page: beyond it the page ends early.
+const PAGE_BYTES: usize = 16 << 20;
+/// Records looked at in one round trip of a list, and in all of a list's. A page ends early after them.
+const STRETCH_TASKS: usize = 256;
+const SCAN_TASKS: usize = 16 * STRETCH_TASKS;
+/// Longest time-to-live and lease; milliseconds. A century, so that no sum of them overflows anywhere.
+const LONGEST_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
+
+pub struct RedisStore {
+    link: Link,
+    /// Leases have their own connection: a renewal never waits behind a large result.
+    leases: Link,
+    keys: Keys,
+    finished_ms: String,
+    unfinished_ms: String,
+    listed: String,
+}
+
+/// Keys, and prefixes of keys.
+struct Keys {
+    task: String,
+    alias: String,
+    listed: String,
+    load: String,
+    loads: String,
+    models: String,
+    value: String,
+}
+
+impl Keys {
+    fn of(&self, id: TaskId) -> String {
+        format!("{}{}", self.task, id.0.simple())
+    }
+}
+
+impl RedisStore {
+    /// Connects when it is first called, and again whenever the connection was lost. Until the server answers, every
+    /// call fails with [`StoreError::Unreachable`]. [`ping`](Store::ping) finds out whether it does.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when `settings.url` is not the URL of a Redis server.
+    pub fn connect(settings: &StoreSettings, topology: &Topology, retention: Retention) -> Result<Self, StoreError> {
+        Ok(Self {
+            link: Link::new(&settings.url, settings.timeout_ms)?,
+            leases: Link::new(&settings.url, settings.timeout_ms)?,
+            keys: Keys {
+                task: topology.key("task:"),
+                alias: topology.key("alias:"),
+                listed: topology.key("listed"),
+                load: topology.key("load:"),
+                loads: topology.key("loads"),
+                models: topology.key("models"),
+                value: topology.key("value:"),
+            },
+            finished_ms: retention.finished_ms.clamp(1, LONGEST_MS).to_string(),
+            unfinished_ms: retention.unfinished_ms.clamp(1, LONGEST_MS).to_string(),
+            listed: retention.listed.to_string(),
+        })
+    }
+
+    async fn commands(&self, commands: &[Cmd]) -> Result<Vec<Value>, StoreError> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers = self.link.send(&script::pipeline(commands)).await?;
+        answers.into_iter().map(|answer| self.link.checked(answer)).collect()
+    }
+
+    async fn command(&self, command: Cmd) -> Result<Value, StoreError> {
+        self.commands(&[command]).await?.pop().ok_or_else(|| unexpected("no answer"))
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
+        let entries = tasks.into_iter().map(|task| {
+            let alias = task.alias.map(|alias| format!("{}{alias}", self.keys.alias)).unwrap_or_default();
+            let arguments = [
+                task.id.0.simple().to_string().into_bytes(),
+                task.fingerprint.into_bytes(),
+                alias.into_bytes(),
+                record::state_name(task.record.state).into(),
+                number(task.record.attempt),
+                record::written(&task.record)?,
+                number(record::score(&task.record)),
+                task.follower.as_ref().map(follower).transpose()?.unwrap_or_default(),
+            ];
+            Ok(Entry::new(self.keys.of(task.id), arguments))
+        });
+        let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
+        let most = number(FOLLOWERS);
+        let arguments: [&[u8]; 4] =
+            [self.keys.task.as_bytes(), self.unfinished_ms.as_bytes(), self.listed.as_bytes(), &most];
+        let answers = script::ACCEPT.batch(&self.link, &[&self.keys.listed], &arguments, &entries).await?;
+        let read = |answer| match answer {
+            Value::Int(0) => Ok(Accepted::New),
+            answer => match pair(answer)? {
+                [Value::Int(1), view] => Ok(Accepted::Known(record::present(view)?)),
+                [Value::Int(2), view] => Ok(Accepted::Conflict(record::present(view)?)),
+                _ => Err(unexpected("accept")),
+            },
+        };
+        answers.into_iter().map(read).collect()
+    }
+
+    async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError> {
+        let entries: Vec<_> =
+            tasks.into_iter().map(|(id, model)| Entry::new(self.keys.of(id), [model.into_bytes()])).collect();
+        script::DISPATCHED.batch(&self.link, &[], &[self.unfinished_ms.as_bytes()], &entries).await.map(drop)
+    }
+
+    async fn claim(&self, claims: Vec<Claim>) -> Result<Vec<Claimed>, StoreError> {
+        let entries = claims.into_iter().map(|claim| {
+            let arguments = [
+                claim.worker.into_bytes(),
+                nonce(claim.nonce),
+                number(claim.lease_ms.min(LONGEST_MS)),
+                number(claim.max_attempts),
+                number(claim.attempts),
+            ];
+            Entry::new(self.keys.of(claim.id), arguments)
+        });
+        let entries: Vec<_> = entries.collect();
+        let answers = script::CLAIM.batch(&self.link, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
+        let read = |answer| match answer {
+            Value::Int(0) => Ok(Claimed::Unknown),
+            Value::Int(busy) if busy < 0 => Ok(Claimed::Busy { for_ms: busy.unsigned_abs() }),
+            Value::Int(attempt) => Ok(Claimed::Run { attempt: attempts(attempt)? }),
+            answer => match <[Value; 1]>::try_from(array(answer)?) {
+                Ok([Value::Int(begun)]) => Ok(Claimed::Exhausted { attempts: attempts(begun)? }),
+                Ok(_) => Err(unexpected("claim")),
+                Err(ended) => {
+                    let [result, tell] = pair(Value::Array(ended))?;
+                    Ok(Claimed::Terminal { result: record::result(result)?, followers: record::followers(tell)? })
+                }
+            },
+        };
+        answers.into_iter().map(read).collect()
+    }
+
+    async fn renew(&self, leases: Vec<Renew>) -> Result<Vec<Renewed>, StoreError> {
+        let entries = leases.into_iter().map(|lease| {
+            let arguments = [nonce(lease.nonce), number(lease.lease_ms.min(LONGEST_MS))];
+            Entry::new(self.keys.of(lease.id), arguments)
+        });
+        let entries: Vec<_> = entries.collect();
+        let answers = script::RENEW.batch(&self.leases, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
+        let read = |answer| match answer {
+            Value::Int(0) => Ok(Renewed::Lost),
+            Value::Int(1) => Ok(Renewed::Renewed),
+            Value::Int(2) => Ok(Renewed::Unknown),
+            _ => Err(unexpected("renew")),
+        };
+        answers.into_iter().map(read).collect()
+    }
+
+    async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError> {
+        let entries = settlements.into_iter().map(|Settle { guard, result }| {
+            let (nonce, attempt) = match guard {
+                Guard::Fence { attempt, nonce: drawn } => (nonce(drawn), attempt),
+                Guard::Unclaimed => (Vec::new(), result.attempt),
+            };
+            if !result.state.is_terminal() {
+                return Err(StoreError::Refused(format!("task {}: {:?} settles nothing", result.id.0, result.state)));
+            }
+            let arguments = [
+                nonce,
+                number(attempt),
+                record::state_name(result.state).into(),
+                record::written(&result)?,
+                result.id.0.simple().to_string().into_bytes(),
+                number(record::score(&result)),
+            ];
+            Ok(Entry::new(self.keys.of(result.id), arguments))
+        });
+        let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
+        let arguments = [self.finished_ms.as_bytes(), self.listed.as_bytes()];
+        let answers = script::SETTLE.batch(&self.link, &[&self.keys.listed], &arguments, &entries).await?;
+        let read = |answer| match answer {
+            Value::Int(0) => Ok(Settled::Stale),
+            Value::Int(1) => Ok(Settled::Done { followers: Vec::new() }),
+            Value::BulkString(_) => Ok(Settled::Done { followers: record::followers(answer)? }),
+            answer => match pair(answer)? {
+                [Value::Int(2), tell] => Ok(Settled::Again { followers: record::followers(tell)? }),
+                [Value::Int(3), result] => Ok(Settled::Already(record::result(result)?)),
+                _ => Err(unexpected("settle")),
+            },
+        };
+        answers.into_iter().map(read).collect()
+    }
+
+    async fn release(&self, releases: Vec<Release>) -> Result<Vec<Released>, StoreError> {
+        let entries = releases.into_iter().map(|release| {
+            let arguments = [nonce(release.nonce), number(u8::from(release.counts))];
+            Entry::new(self.keys.of(release.id), arguments)
+        });
+        let entries: Vec<_> = entries.collect();
+        let answers = script::RELEASE.batch(&self.leases, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
+        answers.into_iter().map(|answer| Ok(if yes(answer)? { Released::Released } else { Released::Stale })).collect()
+    }
+
+    async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        let commands = ids.into_iter().map(|id| {
+            let mut command = redis::cmd("HMGET");
+            command.arg(self.keys.of(id)).arg(&VIEW);
+            command
+        });
+        let views = self.commands(&commands.collect::<Vec<_>>()).await?;
+        views.into_iter().map(record::task).collect()
+    }
+
+    async fn follow(&self, ids: Vec<TaskId>, reply: Reply) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        let entries: Vec<_> = ids.into_iter().map(|id| Entry::new(self.keys.of(id), [])).collect();
+        let (most, reply) = (number(FOLLOWERS), follower(&reply)?);
+        let arguments = [self.unfinished_ms.as_bytes(), &most, &reply];
+        let views = script::FOLLOW.batch(&self.link, &[], &arguments, &entries).await?;
+        views.into_iter().map(record::task).collect()
+    }
+
+    async fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, StoreError> {
+        let limit = limit.min(PAGE_TASKS);
+        let mut from = cursor.map(Cursor::read).transpose()?;
+        if limit == 0 {
+            return Ok(Page { tasks: Vec::new(), cursor: cursor.map(str::to_owned) });
+        }
+        let unfiltered =
+            filter.state.is_none() && filter.model.is_none() && filter.tenant.is_none() && filter.metadata.is_empty();
+        let state = filter.state.map(record::state_name).unwrap_or_default();
+        let (mut tasks, mut page_bytes) = (Vec::new(), 0);
+        for _ in 0..SCAN_TASKS / STRETCH_TASKS {
+            let stretch = if unfiltered { limit - tasks.len() } else { STRETCH_TASKS };
+            let (id, score) = match &from {
+                Some(cursor) => (cursor.id.0.simple().to_string(), cursor.score.to_string()),
+                None => Default::default(),
+            };
+            let (most, most_bytes) = (number(stretch.min(STRETCH_TASKS)), number(PAGE_BYTES - page_bytes));
+            let arguments: [&[u8]; 6] =
+                [self.keys.task.as_bytes(), id.as_bytes(), score.as_bytes(), &most, state.as_bytes(), &most_bytes];
+            let answer = script::LIST.call(&self.link, &[&self.keys.listed], &arguments).await?;
+
+            let mut answer = array(answer)?.into_iter();
+            let ended = yes(answer.next().ok_or_else(|| unexpected("list"))?)?;
+            while let (Some(id), Some(score)) = (answer.next(), answer.next()) {
+                let place = place(id, score)?;
+                let shown = answer.next();
+                from = Some(place);
+                let Some(view) = shown else { break };
+                page_bytes += view_bytes(&view);
+                match record::task(view) {
+                    Ok(task) => tasks.extend(task.filter(|task| filter.matches(task))),
+                    // One that cannot be read must not keep the others from being listed.
+                    Err(error) => tracing::warn!(%error, "a listed task cannot be read"),
+                }
+                if tasks.len() == limit {
+                    return Ok(Page { tasks, cursor: from.map(|cursor| cursor.write()) });
+                }
+            }
+            if ended {
+                return Ok(Page { tasks, cursor: None });
+            }
+            if page_bytes >= PAGE_BYTES {
+                break;
+            }
+        }
+        Ok(Page { tasks, cursor: from.map(|cursor| cursor.write()) })
+    }
+
+    async fn report_load(&self, report: &LoadReport, ttl_ms: u64) -> Result<(), StoreError> {
+        let key = format!("{}{}", self.keys.load, report.worker);
+        let (json, ttl_ms) = (json(report)?, number(ttl_ms.clamp(1, LONGEST_MS)));
+        let arguments = [report.worker.as_bytes(), &json, &ttl_ms];
+        script::REPORT.call(&self.link, &[&self.keys.loads, &key], &arguments).await.map(drop)
+    }
+
+    async fn remove_load(&self, worker: &str) -> Result<(), StoreError> {
+        let mut forget = redis::cmd("ZREM");
+        forget.arg(&self.keys.loads).arg(worker);
+        let mut delete = redis::cmd("DEL");
+        delete.arg(format!("{}{worker}", self.keys.load));
+        self.commands(&[forget, delete]).await.map(drop)
+    }
+
+    async fn loads(&self) -> Result<Vec<LoadReport>, StoreError> {
+        let answer = script::LOADS.call(&self.link, &[&self.keys.loads], &[self.keys.load.as_bytes()]).await?;
+        readable(array(answer)?, "a load report")
+    }
+
+    async fn announce(&self, models: &[ModelSpec]) -> Result<(), StoreError> {
+        if models.is_empty() {
+            return Ok(());
+        }
+        let mut command = redis::cmd("HSET");
+        command.arg(&self.keys.models);
+        for model in models {
+            command.arg(&model.name).arg(json(model)?);
+        }
+        self.command(command).await.map(drop)
+    }
+
+    async fn models(&self) -> Result<Vec<ModelSpec>, StoreError> {
+        let mut command = redis::cmd("HVALS");
+        command.arg(&self.keys.models);
+        let mut models: Vec<ModelSpec> = readable(array(self.command(command).await?)?, "an announced model")?;
+        models.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(models)
+    }
+
+    async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
+        let mut command = redis::cmd("SET");
+        command.arg(format!("{}{key}", self.keys.value)).arg(&value[..]);
+        self.command(command).await.map(drop)
+    }
+
+    async fn fetch(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+        let mut command = redis::cmd("GET");
+        command.arg(format!("{}{key}", self.keys.value));
+        Ok(optional_bytes(self.command(command).await?)?.map(Bytes::from))
+    }
+
+    async fn ping(&self) -> Result<String, StoreError> {
+        // Unlike `INFO`, every user may ask this, whatever its rights.
+        let Value::Map(facts) = self.command(redis::cmd("HELLO")).await? else {
+            return Err(unexpected("HELLO"));
+        };
+        let mut product = None;
+        let mut version = String::new();
+        for (name, value) in facts {
+            match &*bytes(name)? {
+                b"server" => product = Some(record::text(bytes(value)?)?),
+                b"version" => version = record::text(bytes(value)?)?,
+                _ => {}
+            }
+        }
+        let product = match product.as_deref() {
+            Some("redis") => "Redis",
+            Some("valkey") => "Valkey",
+            Some(other) => other,
+            None => return Err(unexpected("HELLO")),
+        };
+        Ok(format!("{product} {version}"))
+    }
+}
+
+fn number(number: impl ToString) -> Vec<u8> {
+    number.to_string().into_bytes()
+}
+
+fn nonce(nonce: u128) -> Vec<u8> {
+    format!("{nonce:032x}").into_bytes()
+}
+
+fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(|error| StoreError::Refused(error.to_string()))
+}
+
+/// A follower as it is kept and compared.
+fn follower(reply: &Reply) -> Result<Vec<u8>, StoreError> {
+    json(reply)
+}
+
+fn attempts(number: i64) -> Result<u32, StoreError> {
+    number.try_into().map_err(|_| unexpected("a number of attempts"))
+}
+
+fn yes(answer: Value) -> Result<bool, StoreError> {
+    match answer {
+        Value::Int(number) => Ok(number == 1),
+        _ => Err(unexpected("no number")),
+    }
+}
+
+fn pair(answer: Value) -> Result<[Value; 2], StoreError> {
+    array(answer)?.try_into().map_err(|_| unexpected("no pair"))
+}
+
+fn place(id: Value, score: Value) -> Result<Cursor, StoreError> {
+    let id = record::text(bytes(id)?)?.parse().map_err(|_| unexpected("no id"))?;
+    let score = record::parsed(&bytes(score)?, "a place in the list")?;
+    Ok(Cursor { id: TaskId(id), score })
+}
+
+fn view_bytes(view: &Value) -> usize {
+    match view {
+        Value::Array(fields) => fields.iter().map(view_bytes).sum(),
+        Value::BulkString(bytes) => bytes.len(),
+        _ => 0,
+    }
+}
+
+/// Those that can be read: what one process wrote must not blind the others to the rest.
+fn readable<T: serde::de::DeserializeOwned>(answers: Vec<Value>, what: &str) -> Result<Vec<T>, StoreError> {
+    let mut read = Vec::with_capacity(answers.len());
+    for answer in answers {
+        match record::parsed(&bytes(answer)?, what) {
+            Ok(value) => read.push(value),
+            Err(error) => tracing::warn!(%error, "left out"),
+        }
+    }
+    Ok(read)
+}

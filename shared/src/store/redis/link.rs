@@ -1,0 +1,211 @@
+//! One connection to the server, made when it is first needed and made anew when it was lost.
+//!
+//! A call never outlasts the time-out, connecting included. While the server is away calls fail at once, and one in a
+//! while tries to connect. A call that timed out takes its connection with it: on a link that went silent without a
+//! word, TCP alone would notice after many minutes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind,
+    RedisError, ServerErrorKind, Value,
+};
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::store::StoreError;
+
+/// After a failure to connect, so long nobody tries again.
+const PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) struct Link {
+    client: Client,
+    /// Host and port: what may be said of the URL.
+    address: String,
+    timeout: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<Session>,
+    failed: Option<(Instant, StoreError)>,
+}
+
+#[derive(Clone)]
+struct Session {
+    connection: MultiplexedConnection,
+    /// Set when the connection is of no more use.
+    lost: Arc<AtomicBool>,
+}
+
+impl Link {
+    /// Connects to nothing yet.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when the URL is none of a Redis server. The URL is not in the message.
+    pub(super) fn new(url: &str, timeout_ms: u64) -> Result<Self, StoreError> {
+        let refused = |error: RedisError| StoreError::Refused(format!("store.url: {error}"));
+        let info = url.into_connection_info().map_err(refused)?;
+        // The third version of the protocol lets us notice at once that the server has closed the connection.
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let address = info.addr().to_string();
+        let client = Client::open(info).map_err(refused)?;
+        Ok(Self { client, address, timeout: Duration::from_millis(timeout_ms.max(1)), state: Mutex::default() })
+    }
+
+    /// One round trip. The answers as they came; see [`Link::checked`].
+    pub(super) async fn send(&self, commands: &Pipeline) -> Result<Vec<Value>, StoreError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut session = timeout_at(deadline, self.session()).await.map_err(|_| self.silent())??;
+        let count = commands.cmd_iter().count();
+        match timeout_at(deadline, session.connection.req_packed_commands(commands, 0, count)).await {
+            Ok(Ok(answers)) => {
+                if answers.iter().any(is_of_no_more_use) {
+                    session.lost.store(true, Ordering::Relaxed);
+                }
+                Ok(answers)
+            }
+            Ok(Err(error)) => {
+                session.lost.store(true, Ordering::Relaxed);
+                Err(self.explain(error))
+            }
+            Err(_) => {
+                session.lost.store(true, Ordering::Relaxed);
+                Err(StoreError::TimedOut(self.timeout_ms()))
+            }
+        }
+    }
+
+    /// The answer, or the error that the server answered.
+    pub(super) fn checked(&self, answer: Value) -> Result<Value, StoreError> {
+        answer.extract_error().map_err(|error| self.explain(error))
+    }
+
+    async fn session(&self) -> Result<Session, StoreError> {
+        let mut state = self.state.lock().await;
+        if let Some(session) = state.session.as_ref().filter(|session| !session.lost.load(Ordering::Relaxed)) {
+            return Ok(session.clone());
+        }
+        state.session = None;
+        if let Some((_, error)) = state.failed.as_ref().filter(|(at, _)| at.elapsed() < PAUSE) {
+            return Err(error.clone());
+        }
+        let lost = Arc::new(AtomicBool::new(false));
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_push_sender(on_disconnect(lost.clone()));
+        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+        let connected = match timeout(self.timeout, connecting).await {
+            Ok(connected) => connected.map_err(|error| self.explain(error)),
+            Err(_) => Err(self.silent()),
+        };
+        match connected {
+            Ok(connection) => {
+                let session = Session { connection, lost };
+                *state = State { session: Some(session.clone()), failed: None };
+                Ok(session)
+            }
+            Err(error) => {
+                state.failed = Some((Instant::now(), error.clone()));
+                Err(error)
+            }
+        }
+    }
+
+    fn timeout_ms(&self) -> u64 {
+        u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn silent(&self) -> StoreError {
+        StoreError::Unreachable(format!("{}: no connection within {} ms", self.address, self.timeout_ms()))
+    }
+
+    fn explain(&self, error: RedisError) -> StoreError {
+        let text = format!("{}: {error}", self.address);
+        match error.kind() {
+            ErrorKind::Io => StoreError::Unreachable(text),
+            ErrorKind::Server(kind) if is_away(kind) => StoreError::Unreachable(text),
+            _ => match error.code() {
+                Some("OOM" | "MISCONF") => StoreError::Full(text),
+                // Redis 6 wraps what failed inside a script into an `ERR`.
+                _ if text.contains("OOM command not allowed") => StoreError::Full(text),
+                Some("NOREPLICAS" | "BUSY") => StoreError::Unreachable(text),
+                _ => StoreError::Refused(text),
+            },
+        }
+    }
+}
+
+/// Whether the server is there but cannot serve now, or is no longer the one that can.
+fn is_away(kind: ServerErrorKind) -> bool {
+    matches!(
+        kind,
+        ServerErrorKind::BusyLoading
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::TryAgain
+    )
+}
+
+/// After a fail-over the same address may lead to another server: connect anew.
+fn is_of_no_more_use(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
+}
+
+pub(super) fn is_no_script(answer: &Value) -> bool {
+    matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript))
+}
+
+fn on_disconnect(lost: Arc<AtomicBool>) -> impl Fn(PushInfo) -> Result<(), RedisError> + Send + Sync + 'static {
+    move |push| {
+        if push.kind == PushKind::Disconnection {
+            lost.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn unexpected(what: impl std::fmt::Display) -> StoreError {
+    StoreError::Corrupt(format!("unexpected answer: {what}"))
+}
+
+pub(super) fn array(answer: Value) -> Result<Vec<Value>, StoreError> {
+    match answer {
+        Value::Array(values) => Ok(values),
+        other => Err(unexpected(format_args!("{} for an array", kind(&other)))),
+    }
+}
+
+pub(super) fn bytes(answer: Value) -> Result<Vec<u8>, StoreError> {
+    optional_bytes(answer)?.ok_or_else(|| unexpected("nothing for a text"))
+}
+
+pub(super) fn optional_bytes(answer: Value) -> Result<Option<Vec<u8>>, StoreError> {
+    match answer {
+        Value::BulkString(bytes) => Ok(Some(bytes)),
+        Value::SimpleString(text) => Ok(Some(text.into_bytes())),
+        Value::Nil => Ok(None),
+        other => Err(unexpected(format_args!("{} for a text", kind(&other)))),
+    }
+}
+
+/// What came, without its content: that may be anybody's data.
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Nil => "nothing",
+        Value::Int(_) => "a number",
+        Value::BulkString(_) | Value::SimpleString(_) | Value::VerbatimString { .. } => "a text",
+        Value::Okay => "OK",
+        Value::Array(_) | Value::Set(_) => "an array",
+        Value::Map(_) => "a map",
+        _ => "something else",
+    }
+}
