@@ -18,7 +18,7 @@ use redis::{
     PushKind, RedisError, ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::store::StoreError;
 
@@ -79,7 +79,7 @@ impl Link {
     }
 
     async fn exchange(&self, commands: &Pipeline, deadline: Instant) -> Result<Vec<Value>, StoreError> {
-        let mut session = timeout_at(deadline, self.session()).await.map_err(|_| self.silent())??;
+        let mut session = self.session(deadline).await?;
         let count = commands.cmd_iter().count();
         let answers = match timeout_at(deadline, session.connection.req_packed_commands(commands, 0, count)).await {
             Ok(Ok(answers)) if !answers.iter().any(is_of_no_more_use) => return Ok(answers),
@@ -117,8 +117,8 @@ impl Link {
         answer.extract_error().map_err(|error| self.explain(error))
     }
 
-    async fn session(&self) -> Result<Session, StoreError> {
-        let mut state = self.state.lock().await;
+    async fn session(&self, deadline: Instant) -> Result<Session, StoreError> {
+        let mut state = timeout_at(deadline, self.state.lock()).await.map_err(|_| self.silent())?;
         if let Some(session) = state.session.as_ref().filter(|session| !session.lost.load(Ordering::Relaxed)) {
             return Ok(session.clone());
         }
@@ -133,7 +133,7 @@ impl Link {
             .set_push_sender(on_disconnect(lost.clone()));
         let client = state.moved.as_ref().unwrap_or(&self.client);
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
-        let connected = match timeout(self.timeout, connecting).await {
+        let connected = match timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map_err(|error| self.explain(error)),
             Err(_) => Err(self.silent()),
         };
@@ -177,15 +177,15 @@ impl Link {
 
 /// Whether the server is there but cannot serve now, or is no longer the one that can.
 fn is_away(kind: ServerErrorKind) -> bool {
-    match kind {
-        ServerErrorKind::BusyLoading
-        | ServerErrorKind::ClusterDown
-        | ServerErrorKind::MasterDown
-        | ServerErrorKind::Ask
-        | ServerErrorKind::ReadOnly
-        | ServerErrorKind::TryAgain => true,
-        _ => false,
-    }
+    matches!(
+        kind,
+        ServerErrorKind::Ask
+            | ServerErrorKind::BusyLoading
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::TryAgain
+    )
 }
 
 /// After a fail-over the same address may lead to another server: connect anew.
