@@ -277,8 +277,7 @@ async fn a_password_is_used_and_never_shown() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn few_rights_and_one_slot_of_a_cluster_are_enough() {
-    let Some(server) = Server::started(&["--cluster-enabled", "yes"]).await else { return };
-    server.command(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]).await;
+    let Some(server) = Server::node(0, 16_383).await else { return };
     let rights =
         ["+@read", "+@write", "+@scripting", "+time", "-@dangerous", "~yard:*", "on", ">pass", "resetchannels"];
     let mut words = vec!["ACL", "SETUSER", "yard"];
@@ -297,6 +296,30 @@ async fn few_rights_and_one_slot_of_a_cluster_are_enough() {
     contract::the_newest_announcement_of_a_model_counts(store.clone()).await;
     contract::small_values_are_kept(store.clone()).await;
     contract::it_says_what_it_is(store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_node_of_a_cluster_leads_to_the_one_that_has_the_tasks() {
+    let (Some(near), Some(far)) = (Server::node(0, 8_191).await, Server::node(8_192, 16_383).await) else { return };
+    let bus: String = redis::from_redis_value(far.command(&["CLUSTER", "NODES"]).await).expect("a text");
+    let bus = bus.split(['@', ' ', ',']).nth(2).expect("the port of its bus");
+    near.command(&["CLUSTER", "MEET", "127.0.0.1", &far.port.to_string(), bus]).await;
+    for server in [&near, &far] {
+        let store = &open(server, 5_000);
+        let first = eventually("the cluster has formed", || async {
+            let first = task(TaskId::new());
+            store.accept(vec![first.clone()]).await.ok().map(|_| first)
+        })
+        .await;
+        let answer = store.claim(vec![claim(first.id, 1)]).await.expect("claim");
+        assert!(matches!(answer[..], [Claimed::Run { attempt: 1 }]), "{answer:?}");
+        let renewal = Renew { id: first.id, nonce: 1, lease_ms: 60_000 };
+        assert_eq!(store.renew(vec![renewal]).await, Ok(vec![Renewed::Renewed]));
+        assert!(store.get(vec![first.id]).await.expect("get")[0].is_some());
+    }
+    // The hash tag's slot is 13,907.
+    let [near, far] = [near.command(&["DBSIZE"]).await, far.command(&["DBSIZE"]).await];
+    assert!(near == redis::Value::Int(0) && far != near, "{near:?}, {far:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
