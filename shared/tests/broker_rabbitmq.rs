@@ -352,11 +352,7 @@ async fn during_an_alarm_publishing_errs_in_its_time_and_goes_on_after_it() {
     assert_eq!(yard.publish("before").await, Ok(()));
     assert!(yard.broker.is_ready());
     yard.relay.say_blocked();
-    let blocked = async || match yard.publish("just before").await {
-        Ok(()) => None,
-        Err(error) => Some(error),
-    };
-    eventually("the alarm", blocked).await;
+    eventually("the alarm", async || yard.publish("just before").await.err()).await;
     assert!(!yard.broker.is_ready());
 
     let (landed, started) = (ready(&yard).await, Instant::now());
