@@ -188,6 +188,7 @@ async fn an_attempt_that_outlived_the_store_may_settle_when_nobody_took_over() {
 async fn models_and_values_outlive_the_process_and_replace_older_ones() {
     let spec = |name: &str, slots| ModelSpec {
         name: name.into(),
+        version: "1".into(),
         handler: "simulated".into(),
         capabilities: vec!["echo".into()],
         slots,
