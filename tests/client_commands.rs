@@ -221,6 +221,7 @@ async fn models_workers_and_queues_are_printed() {
     let gateway = yard.gateway().await;
     let store = yard.store.inner();
     let spec = ModelSpec {
+        version: "1".to_owned(),
         name: "echo".into(),
         handler: "simulated".into(),
         capabilities: vec!["echoes".into()],

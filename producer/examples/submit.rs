@@ -9,14 +9,11 @@
 //! ```
 
 use std::error::Error;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
 use taskyard_producer::Client;
 use taskyard_producer::client::task;
-use taskyard_shared::broker::Broker;
-use taskyard_shared::broker::rabbitmq::RabbitMq;
 use taskyard_shared::{Priority, State, Topology};
 
 #[tokio::main]
@@ -30,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let settings = taskyard_shared::process::config::load(None)?.settings;
     // For amqps://; a process chooses once who does its TLS.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let broker = Arc::new(RabbitMq::connect(&settings.broker).await?);
+    let broker = taskyard_shared::process::connect::open_broker(&settings).await?;
     let client = Client::new(broker.clone(), Topology::new(settings.broker.namespace));
 
     // One task whose result is not wanted: accepted once this returns.

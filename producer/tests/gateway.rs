@@ -343,6 +343,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;
     let spec = |name: &str| ModelSpec {
+        version: "1".to_owned(),
         name: name.into(),
         handler: "simulated".into(),
         capabilities: vec!["echoes".into()],

@@ -11,6 +11,7 @@ use crate::time::Timestamp;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModelSpec {
     pub name: String,
+    pub version: String,
     /// `onnx`, `http`, `process`, `simulated`, or what a handler of one's own calls itself.
     pub handler: String,
     #[serde(default)]
@@ -25,6 +26,13 @@ pub struct ModelSpec {
     /// What one task is believed to take before any was measured, in milliseconds.
     #[serde(default)]
     pub expected_ms: Option<f64>,
+}
+
+impl ModelSpec {
+    /// `name@version`, as results name it.
+    pub fn full_name(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
 }
 
 /// One worker's report. It expires, so a worker that is gone is no longer counted.
@@ -64,7 +72,7 @@ pub struct Completion {
     pub state: crate::lifecycle::State,
     /// Execution time of the attempt, a batch's shared among its members; milliseconds.
     pub ran_ms: f64,
-    /// From delivery to the start of the attempt, on the worker's clock; milliseconds.
-    pub held_ms: f64,
+    /// How long the slot had nothing to run before this; milliseconds.
+    pub idle_ms: f64,
     pub worker: String,
 }

@@ -180,6 +180,27 @@ async fn after_a_cut_a_consumer_errs_once_and_consumes_again_with_its_prefetch()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_who_closes_the_connections_is_told_of_and_survived() {
+    let Some(yard) = Behind::start("closed", |_| {}).await else { return };
+    assert_eq!(yard.publish("1").await, Ok(()));
+    let mut consumer = yard.broker.consume(&yard.queue, 1).await.expect("consuming");
+    let held = next(&mut *consumer, 1).await.expect("a delivery");
+    yard.relay.say_closed();
+    let error = next(&mut *consumer, 1).await.expect_err("it was closed");
+    assert!(matches!(&error, BrokerError::Cut(text) if text.contains("CONNECTION_FORCED")), "{error:?}");
+    assert_eq!(consumer.acker().settle(vec![held[0].tag], Verdict::Ack).await, 1);
+    let mut consumer = yard.broker.consume(&yard.queue, 2).await.expect("consuming again");
+    eventually("publishing", async || yard.publish("2").await.ok()).await;
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        seen.extend(next(&mut *consumer, 2).await.expect("deliveries"));
+    }
+    assert_eq!(bodies(&seen), ["1", "2"]);
+    drop(consumer);
+    yard.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cut_while_publishing_loses_nothing_that_was_confirmed() {
     let Some(yard) = Behind::start("cut-publisher", |_| {}).await else { return };
     let (stop, stopped) = tokio::sync::watch::channel(false);

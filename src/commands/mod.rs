@@ -1,5 +1,7 @@
-//! The client commands: what a user asks of a running yard, over its HTTP API.
+//! The client commands: what a user asks of a running yard, over its HTTP API; `doctor` and `health` look for themselves.
 
+pub mod doctor;
+pub mod health;
 pub mod models;
 pub mod queues;
 pub mod task;

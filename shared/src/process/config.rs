@@ -4,14 +4,15 @@
 //! that got [`Settings`] need not look for zeros, bad names or URLs of the wrong kind.
 //!
 //! The environment: `TASKYARD__BROKER__URL` is `broker.url`, and `TASKYARD__BROKER__URL_FILE` (or `url_file` in TOML)
-//! is the path of a file that holds it, one newline at its end left off. Variables that begin `TASKYARD_` with one
+//! is the path of a file that holds it, one newline at its end left off. Who else may read that file is not looked at:
+//! container platforms mount secrets readable by all within the container. Variables that begin `TASKYARD_` with one
 //! underscore are not settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use config::Config;
 use toml::{Table, Value};
 
 use super::secret::{MASK, masked};
@@ -21,9 +22,9 @@ mod error;
 mod layer;
 mod rules;
 mod shape;
+mod source;
 
 pub use error::{ConfigError, Origin};
-use layer::Layer;
 use shape::{DEFAULTS, Key};
 
 /// Settings, and where each came from.
@@ -59,16 +60,20 @@ pub fn load_from(
 ) -> Result<Loaded, ConfigError> {
     let base_dir = base_dir(file)?;
     let mut layers = layer::from_toml(DEFAULTS, None, &base_dir)?;
+    let mut merged = Config::builder().add_source(layers.source());
     if let Some(path) = file {
-        layers.cover(layer::from_file(path, &base_dir)?);
+        let above = layer::from_file(path, &base_dir)?;
+        merged = merged.add_source(above.source());
+        layers.cover(above);
     }
     let above = layer::from_environment(environment, &layers)?;
+    let merged = merged.add_source(above.source());
     layers.cover(above);
     rules::check_leaves(&layers)?;
-    let settings = Settings::deserialize(Value::Table(table(&layers))).map_err(|error| ConfigError::Value {
+    let settings: Settings = merged.build().and_then(Config::try_deserialize).map_err(|error| ConfigError::Value {
         key: "settings".to_owned(),
         origin: Origin::Default,
-        problem: format!("cannot be read: {}", error.message()),
+        problem: format!("cannot be read: {error}"),
     })?;
     rules::check(&settings, &layers)?;
     let secrets = layers.leaves.iter().filter(|(_, leaf)| leaf.secret).map(|(key, _)| key.to_string()).collect();
@@ -85,27 +90,6 @@ fn base_dir(file: Option<&Path>) -> Result<PathBuf, ConfigError> {
         Some(_) => absolute.parent().map_or_else(|| absolute.clone(), Path::to_owned),
         None => absolute,
     })
-}
-
-/// The leaves as one nested table.
-fn table(layers: &Layer) -> Table {
-    fn section<'a>(root: &'a mut Table, path: &[String]) -> Option<&'a mut Table> {
-        path.iter().try_fold(root, |table, part| {
-            table.entry(part.clone()).or_insert_with(|| Value::Table(Table::new())).as_table_mut()
-        })
-    }
-    let mut root = Table::new();
-    for key in layers.sections.keys() {
-        section(&mut root, &key.0);
-    }
-    for (Key(path), leaf) in &layers.leaves {
-        if let Some((name, parents)) = path.split_last()
-            && let Some(table) = section(&mut root, parents)
-        {
-            table.insert(name.clone(), leaf.value.clone());
-        }
-    }
-    root
 }
 
 impl Loaded {

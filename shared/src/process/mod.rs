@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod config;
+pub mod connect;
 pub mod exit;
 pub mod listen;
 pub mod metrics;

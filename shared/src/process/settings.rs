@@ -80,7 +80,7 @@ pub struct SchedulerSettings {
     /// `cmu`, `fifo`, `strict`, `edf` or `wspt`.
     pub policy: String,
     pub ageing_s: f64,
-    pub window_tasks: u16,
+    pub window_tasks: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,
@@ -291,5 +291,36 @@ impl fmt::Debug for HttpSettings {
 impl fmt::Debug for ProcessSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProcessSettings").field("program", &self.command.first()).finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// How the store keeps records.
+    pub fn retention(&self) -> crate::store::Retention {
+        const HOUR_MS: u64 = 3600 * 1000;
+        crate::store::Retention {
+            finished_ms: self.store.finished_hours.saturating_mul(HOUR_MS),
+            unfinished_ms: self.store.unfinished_hours.saturating_mul(HOUR_MS),
+            listed: self.store.listed_tasks,
+        }
+    }
+}
+
+impl ModelSettings {
+    /// The model as a worker announces it.
+    pub fn spec(&self, name: &str) -> crate::load::ModelSpec {
+        crate::load::ModelSpec {
+            name: name.to_owned(),
+            version: self.version.clone(),
+            handler: self.handler.clone(),
+            capabilities: self.capabilities.clone(),
+            slots: self.slots,
+            timeout_ms: self.timeout_ms,
+            max_attempts: self.max_attempts,
+            max_batch: self.max_batch,
+            max_delay_ms: self.max_delay_ms,
+            memory_mb: self.memory_mb,
+            expected_ms: self.expected_ms.or(self.simulated.as_ref().map(|simulated| simulated.service_ms)),
+        }
     }
 }

@@ -180,7 +180,13 @@ impl Store for RedisStore {
         });
         let entries: Vec<_> = entries.collect();
         let answers = script::RENEW.batch(&self.leases, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
-        answers.into_iter().map(|answer| Ok(if yes(answer)? { Renewed::Renewed } else { Renewed::Lost })).collect()
+        let read = |answer| match answer {
+            Value::Int(0) => Ok(Renewed::Lost),
+            Value::Int(1) => Ok(Renewed::Renewed),
+            Value::Int(2) => Ok(Renewed::Unknown),
+            _ => Err(unexpected("renew")),
+        };
+        answers.into_iter().map(read).collect()
     }
 
     async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError> {

@@ -1,11 +1,12 @@
 //! Logs: one event is one line, whatever was in it.
 
 use std::io::Write;
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use taskyard_shared::process::settings::{LogFormat, LogSettings};
-use taskyard_shared::process::telemetry::subscriber;
+use taskyard_shared::process::telemetry::{init, subscriber};
 
 #[derive(Clone, Default)]
 struct Written(Arc<Mutex<Vec<u8>>>);
@@ -110,4 +111,29 @@ fn levels_and_colours_are_as_asked() {
     assert!(text.contains("yes") && !text.contains("no") && !text.contains('\x1b'), "{text}");
     assert!(logged(LogFormat::Text, true, events).contains('\x1b'));
     assert!(!logged(LogFormat::Json, true, events).contains('\x1b'));
+}
+
+/// Logs are set up once for a process, so this test runs itself again in one of its own.
+#[test]
+fn a_panic_is_one_line_like_everything_else() {
+    const INNER: &str = "TASKYARD_TEST_INNER_PANIC";
+    if std::env::var_os(INNER).is_some() {
+        let settings = LogSettings { level: "info".to_owned(), format: LogFormat::Json };
+        init(&settings).unwrap();
+        assert_eq!(init(&settings).unwrap_err().to_string(), "logs have been set up already");
+        let ended = std::thread::spawn(|| panic!("lost\namqp://u:s3cret@h")).join();
+        assert!(ended.is_err());
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "telemetry::a_panic_is_one_line_like_everything_else", "--nocapture"])
+        .env(INNER, "1")
+        .output()
+        .unwrap();
+    let (out, lines) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.contains("1 passed"), "{out}{lines}");
+    let line: Value = serde_json::from_str(&lines).expect(&lines);
+    assert_eq!(line["message"], "panicked");
+    assert_eq!(line["panic.message"], "lost\namqp://u:***@h");
+    assert!(line["panic.place"].as_str().unwrap().contains("telemetry.rs:"), "{lines}");
 }

@@ -165,6 +165,7 @@ async fn a_full_server_is_said_to_be_full_and_takes_work_again_when_there_is_roo
     let list = store.list(&Filter::default(), None, 10).await.expect("reading goes on");
     taken.extend(list.tasks.iter().map(|task| task.id));
     assert!(!taken.is_empty());
+    server.command(&["CONFIG", "SET", "maxmemory", "1mb"]).await;
     assert!(matches!(store.claim(vec![claim(taken[0], 1)]).await, Err(StoreError::Full(_))));
     // A call is all or nothing: of the batch's two calls each took effect or did not.
     let there = store.get(refused).await.expect("get").iter().flatten().count();

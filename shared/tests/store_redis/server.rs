@@ -27,7 +27,8 @@ fn skip(reason: &str) {
 /// Sends one command on a connection of its own.
 pub async fn command(url: &str, words: &[&str]) -> redis::RedisResult<Value> {
     let client = redis::Client::open(url).expect("a URL");
-    let mut connection = client.get_multiplexed_async_connection().await?;
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+    let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
     let mut command = redis::cmd(words[0]);
     command.arg(&words[1..]);
     command.query_async(&mut connection).await

@@ -90,6 +90,16 @@ impl Relay {
         self.say(61, &[]);
     }
 
+    /// Ends every connection in the server's name, as an operator does: `connection.close`.
+    pub fn say_closed(&self) {
+        let reason = b"CONNECTION_FORCED - test";
+        let mut arguments = 320_u16.to_be_bytes().to_vec();
+        arguments.push(u8::try_from(reason.len()).expect("short"));
+        arguments.extend(reason);
+        arguments.extend([0; 4]);
+        self.say(50, &arguments);
+    }
+
     /// A method of AMQP's class `connection`, to every client.
     fn say(&self, method: u16, arguments: &[u8]) {
         let mut frame = vec![1, 0, 0];

@@ -66,6 +66,7 @@ impl RabbitMq {
         let (publish_session, consume_session) =
             tokio::try_join!(Session::open(&endpoint, &publishing, 1), Session::open(&endpoint, &consuming, 1))?;
         let answer_limit = Duration::from_millis(settings.publish_timeout_ms);
+        let channel_max = publish_session.connection.configuration().channel_max();
         let link = Link::start(endpoint.clone(), publishing, publish_session);
         tracing::info!(
             broker.address = %endpoint.address(),
@@ -74,7 +75,7 @@ impl RabbitMq {
             "connected to the broker"
         );
         Ok(Self {
-            publisher: Arc::new(Publisher::new(link, settings.in_flight, answer_limit)),
+            publisher: Arc::new(Publisher::new(link, channel_max, settings.in_flight, answer_limit)),
             consuming: Link::start(endpoint.clone(), consuming, consume_session),
             greeting,
             durable,

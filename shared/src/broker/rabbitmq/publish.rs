@@ -29,12 +29,14 @@ type Answer = Result<(), PublishError>;
 
 /// Calls that publish at once; more wait for a channel.
 const MAX_CHANNELS: usize = 64;
+/// Bodies of one part of a call, so that what lapin copies is bounded in bytes too. A larger message goes alone.
+const MAX_PART_BYTES: usize = 4 << 20;
 
 pub(super) struct Publisher {
     pub(super) link: Link,
     /// One permit a message, so that what lapin holds in memory is bounded.
     in_flight: Arc<Semaphore>,
-    most_in_flight: usize,
+    most_in_flight: u32,
     channels: Arc<Semaphore>,
     idle: Mutex<Idle>,
     limit: Duration,
@@ -48,13 +50,16 @@ struct Idle {
 }
 
 impl Publisher {
-    pub(super) fn new(link: Link, in_flight: usize, limit: Duration) -> Self {
-        let most_in_flight = in_flight.clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+    /// `channel_max` is the broker's.
+    pub(super) fn new(link: Link, channel_max: u16, in_flight: usize, limit: Duration) -> Self {
+        let most_in_flight = u32::try_from(in_flight.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        // Half: a channel that is being closed still counts.
+        let channels = usize::from(channel_max / 2).clamp(1, MAX_CHANNELS);
         Self {
             link,
-            in_flight: Arc::new(Semaphore::new(most_in_flight)),
+            in_flight: Arc::new(Semaphore::new(most_in_flight as usize)),
             most_in_flight,
-            channels: Arc::new(Semaphore::new(MAX_CHANNELS)),
+            channels: Arc::new(Semaphore::new(channels)),
             idle: Mutex::default(),
             limit,
         }
@@ -73,7 +78,7 @@ impl Publisher {
         let mut answers = Vec::with_capacity(messages.len());
         let mut deadline = Instant::now() + self.limit;
         while !messages.is_empty() {
-            let rest = messages.split_off(messages.len().min(self.most_in_flight));
+            let rest = messages.split_off(self.part(&messages));
             let sent = self.publish_some(&messages, deadline).await;
             // Each part that went through earns the next one its time.
             if sent.iter().all(Result::is_ok) {
@@ -85,7 +90,18 @@ impl Publisher {
         answers
     }
 
-    /// At most `most_in_flight` messages.
+    /// How many of the messages to publish together: at least one.
+    fn part(&self, messages: &[Message]) -> usize {
+        // Half of what may be in flight, so that a large call leaves room for others.
+        let most = self.most_in_flight.div_ceil(2) as usize;
+        let mut bytes = 0_usize;
+        let fits = messages.iter().take(most).take_while(|message| {
+            bytes = bytes.saturating_add(message.body.len());
+            bytes <= MAX_PART_BYTES
+        });
+        fits.count().max(1)
+    }
+
     async fn publish_some(&self, messages: &[Message], deadline: Instant) -> Vec<Answer> {
         match self.begin(messages.len(), deadline).await {
             Ok(lease) => lease.send(messages, deadline, self.limit).await,
@@ -95,6 +111,11 @@ impl Publisher {
 
     async fn begin(&self, count: usize, deadline: Instant) -> Result<Lease<'_>, BrokerError> {
         let busy = || timed_out(self.limit);
+        // What was left of the time is of no use to the reader.
+        let whole = |failure| match failure {
+            Failure::TimedOut(_) => busy(),
+            other => other.into(),
+        };
         let permits = u32::try_from(count).unwrap_or(u32::MAX);
         let in_flight = timeout_at(deadline, self.in_flight.clone().acquire_many_owned(permits)).await;
         let in_flight = in_flight.map_err(|_| busy())?.map_err(|_| BrokerError::Closed)?;
@@ -106,7 +127,7 @@ impl Publisher {
                 Ok(channel) => return Ok(Lease { publisher: self, session, channel, _permits: [in_flight, turn] }),
                 // The session ended meanwhile; the next one may come in time.
                 Err(_) if !session.is_alive() && Instant::now() < deadline => {}
-                Err(failure) => return Err(failure.into()),
+                Err(failure) => return Err(whole(failure)),
             }
         }
     }
@@ -146,9 +167,8 @@ impl Publisher {
 
     /// Waits until nothing is under way, at most as long as a publish may take.
     pub(super) async fn settle_down(&self) {
-        let all = u32::try_from(self.most_in_flight).unwrap_or(u32::MAX);
         // What is still out when the time is up will be told that it is not known.
-        let _ = tokio::time::timeout(self.limit, self.in_flight.acquire_many(all)).await;
+        let _ = tokio::time::timeout(self.limit, self.in_flight.acquire_many(self.most_in_flight)).await;
     }
 }
 

@@ -387,7 +387,7 @@ impl Records {
     }
 
     pub fn renew(&mut self, renew: &Renew, now_ms: u64) -> Renewed {
-        let Some(record) = self.touch(renew.id, now_ms) else { return Renewed::Lost };
+        let Some(record) = self.touch(renew.id, now_ms) else { return Renewed::Unknown };
         let holds = record.holds(renew.nonce);
         match &mut record.live {
             Some(live) if holds => {
@@ -399,7 +399,7 @@ impl Records {
     }
 
     pub fn release(&mut self, release: &Release, now_ms: u64, batch: &mut Option<Batch>) -> Released {
-        let Some(record) = self.touch(release.id, now_ms) else { return Released::Stale };
+        let Some(record) = self.touch(release.id, now_ms) else { return Released::Released };
         let holds = record.holds(release.nonce);
         let Some(live) = record.live.as_mut().filter(|_| holds) else { return Released::Stale };
         live.lease_ms = 0;

@@ -145,14 +145,14 @@ impl Link {
 
 /// Whether the server is there but cannot serve now, or is no longer the one that can.
 fn is_away(kind: ServerErrorKind) -> bool {
-    match kind {
+    matches!(
+        kind,
         ServerErrorKind::BusyLoading
-        | ServerErrorKind::ClusterDown
-        | ServerErrorKind::MasterDown
-        | ServerErrorKind::ReadOnly
-        | ServerErrorKind::TryAgain => true,
-        _ => false,
-    }
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::ReadOnly
+            | ServerErrorKind::TryAgain
+    )
 }
 
 /// After a fail-over the same address may lead to another server: connect anew.

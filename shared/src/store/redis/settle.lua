@@ -28,6 +28,8 @@ for number = 1, #KEYS - 1 do
     end
   elseif own or (nonce == '' and tonumber(held[4] or 0) <= now) then
     redis.call('HSET', key, 'state', state, 'nonce', nonce, 'record', result)
+    -- The result says it all now, and is kept for long.
+    redis.call('HDEL', key, 'lease', 'worker', 'began', 'model', 'sent')
     keep(key, held[5], KEEP)
     answers[number] = held[6] or 1
   else
