@@ -74,13 +74,15 @@ pub(crate) struct Serving {
 
 impl Serving {
     /// Serves until draining, and then until everything that runs has ended. A session that is cut is taken up again.
-    pub async fn run(self) {
+    ///
+    /// Answers the consumer: with it goes what is not settled, so it is to be kept until everything is.
+    pub async fn run(self) -> Option<Box<dyn Consumer>> {
         let slots = Arc::new(Semaphore::new(self.lane.spec.slots as usize));
         let mut running = JoinSet::new();
         let mut tries = 0;
         while !self.draining.is_cancelled() {
             match self.session(&slots, &mut running).await {
-                Ok(()) => break,
+                Ok(consumer) => return Some(consumer),
                 Err(failure) if failure.is_transient() => {
                     tries = if running.is_empty() { tries + 1 } else { 1 };
                     warn!(%failure, task.model = %self.lane.spec.name, "the queue is taken up again");
@@ -95,12 +97,15 @@ impl Serving {
                 () = self.draining.cancelled() => {}
             }
         }
-        while let Some(ended) = running.join_next().await {
-            self.give_back(ended.unwrap_or_default()).await;
-        }
+        while running.join_next().await.is_some() {}
+        None
     }
 
-    async fn session(&self, slots: &Arc<Semaphore>, running: &mut JoinSet<Vec<Held>>) -> Result<(), BrokerError> {
+    async fn session(
+        &self,
+        slots: &Arc<Semaphore>,
+        running: &mut JoinSet<Vec<Held>>,
+    ) -> Result<Box<dyn Consumer>, BrokerError> {
         let spec = &self.lane.spec;
         let queue = self.topology.ready(&spec.name);
         self.broker.declare(&[QueueSpec::durable(&queue)]).await?;
@@ -111,16 +116,15 @@ impl Serving {
         let mut waiting: VecDeque<Held> = VecDeque::new();
         let ended = self.take(&mut *consumer, slots, running, &mut waiting, usize::from(prefetch)).await;
         self.lane.held.fetch_sub(waiting.len() as u32, Ordering::Relaxed);
-        if ended.is_ok() {
-            // Draining: what was not begun goes back at once, for others.
-            consumer.cancel().await?;
-            self.give_back(waiting.into()).await;
-            while let Some(ended) = running.join_next().await {
-                self.give_back(ended.unwrap_or_default()).await;
-            }
-        }
         // After a cut the tags are void and everything comes again.
-        ended
+        ended?;
+        // Draining: what was not begun goes back at once, for others.
+        consumer.cancel().await?;
+        self.give_back(waiting.into()).await;
+        while let Some(ended) = running.join_next().await {
+            self.give_back(ended.unwrap_or_default()).await;
+        }
+        Ok(consumer)
     }
 
     async fn take(

@@ -1,8 +1,8 @@
 //! The broker port on RabbitMQ 3.10 and later. The only place that knows lapin.
 //!
 //! Two connections: messages go out on one and come in on the other, because a broker that is short of memory stops
-//! reading from whoever publishes, acks included. [`link`] keeps each of them up; [`publish`], [`consume`] and
-//! [`declare`] work on whatever session stands; [`endpoint`] and [`session`] are one connection.
+//! reading from whoever publishes, acks included. `link` keeps each of them up; `publish`, `consume` and
+//! `declare` work on whatever session stands; `endpoint` and `session` are one connection.
 
 mod consume;
 mod convert;

@@ -82,6 +82,8 @@ impl Session {
 
     /// Says goodbye if the broker still listens, and ends the socket.
     pub(super) async fn end(&self) {
+        // Before its consumers see the end, so that they can tell it from a cut.
+        let _ = self.reason.set(BrokerError::Closed);
         if self.is_alive() {
             // Whatever comes of it, the socket is cut next.
             let _ = within(CLOSE_LIMIT, self.connection.close(200, "bye".into())).await;
