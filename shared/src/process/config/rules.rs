@@ -58,7 +58,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("worker.report_every_ms", Bounds::Whole(10, 60_000)),
     ("worker.retry_first_ms", Bounds::Whole(1, limits::DURATION_MS)),
     ("worker.retry_most_ms", Bounds::Whole(1, limits::DURATION_MS)),
-    ("worker.max_output_bytes", Bounds::Whole(1, limits::BODY_BYTES as u64)),
+    // A record also holds what is known of the task beside its output.
+    ("worker.max_output_bytes", Bounds::Whole(1, (crate::store::RECORD_BYTES / 2) as u64)),
     ("models.*.slots", Bounds::Whole(1, 10_000)),
     ("models.*.timeout_ms", Bounds::Whole(1, limits::DURATION_MS)),
     ("models.*.max_attempts", Bounds::Whole(1, limits::ATTEMPTS as u64)),
