@@ -126,7 +126,8 @@ async fn callers_wait_while_too_much_waits_for_the_disk() {
     let (go_on, until) = mpsc::channel::<()>();
     let mut batch = journal.reserve(0).await.unwrap();
     batch.put(|out| out.push(1));
-    batch.submit(true, Some(Box::new(move |_| drop(until.recv()))));
+    let busy = move |_| assert!(until.recv().is_err(), "nothing is ever sent");
+    batch.submit(true, Some(Box::new(busy)));
     let mut waiting = 0;
     loop {
         let Ok(batch) = tokio::time::timeout(Duration::from_millis(300), journal.reserve(1 << 20)).await else { break };
@@ -161,7 +162,9 @@ async fn what_its_owner_cannot_read_is_corrupt() {
     put(&journal, &[b"entry"]).await;
     drop(journal);
     match Journal::open(dir.path(), "test", |_, _| Err("what is this?".into())).err() {
-        Some(JournalError::Corrupt(why)) => assert!(why.contains("what is this?") && why.contains("test.redb"), "{why}"),
+        Some(JournalError::Corrupt(why)) => {
+            assert!(why.contains("what is this?") && why.contains("test.redb"), "{why}")
+        }
         other => panic!("{other:?}"),
     }
 }
