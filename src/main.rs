@@ -1,6 +1,17 @@
 //! `taskyard`: one binary, one role or client command per subcommand.
 
-use std::io::Write;
+mod client;
+mod commands;
+mod config;
+mod demo;
+mod dev;
+mod failure;
+mod output;
+mod roles;
+mod schema;
+mod yard;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -8,40 +19,92 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "taskyard", version, about = "A work queue for AI models")]
 struct Cli {
+    /// Settings file (TOML), over the built-in defaults and under the environment.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// The main job, end to end, in one process on real models: prints what happened.
+    Demo(demo::DemoArgs),
+    /// Stays up: gateway, scheduler and workers in one process, nothing to install.
+    Dev(dev::DevArgs),
+    /// The HTTP API.
+    Gateway,
+    /// The scheduler service.
+    Scheduler,
+    /// A worker.
+    Worker(roles::WorkerArgs),
+    /// Tasks: submit, get, wait, list.
+    Task(commands::task::TaskArgs),
+    /// The models that workers serve.
+    Models(commands::models::ModelsArgs),
+    /// The workers that are alive.
+    Workers(commands::workers::WorkersArgs),
+    /// The queues and what waits in them.
+    Queues(commands::queues::QueuesArgs),
+    /// Checks broker, store, queue arguments, versions and time-outs, and says what to do.
+    Doctor {
+        #[command(flatten)]
+        args: commands::doctor::DoctorArgs,
+        /// How data is printed.
+        #[arg(short, long, value_enum, default_value_t)]
+        output: output::Format,
+    },
+    /// Asks a running process whether it is well; for health checks.
+    #[command(hide = true)]
+    Health(commands::health::HealthArgs),
+    /// The settings in force.
+    Config {
+        #[command(subcommand)]
+        action: config::Command,
+        /// How data is printed.
+        #[arg(short, long, global = true, value_enum, default_value_t)]
+        output: output::Format,
+    },
     /// The wire format as JSON Schema.
     Schema {
         #[command(subcommand)]
-        action: SchemaAction,
+        action: schema::SchemaAction,
     },
 }
 
-#[derive(Subcommand)]
-enum SchemaAction {
-    /// Prints the schema of every message as one JSON object.
-    Export,
-}
-
 fn main() -> ExitCode {
-    let Cli { command: Command::Schema { action: SchemaAction::Export } } = Cli::parse();
-    match export_schemas() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("taskyard: cannot write the schemas: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    // One TLS provider for everything that may speak TLS; a second installation would be refused, and harmless.
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    let Cli { config, command } = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::Failure::Internal(format!("the runtime cannot start: {error}")).report(),
+    };
+    let answer = runtime.block_on(run(config, command));
+    // A model that still computes must not hold up the exit.
+    runtime.shutdown_background();
+    answer
 }
 
-fn export_schemas() -> std::io::Result<()> {
-    let schemas: serde_json::Map<_, _> =
-        taskyard_shared::schema::schemas().into_iter().map(|(name, schema)| (name.to_owned(), schema.into())).collect();
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &schemas)?;
-    writeln!(out)
+async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
+    let config = config.as_deref();
+    let answer = match command {
+        Command::Demo(args) => demo::run(args).await,
+        Command::Dev(args) => dev::run(args, config).await,
+        Command::Gateway => roles::gateway(config).await,
+        Command::Scheduler => roles::scheduler(config).await,
+        Command::Worker(args) => roles::worker(args, config).await,
+        Command::Schema { action } => schema::run(action),
+        Command::Task(args) => return commands::task::run(args).await.into(),
+        Command::Models(args) => return commands::models::run(args).await.into(),
+        Command::Workers(args) => return commands::workers::run(args).await.into(),
+        Command::Queues(args) => return commands::queues::run(args).await.into(),
+        Command::Doctor { args, output } => return commands::doctor::run(args, config, output).await,
+        Command::Health(args) => return commands::health::run(args).await,
+        Command::Config { action, output } => return self::config::run(action, output, config).into(),
+    };
+    match answer {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
 }

@@ -1,3 +1,21 @@
 //! Decides what runs next.
+//!
+//! [`planner`] is pure. Around it, one file for each step of a task's way: `intake` reads and takes in, `core` owns the
+//! planner, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs, `load_watch` reads what
+//! workers say.
 
+mod clock;
+mod core;
+mod dispatch;
+mod estimate;
+mod finish;
+mod held;
+mod intake;
+mod load_watch;
+mod metrics;
 pub mod planner;
+mod returns;
+mod room;
+mod service;
+
+pub use service::Scheduler;

@@ -19,6 +19,8 @@ pub struct Invalid {
     /// The field at fault; `body` when it is the message as a whole.
     pub field: Cow<'static, str>,
     pub message: String,
+    /// The id of the task at fault, where it could be read.
+    pub id: Option<TaskId>,
 }
 
 impl Invalid {
@@ -29,11 +31,11 @@ impl Invalid {
 }
 
 fn body(code: &'static str, message: impl Display) -> Invalid {
-    Invalid { code, field: "body".into(), message: message.to_string() }
+    Invalid { code, field: "body".into(), message: message.to_string(), id: None }
 }
 
 fn field(name: &'static str, message: impl Display) -> Invalid {
-    Invalid { code: "invalid_field", field: name.into(), message: message.to_string() }
+    Invalid { code: "invalid_field", field: name.into(), message: message.to_string(), id: None }
 }
 
 /// Reads one task, or a JSON array of tasks of which each is judged by itself.
@@ -147,7 +149,11 @@ fn decode_task(raw: &RawValue) -> Result<Task, Invalid> {
         return Err(body("too_large", format_args!("a task is over {} bytes", limits::TASK_BYTES)));
     }
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|error| body("json", error))?;
+    let id = read::<TaskId>("id", fields.id)?;
+    task_of(fields, id).map_err(|invalid| Invalid { id, ..invalid })
+}
 
+fn task_of(fields: Fields<'_>, id: Option<TaskId>) -> Result<Task, Invalid> {
     let target = match (fields.model, fields.capability) {
         (Some(model), None) => Target::Model(name("model", model, true)?),
         (None, Some(capability)) => Target::Capability(name("capability", capability, false)?),
@@ -173,7 +179,7 @@ fn decode_task(raw: &RawValue) -> Result<Task, Invalid> {
         return Err(field("max_attempts", format_args!("must be from 1 to {}", limits::ATTEMPTS)));
     }
     Ok(Task {
-        id: read::<TaskId>("id", fields.id)?,
+        id,
         target,
         kind: read::<Kind>("kind", fields.kind)?.unwrap_or_default(),
         input: input.to_owned(),
@@ -219,7 +225,8 @@ fn label(name: &'static str, raw: Option<&RawValue>, limit: usize) -> Result<Opt
     Ok(value)
 }
 
-fn is_name(text: &str, limit: usize) -> bool {
+/// `[a-z0-9][a-z0-9._-]*`, at most `limit` bytes: the form of models, capabilities and versions.
+pub(crate) fn is_name(text: &str, limit: usize) -> bool {
     let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
     text.len() <= limit
         && text.bytes().all(allowed)

@@ -16,7 +16,10 @@ pub mod topology;
 
 // The ports and their adapters.
 pub mod broker;
+pub mod messages;
 pub mod store;
+// What the embedded adapters write to.
+pub mod journal;
 
 // What every role needs.
 pub mod process;

@@ -31,6 +31,21 @@ impl State {
         State::Rejected,
     ];
 
+    /// As on the wire, and as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Blocked => "blocked",
+            State::Queued => "queued",
+            State::Dispatched => "dispatched",
+            State::Running => "running",
+            State::Succeeded => "succeeded",
+            State::Failed => "failed",
+            State::Cancelled => "cancelled",
+            State::Expired => "expired",
+            State::Rejected => "rejected",
+        }
+    }
+
     /// A terminal state never changes.
     pub fn is_terminal(self) -> bool {
         match self {

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::time::Timestamp;
 
 /// A model as a worker announces it. The store keeps the newest announcement of each name.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModelSpec {
     pub name: String,
+    pub version: String,
     /// `onnx`, `http`, `process`, `simulated`, or what a handler of one's own calls itself.
     pub handler: String,
     #[serde(default)]
@@ -26,8 +28,15 @@ pub struct ModelSpec {
     pub expected_ms: Option<f64>,
 }
 
+impl ModelSpec {
+    /// `name@version`, as results name it.
+    pub fn full_name(&self) -> String {
+        format!("{}@{}", self.name, self.version)
+    }
+}
+
 /// One worker's report. It expires, so a worker that is gone is no longer counted.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LoadReport {
     pub worker: String,
     pub host: String,
@@ -42,7 +51,7 @@ pub struct LoadReport {
 }
 
 /// One model on one worker.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ModelLoad {
     pub slots: u32,
     /// Slots that run something now.
@@ -55,7 +64,7 @@ pub struct ModelLoad {
 }
 
 /// One finished attempt, as workers tell the scheduler. Losing one costs a credit for a while, never a task.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Completion {
     pub id: crate::task::TaskId,
     pub model: String,
@@ -63,7 +72,7 @@ pub struct Completion {
     pub state: crate::lifecycle::State,
     /// Execution time of the attempt, a batch's shared among its members; milliseconds.
     pub ran_ms: f64,
-    /// From delivery to the start of the attempt, on the worker's clock; milliseconds.
-    pub held_ms: f64,
+    /// How long the slot had nothing to run before this; milliseconds.
+    pub idle_ms: f64,
     pub worker: String,
 }

@@ -56,6 +56,19 @@ pub enum Kind {
     Optimization,
 }
 
+impl Kind {
+    /// As on the wire, and as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Kind::Prediction => "prediction",
+            Kind::Training => "training",
+            Kind::Deployment => "deployment",
+            Kind::DataProcessing => "data_processing",
+            Kind::Optimization => "optimization",
+        }
+    }
+}
+
 /// The weight a caller gives, 0 to 9; bigger is sooner.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "u8", into = "u8")]
@@ -129,4 +142,28 @@ pub struct Task {
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
     pub webhook: Option<Webhook>,
+}
+
+impl Task {
+    /// A task with nothing but what it must have.
+    pub fn new(target: Target, input: Box<RawValue>) -> Self {
+        Self {
+            id: None,
+            target,
+            kind: Kind::default(),
+            input,
+            priority: None,
+            tenant: None,
+            deadline: None,
+            deadline_ms: None,
+            not_before: None,
+            delay_ms: None,
+            cost: None,
+            timeout_ms: None,
+            max_attempts: None,
+            idempotency_key: None,
+            metadata: BTreeMap::new(),
+            webhook: None,
+        }
+    }
 }

@@ -46,6 +46,10 @@ pub mod codes {
     pub const UNAVAILABLE: &str = "unavailable";
     /// The output is over the limit.
     pub const OUTPUT_TOO_LARGE: &str = "output_too_large";
+    /// Another worker may have taken the task: this one was silent for too long.
+    pub const LEASE_LOST: &str = "lease_lost";
+    /// Every attempt that it may have was begun, and none came to an end: it may crash its worker.
+    pub const ATTEMPTS_EXHAUSTED: &str = "attempts_exhausted";
 }
 
 /// An error with one of [`codes`].

@@ -1,6 +1,20 @@
 //! Runs tasks on models.
+//!
+//! A delivery's way: [`lane`] takes it and forms batches, [`attempt`] claims it, runs it and judges the answer,
+//! [`settle`] writes the end under its fence, tells who waits, and acks.
 
+mod attempt;
+mod claims;
 pub mod handler;
 pub mod handlers;
+mod held;
+mod lane;
+mod leases;
+mod load_report;
+mod metrics;
+mod service;
+mod settle;
+mod verdict;
 
 pub use handler::{Answer, Handler, Job};
+pub use service::Worker;

@@ -1,156 +1,67 @@
 //! The pure planner: events and the time go in, decisions come out.
 //!
 //! It reads no clock, does no I/O and draws no random number, so that the service, the simulator and the tests run
-//! the same code. Tasks of one model, priority, cost bucket and tenant wait in one lane; only lane heads are
-//! compared, and a task leaves only for a credit believed free.
+//! the same code. `handle_*` says what happened, `poll_*` asks what to do now, and the time is an argument.
+//! `README.md` beside this file has the problem, the rules, and what is exact.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
+mod admit;
+mod backlog;
+mod capacity;
+mod decision;
+mod describe;
+mod explain;
+mod index;
+mod lane;
+mod line;
+mod models;
+mod names;
 pub mod policy;
+mod tasks;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+pub use admit::{Arrival, Refusal};
+pub use decision::{Decision, DispatchReason, WaitReason};
+pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats};
 
+use std::collections::{BTreeMap, VecDeque};
+
+use models::Models;
+use names::Names;
 use policy::Policy;
-use taskyard_shared::{Priority, TaskId};
-
-/// A task as the planner sees it. Times are microseconds on the caller's clock.
-#[derive(Clone, Debug)]
-pub struct Arrival {
-    pub id: TaskId,
-    pub model: String,
-    pub tenant: String,
-    pub priority: Priority,
-    /// Expected execution time, in seconds; taken as at least a microsecond.
-    pub expected_seconds: f64,
-    pub deadline_us: Option<u64>,
-    pub not_before_us: Option<u64>,
-}
-
-/// A task in its lane.
-#[derive(Clone, Debug)]
-pub struct Waiting {
-    pub id: TaskId,
-    pub priority: Priority,
-    pub arrival_us: u64,
-    pub deadline_us: Option<u64>,
-    pub expected_seconds: f64,
-    sequence: u64,
-}
-
-impl Waiting {
-    /// What a second of this task's delay costs: its priority, plus one so that priority 0 still counts.
-    pub fn weight(&self) -> f64 {
-        f64::from(self.priority.get()) + 1.0
-    }
-}
-
-/// What the shell is to do.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Decision {
-    Dispatch { id: TaskId, model: Arc<str>, reason: DispatchReason },
-    Expire { id: TaskId, model: Arc<str> },
-}
-
-/// Why this task and not another.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DispatchReason {
-    /// No other lane of its model had a task.
-    OnlyLane,
-    /// Its score was the largest.
-    BestScore,
-    /// Its score was equalled, and it came first.
-    Oldest,
-}
-
-/// Why a task waits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum WaitReason {
-    /// Its `not_before` is yet to come.
-    NotBefore,
-    /// No worker has offered a slot for its model.
-    NoWorker,
-    /// Every slot of its model is taken.
-    NoCredit,
-    /// A slot is free and its turn comes at the next decision.
-    NextDecision,
-}
-
-/// The planner refused an event.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    /// The id is already waiting or dispatched.
-    Duplicate,
-}
-
-/// Names by number, so that nothing is cloned or compared as text on a task's way.
-#[derive(Default)]
-struct Names {
-    numbers: BTreeMap<Arc<str>, u32>,
-}
-
-impl Names {
-    fn number(&mut self, name: &str) -> u32 {
-        if let Some(&number) = self.numbers.get(name) {
-            return number;
-        }
-        let number = self.numbers.len() as u32;
-        self.numbers.insert(name.into(), number);
-        number
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-struct Class {
-    priority: Priority,
-    /// Expected times within a factor of two share a bucket.
-    cost_bucket: i32,
-    tenant: u32,
-}
-
-struct Model {
-    name: Arc<str>,
-    lanes: BTreeMap<Class, BTreeMap<(u64, u64), Waiting>>,
-    capacity: usize,
-    outstanding: usize,
-}
-
-impl Model {
-    fn can_dispatch(&self) -> bool {
-        self.outstanding < self.capacity && !self.lanes.is_empty()
-    }
-}
-
-enum Place {
-    Delayed { key: (u64, u64), deadline: Option<(u64, u64)> },
-    Lane { model: usize, class: Class, key: (u64, u64), deadline: Option<(u64, u64)> },
-    Dispatched { model: usize },
-}
+use tasks::{Handle, Place, Record, Tasks};
+use taskyard_shared::TaskId;
 
 pub struct Planner {
     policy: Box<dyn Policy + Send>,
-    models: Vec<Model>,
-    /// A model's number is its place in `models`.
-    model_names: Names,
-    tenant_names: Names,
-    /// Models with a credit and a task for it.
-    ready: BTreeSet<usize>,
-    delayed: BTreeMap<(u64, u64), Arrival>,
-    deadlines: BTreeMap<(u64, u64), TaskId>,
-    places: BTreeMap<TaskId, Place>,
+    tasks: Tasks,
+    models: Models,
+    tenants: Names,
+    /// One for each task that has a start or, waiting, a deadline: the earlier of them, then the order of arrival.
+    alarms: BTreeMap<(u64, u64), Handle>,
+    /// Tasks whose deadline passed, which is yet to be told.
+    expired: VecDeque<Handle>,
+    /// The last decision told of a deadline, so it is a dispatch's turn.
+    told_expiry: bool,
+    all_outstanding: usize,
     next_sequence: u64,
 }
 
 impl Planner {
-    pub fn new(policy: impl Policy + Send + 'static) -> Self {
+    pub fn new(policy: impl Into<Box<dyn Policy + Send>>) -> Self {
+        Self::with_seed(policy, 0)
+    }
+
+    /// With a seed for the look-up tables, to be drawn at random where outsiders choose ids and names. It changes no decision.
+    pub fn with_seed(policy: impl Into<Box<dyn Policy + Send>>, seed: u64) -> Self {
         Self {
-            policy: Box::new(policy),
-            models: Vec::new(),
-            model_names: Names::default(),
-            tenant_names: Names::default(),
-            ready: BTreeSet::new(),
-            delayed: BTreeMap::new(),
-            deadlines: BTreeMap::new(),
-            places: BTreeMap::new(),
+            policy: policy.into(),
+            tasks: Tasks::new(seed),
+            models: Models::new(seed),
+            tenants: Names::new(seed),
+            alarms: BTreeMap::new(),
+            expired: VecDeque::new(),
+            told_expiry: false,
+            all_outstanding: 0,
             next_sequence: 0,
         }
     }
@@ -160,216 +71,233 @@ impl Planner {
     /// # Errors
     /// [`Refusal::Duplicate`] for an id that is waiting or dispatched.
     pub fn handle_arrival(&mut self, arrival: Arrival, now_us: u64) -> Result<(), Refusal> {
-        if self.places.contains_key(&arrival.id) {
+        if self.tasks.find(arrival.id).is_some() {
             return Err(Refusal::Duplicate);
         }
-        let sequence = self.next_sequence;
+        let waiting = arrival.waiting(now_us, self.next_sequence);
         self.next_sequence += 1;
-        match arrival.not_before_us {
-            Some(start_us) if start_us > now_us => {
-                let key = (start_us, sequence);
-                let deadline = self.watch_deadline(arrival.id, arrival.deadline_us, sequence);
-                self.places.insert(arrival.id, Place::Delayed { key, deadline });
-                self.delayed.insert(key, arrival);
+        let model = self.models.acquire(&arrival.model);
+        let tenant = self.tenants.acquire(&arrival.tenant);
+        let start_us = arrival.start_us(now_us);
+        let place = Place::Delayed { start_us: start_us.unwrap_or(now_us) };
+        let task = self.tasks.insert(Record { waiting, model, tenant, place });
+        match start_us {
+            Some(_) => {
+                if let Some(record) = self.tasks.get(task) {
+                    self.models.get_mut(model).backlog.count_delayed(&record.waiting);
+                }
+                self.set_alarm(task);
             }
-            _ => self.enqueue(arrival, now_us, sequence),
+            None => self.enqueue(task, now_us),
         }
         Ok(())
     }
 
-    /// How many tasks of a model its live workers can hold, dispatched ones included. 0 when none is alive.
+    /// How many dispatched tasks of a model its live workers can hold together. 0 when none is alive.
     pub fn handle_load(&mut self, model: &str, capacity: usize) {
-        let model = self.model_number(model);
-        self.models[model].capacity = capacity;
-        self.refresh_ready(model);
+        self.models.set_capacity(model, capacity);
     }
 
-    /// A dispatched task is no longer with a worker. Answers whether it was known to be dispatched.
-    pub fn handle_completion(&mut self, id: TaskId) -> bool {
-        let Some(&Place::Dispatched { model }) = self.places.get(&id) else {
-            return false;
-        };
-        self.places.remove(&id);
-        self.models[model].outstanding -= 1;
-        self.refresh_ready(model);
+    /// A dispatched task could not be published: it waits again where it waited, and its credit is free, so that the
+    /// next decision may choose it again. While the broker takes nothing, report no capacity. Answers whether the task
+    /// was dispatched.
+    pub fn handle_dispatch_failed(&mut self, id: TaskId) -> bool {
+        let Some((task, dispatched_us)) = self.find_dispatched(id) else { return false };
+        self.give_back(task, dispatched_us);
+        self.enqueue(task, dispatched_us);
         true
+    }
+
+    /// A dispatched task is no longer with a worker. Answers whether it was dispatched.
+    pub fn handle_completion(&mut self, id: TaskId) -> bool {
+        let Some((task, dispatched_us)) = self.find_dispatched(id) else { return false };
+        self.give_back(task, dispatched_us);
+        self.forget(task);
+        true
+    }
+
+    /// The tasks of a model that were dispatched before this time are with no worker, though no completion came:
+    /// they are forgotten. Answers how many they were.
+    pub fn handle_outstanding_lost(&mut self, model: &str, dispatched_before_us: u64) -> usize {
+        let Some(model) = self.models.find(model) else { return 0 };
+        let lost = self.models.get_mut(model).capacity.give_back_before(dispatched_before_us);
+        self.all_outstanding -= lost.len();
+        self.models.refresh_ready(model);
+        for &(_, task) in &lost {
+            self.forget(task);
+        }
+        lost.len()
     }
 
     /// A waiting task is no longer wanted. Answers whether it was waiting; a dispatched one stays.
     pub fn handle_cancel(&mut self, id: TaskId) -> bool {
-        match self.places.remove(&id) {
-            Some(Place::Delayed { key, deadline }) => {
-                self.unwatch_deadline(deadline);
-                self.delayed.remove(&key).is_some()
-            }
-            Some(Place::Lane { model, class, key, deadline }) => {
-                self.unwatch_deadline(deadline);
-                self.take_from_lane(model, class, key).is_some()
-            }
-            Some(dispatched @ Place::Dispatched { .. }) => {
-                self.places.insert(id, dispatched);
-                false
-            }
-            None => false,
+        let Some(task) = self.tasks.find(id) else { return false };
+        if !self.withdraw(task) {
+            return false;
         }
+        self.forget(task);
+        true
     }
 
     /// The next thing to do at this time, until there is none.
+    ///
+    /// Models take turns, and so do dispatches and expiries.
     pub fn poll_decision(&mut self, now_us: u64) -> Option<Decision> {
-        self.wake_delayed(now_us);
-        if let Some(expired) = self.expire_one(now_us) {
-            return Some(expired);
-        }
-        let model = *self.ready.first()?;
-        let (class, key, reason) = self.choose(model, now_us)?;
-        let task = self.take_from_lane(model, class, key)?;
-        self.unwatch_deadline(task.deadline_us.map(|at_us| (at_us, task.sequence)));
-        self.models[model].outstanding += 1;
-        self.places.insert(task.id, Place::Dispatched { model });
-        self.refresh_ready(model);
-        Some(Decision::Dispatch { id: task.id, model: self.models[model].name.clone(), reason })
+        self.ring_alarms(now_us);
+        let decision = if self.told_expiry {
+            self.dispatch(now_us).or_else(|| self.tell_expiry())
+        } else {
+            self.tell_expiry().or_else(|| self.dispatch(now_us))
+        };
+        self.told_expiry = matches!(decision, Some(Decision::Expire { .. }));
+        decision
     }
 
-    /// When to poll again though nothing happens: the next delayed start or deadline.
+    /// When to poll again though nothing happens: the next earliest start or deadline.
     pub fn poll_timeout(&self) -> Option<u64> {
-        let start = self.delayed.keys().next().map(|key| key.0);
-        let deadline = self.deadlines.keys().next().map(|key| key.0);
-        start.into_iter().chain(deadline).min()
-    }
-
-    /// Why a task waits; `None` when it does not.
-    pub fn explain(&self, id: TaskId) -> Option<WaitReason> {
-        match self.places.get(&id)? {
-            Place::Delayed { .. } => Some(WaitReason::NotBefore),
-            Place::Lane { model, .. } => {
-                let model = &self.models[*model];
-                Some(match model.capacity {
-                    0 => WaitReason::NoWorker,
-                    capacity if model.outstanding >= capacity => WaitReason::NoCredit,
-                    _ => WaitReason::NextDecision,
-                })
-            }
-            Place::Dispatched { .. } => None,
-        }
+        self.alarms.first_key_value().map(|(&(at_us, _), _)| at_us)
     }
 
     /// Tasks that wait in lanes or for their start.
     pub fn waiting(&self) -> usize {
-        self.delayed.len() + self.models.iter().flat_map(|m| m.lanes.values()).map(BTreeMap::len).sum::<usize>()
+        self.tasks.len() - self.all_outstanding - self.expired.len()
     }
 
     /// Tasks of a model that were dispatched and have not completed.
     pub fn outstanding(&self, model: &str) -> usize {
-        self.model_names.numbers.get(model).map_or(0, |&number| self.models[number as usize].outstanding)
+        self.models.find(model).map_or(0, |model| self.models.get(model).capacity.outstanding())
     }
 
+    /// Tasks of a model that wait in lanes or for their start.
+    pub fn backlog(&self, model: &str) -> usize {
+        self.models.find(model).map_or(0, |model| self.models.get(model).backlog.waiting())
+    }
+
+    /// The policy's name.
     pub fn policy(&self) -> &'static str {
         self.policy.name()
     }
 
-    fn model_number(&mut self, name: &str) -> usize {
-        let number = self.model_names.number(name) as usize;
-        if number == self.models.len() {
-            self.models.push(Model { name: name.into(), lanes: BTreeMap::new(), capacity: 0, outstanding: 0 });
-        }
-        number
-    }
-
-    fn enqueue(&mut self, arrival: Arrival, arrival_us: u64, sequence: u64) {
-        let Arrival { id, model, tenant, priority, expected_seconds, deadline_us, .. } = arrival;
-        // Not a number, nothing and less all become the least.
-        let expected_seconds = if expected_seconds > 1e-6 { expected_seconds } else { 1e-6 };
-        let model = self.model_number(&model);
-        let tenant = self.tenant_names.number(&tenant);
-        let class = Class { priority, cost_bucket: expected_seconds.log2().floor() as i32, tenant };
-        let task = Waiting { id, priority, arrival_us, deadline_us, expected_seconds, sequence };
-        let key = (self.policy.lane_key(&task), sequence);
-        let deadline = self.watch_deadline(id, deadline_us, sequence);
-        self.places.insert(id, Place::Lane { model, class, key, deadline });
-        self.models[model].lanes.entry(class).or_default().insert(key, task);
-        self.refresh_ready(model);
-    }
-
-    fn wake_delayed(&mut self, now_us: u64) {
-        while let Some(entry) = self.delayed.first_entry() {
-            if entry.key().0 > now_us {
-                return;
-            }
-            let ((start_us, sequence), arrival) = entry.remove_entry();
-            // Its wait counts from the time it could have started.
-            self.enqueue(arrival, start_us, sequence);
-        }
-    }
-
-    fn expire_one(&mut self, now_us: u64) -> Option<Decision> {
-        let entry = self.deadlines.first_entry()?;
-        if entry.key().0 > now_us {
+    fn dispatch(&mut self, now_us: u64) -> Option<Decision> {
+        let number = self.models.next_ready()?;
+        let model = self.models.get_mut(number);
+        model.backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
+        let (task, reason) = model.backlog.choose(&*self.policy, now_us)?;
+        if !self.withdraw(task) {
             return None;
         }
-        let id = entry.remove();
-        let model = match self.places.remove(&id)? {
-            Place::Lane { model, class, key, .. } => {
-                self.take_from_lane(model, class, key);
-                self.models[model].name.clone()
-            }
-            Place::Delayed { key, .. } => self.delayed.remove(&key)?.model.into(),
-            // Dispatching ended the watch on its deadline.
-            Place::Dispatched { .. } => return None,
-        };
+        let record = self.tasks.get_mut(task)?;
+        record.place = Place::Dispatched { at_us: now_us };
+        let id = record.waiting.id;
+        self.all_outstanding += 1;
+        self.models.get_mut(number).capacity.take(now_us, task);
+        self.models.refresh_ready(number);
+        Some(Decision::Dispatch { id, model: self.models.name(number).clone(), reason })
+    }
+
+    fn tell_expiry(&mut self) -> Option<Decision> {
+        let task = self.expired.pop_front()?;
+        let record = self.tasks.get(task)?;
+        let (id, model) = (record.waiting.id, self.models.name(record.model).clone());
+        self.forget(task);
         Some(Decision::Expire { id, model })
     }
 
-    fn watch_deadline(&mut self, id: TaskId, deadline_us: Option<u64>, sequence: u64) -> Option<(u64, u64)> {
-        let key = (deadline_us?, sequence);
-        self.deadlines.insert(key, id);
-        Some(key)
-    }
-
-    fn unwatch_deadline(&mut self, key: Option<(u64, u64)>) {
-        if let Some(key) = key {
-            self.deadlines.remove(&key);
-        }
-    }
-
-    fn choose(&self, model: usize, now_us: u64) -> Option<(Class, (u64, u64), DispatchReason)> {
-        let lanes = &self.models[model].lanes;
-        let mut best: Option<(f64, &Class, (u64, u64), u64)> = None;
-        let mut reason = DispatchReason::OnlyLane;
-        for (class, lane) in lanes {
-            let Some((key, head)) = lane.first_key_value() else { continue };
-            let score = self.policy.score(head, now_us);
-            if let Some((top, _, _, oldest)) = best {
-                let tie = score == top;
-                if tie {
-                    reason = DispatchReason::Oldest;
-                } else if score > top || reason == DispatchReason::OnlyLane {
-                    reason = DispatchReason::BestScore;
-                }
-                if score < top || (tie && head.sequence > oldest) {
-                    continue;
-                }
+    /// Starts what may start now, and sets aside what has expired, so that no decision sees it.
+    fn ring_alarms(&mut self, now_us: u64) {
+        while let Some(entry) = self.alarms.first_entry() {
+            if entry.key().0 > now_us {
+                return;
             }
-            best = Some((score, class, *key, head.sequence));
+            let task = entry.remove();
+            let Some(record) = self.tasks.get(task) else { continue };
+            let expired = record.waiting.deadline_us.is_some_and(|at_us| at_us <= now_us);
+            self.withdraw(task);
+            if !expired {
+                self.enqueue(task, now_us);
+            } else if let Some(record) = self.tasks.get_mut(task) {
+                record.place = Place::Expired;
+                self.expired.push_back(task);
+            }
         }
-        best.map(|(_, class, key, _)| (*class, key, reason))
     }
 
-    fn take_from_lane(&mut self, model: usize, class: Class, key: (u64, u64)) -> Option<Waiting> {
-        let lanes = &mut self.models[model].lanes;
-        let lane = lanes.get_mut(&class)?;
-        let task = lane.remove(&key);
-        if lane.is_empty() {
-            lanes.remove(&class);
-        }
-        self.refresh_ready(model);
-        task
+    fn enqueue(&mut self, task: Handle, now_us: u64) {
+        let Some(record) = self.tasks.get_mut(task) else { return };
+        let model = record.model;
+        self.models.get_mut(model).backlog.insert(task, record, &*self.policy, now_us);
+        self.models.refresh_ready(model);
+        self.set_alarm(task);
     }
 
-    fn refresh_ready(&mut self, model: usize) {
-        if self.models[model].can_dispatch() {
-            self.ready.insert(model);
-        } else {
-            self.ready.remove(&model);
+    /// Takes a waiting task from where it waits. Answers whether it waited; its place is then the caller's to set.
+    fn withdraw(&mut self, task: Handle) -> bool {
+        let Some(record) = self.tasks.get(task) else { return false };
+        let backlog = &mut self.models.get_mut(record.model).backlog;
+        match record.place {
+            Place::Delayed { .. } => backlog.uncount_delayed(&record.waiting),
+            Place::Lane { stage } => backlog.remove(task, stage, &self.tasks, &*self.policy),
+            Place::Dispatched { .. } | Place::Expired => return false,
         }
+        if let Some(at_us) = record.alarm_us() {
+            self.alarms.remove(&(at_us, record.waiting.sequence));
+        }
+        let model = record.model;
+        self.models.refresh_ready(model);
+        true
+    }
+
+    fn set_alarm(&mut self, task: Handle) {
+        if let Some(record) = self.tasks.get(task)
+            && let Some(at_us) = record.alarm_us()
+        {
+            self.alarms.insert((at_us, record.waiting.sequence), task);
+        }
+    }
+
+    fn find_dispatched(&self, id: TaskId) -> Option<(Handle, u64)> {
+        let task = self.tasks.find(id)?;
+        match self.tasks.get(task)?.place {
+            Place::Dispatched { at_us } => Some((task, at_us)),
+            Place::Delayed { .. } | Place::Lane { .. } | Place::Expired => None,
+        }
+    }
+
+    fn give_back(&mut self, task: Handle, dispatched_us: u64) {
+        let Some(record) = self.tasks.get(task) else { return };
+        self.all_outstanding -= 1;
+        self.models.get_mut(record.model).capacity.give_back(dispatched_us, task);
+        self.models.refresh_ready(record.model);
+    }
+
+    fn forget(&mut self, task: Handle) {
+        if let Some(record) = self.tasks.remove(task) {
+            self.models.release(record.model);
+            self.tenants.release(record.tenant);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_shared::{Priority, TaskId};
+
+    use super::{Arrival, Planner, policy::Cmu};
+
+    #[test]
+    fn tenants_and_models_are_forgotten_with_their_last_task() {
+        let mut planner = Planner::new(Cmu::default());
+        let ids: Vec<TaskId> = (0..100).map(|_| TaskId::new()).collect();
+        for (number, &id) in ids.iter().enumerate() {
+            let (model, tenant, priority) = (format!("m{number}"), format!("t{number}"), Priority::default());
+            let (deadline_us, not_before_us, arrived_us) = (None, None, None);
+            let task =
+                Arrival { id, model, tenant, priority, expected_seconds: 1.0, deadline_us, not_before_us, arrived_us };
+            assert_eq!(planner.handle_arrival(task, 0), Ok(()));
+        }
+        let known = |planner: &Planner| (planner.tenants.iter().count(), planner.models.by_name().len());
+        assert_eq!(known(&planner), (100, 100));
+        assert!(ids.iter().all(|&id| planner.handle_cancel(id)));
+        assert_eq!(known(&planner), (0, 0));
     }
 }

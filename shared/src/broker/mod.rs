@@ -11,6 +11,11 @@
 pub mod contract;
 pub mod embedded;
 pub mod rabbitmq;
+mod receipt;
+mod surely;
+
+pub use receipt::{Receipt, settle};
+pub use surely::{Closing, Missed, Need, publish_surely};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,11 +1,14 @@
 //! The settings of every role, as types. `settings.default.toml` says what each means and is compiled in as the lowest
-//! layer; [`super::config`] reads the layers.
+//! layer, and `settings.models.toml` is the same for a model's; [`super::config`] reads the layers and checks the values.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+
+use super::secret::masked;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,7 +24,7 @@ pub struct Settings {
     pub models: BTreeMap<String, ModelSettings>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BrokerSettings {
     pub url: String,
@@ -43,7 +46,7 @@ pub enum QueueType {
     Quorum,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoreSettings {
     pub url: String,
@@ -77,10 +80,11 @@ pub struct SchedulerSettings {
     /// `cmu`, `fifo`, `strict`, `edf` or `wspt`.
     pub policy: String,
     pub ageing_s: f64,
-    pub window_tasks: u16,
+    pub window_tasks: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,
+    pub ready_latency_ms: f64,
     pub ready_extra_most: u32,
 }
 
@@ -198,7 +202,7 @@ pub enum OnnxTask {
     FileType,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpSettings {
     pub url: String,
@@ -229,7 +233,7 @@ pub enum HttpProtocol {
     OpenInference,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessSettings {
     /// Program and arguments; no shell.
@@ -260,4 +264,64 @@ pub enum Distribution {
     Fixed,
     Exponential,
     Lognormal,
+}
+
+// What may hold a password is not derived: a `{:?}` in a log must not give it away.
+
+impl fmt::Debug for BrokerSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("BrokerSettings");
+        shown.field("url", &masked(&self.url)).field("namespace", &self.namespace).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for StoreSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreSettings").field("url", &masked(&self.url)).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for HttpSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let address = self.url.split('?').next().unwrap_or_default();
+        let mut shown = f.debug_struct("HttpSettings");
+        shown.field("url", &masked(address)).field("protocol", &self.protocol).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ProcessSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ProcessSettings").field("program", &self.command.first()).finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    /// How the store keeps records.
+    pub fn retention(&self) -> crate::store::Retention {
+        const HOUR_MS: u64 = 3600 * 1000;
+        crate::store::Retention {
+            finished_ms: self.store.finished_hours.saturating_mul(HOUR_MS),
+            unfinished_ms: self.store.unfinished_hours.saturating_mul(HOUR_MS),
+            listed: self.store.listed_tasks,
+        }
+    }
+}
+
+impl ModelSettings {
+    /// The model as a worker announces it.
+    pub fn spec(&self, name: &str) -> crate::load::ModelSpec {
+        crate::load::ModelSpec {
+            name: name.to_owned(),
+            version: self.version.clone(),
+            handler: self.handler.clone(),
+            capabilities: self.capabilities.clone(),
+            slots: self.slots,
+            timeout_ms: self.timeout_ms,
+            max_attempts: self.max_attempts,
+            max_batch: self.max_batch,
+            max_delay_ms: self.max_delay_ms,
+            memory_mb: self.memory_mb,
+            expected_ms: self.expected_ms.or(self.simulated.as_ref().map(|simulated| simulated.service_ms)),
+        }
+    }
 }

@@ -9,6 +9,9 @@
 pub mod contract;
 pub mod embedded;
 pub mod redis;
+mod surely;
+
+pub use surely::until_answered;
 
 use std::collections::BTreeMap;
 
@@ -89,6 +92,8 @@ pub enum Renewed {
     Lost,
     /// Renewed, and somebody asked to cancel it.
     CancelRequested,
+    /// There is no record: the store lost it. The attempt goes on, since settling creates the record.
+    Unknown,
 }
 
 /// Who may write a terminal state.
@@ -130,7 +135,7 @@ pub struct Release {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Released {
-    /// `queued` again.
+    /// `queued` again; or there is no record, so that nothing holds the task.
     Released,
     Stale,
 }

@@ -1,24 +1,29 @@
-use super::{Policy, Waiting};
+use super::{Policy, Stage, Waiting};
 
-/// Generalised cµ: the expected service rate times the slope of the delay cost.
+/// Generalised cµ: the expected service rate of a task's class times the slope of its delay cost.
 ///
 /// The cost of a task's delay is convex in its age, `w·(age + age²/2T)`, so its slope `w·(1 + age/T)` grows without
 /// bound: with nothing waiting it is Smith's rule, and in the end waiting wins over any weight. Near a deadline the
-/// slope turns up to `1 + URGENCY` times steeper.
+/// slope gets steeper in steps, [`STEPS`]; between two steps the order of two tasks of one class stays as it is, which
+/// a smooth curve would not give.
 #[derive(Clone, Copy, Debug)]
 pub struct Cmu {
-    /// T: after this long the slope has doubled. Seconds, above 0.
-    pub ageing_seconds: f64,
+    ageing_seconds: f64,
 }
 
-/// How much steeper the cost is for a task that must start now.
-const URGENCY: f64 = 3.0;
-/// How many expected run times of slack count as near.
-const NEAR: f64 = 4.0;
+/// From how many expected run times of slack on the slope is how much steeper.
+pub(crate) const STEPS: [(f64, f64); 2] = [(8.0, 2.0), (2.0, 4.0)];
+
+impl Cmu {
+    /// After `ageing_seconds` (T) the slope has doubled. Taken as a millisecond at least.
+    pub fn new(ageing_seconds: f64) -> Self {
+        Self { ageing_seconds: ageing_seconds.max(1e-3) }
+    }
+}
 
 impl Default for Cmu {
     fn default() -> Self {
-        Self { ageing_seconds: 10.0 }
+        Self::new(10.0)
     }
 }
 
@@ -29,12 +34,23 @@ impl Policy for Cmu {
 
     fn score(&self, task: &Waiting, now_us: u64) -> f64 {
         let age_seconds = now_us.saturating_sub(task.arrival_us) as f64 / 1e6;
-        let mut slope = task.weight() * (1.0 + age_seconds / self.ageing_seconds);
-        if let Some(deadline_us) = task.deadline_us {
-            let left_seconds = deadline_us.saturating_sub(now_us) as f64 / 1e6;
-            let slack_seconds = (left_seconds - task.expected_seconds).max(0.0);
-            slope *= 1.0 + URGENCY * (-slack_seconds / (NEAR * task.expected_seconds)).exp();
+        let slope = task.weight() * (1.0 + age_seconds / self.ageing_seconds);
+        let steeper = match self.stage(task, now_us).number {
+            0 => 1.0,
+            step => STEPS[usize::from(step) - 1].1,
+        };
+        steeper * slope / task.cost.seconds()
+    }
+
+    fn stage(&self, task: &Waiting, now_us: u64) -> Stage {
+        let Some(deadline_us) = task.deadline_us else { return Stage::default() };
+        for (number, (slack, _)) in (0u8..).zip(STEPS) {
+            // The slack is what is left to the deadline after one run.
+            let begins_us = deadline_us.saturating_sub((task.expected_seconds * (1.0 + slack) * 1e6) as u64);
+            if now_us < begins_us {
+                return Stage { number, until_us: Some(begins_us) };
+            }
         }
-        slope / task.expected_seconds
+        Stage { number: STEPS.len() as u8, until_us: None }
     }
 }

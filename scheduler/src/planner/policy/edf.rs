@@ -10,10 +10,10 @@ impl Policy for Edf {
     }
 
     fn score(&self, task: &Waiting, _: u64) -> f64 {
-        task.deadline_us.map_or(f64::NEG_INFINITY, |deadline| -(deadline as f64))
+        -(task.deadline_us.unwrap_or(u64::MAX) as f64)
     }
 
-    fn lane_key(&self, task: &Waiting) -> u64 {
-        task.deadline_us.unwrap_or(u64::MAX)
+    fn lane_key(&self, task: &Waiting) -> Option<u64> {
+        Some(task.deadline_us.unwrap_or(u64::MAX))
     }
 }

@@ -1,4 +1,8 @@
-//! What orders the heads of the lanes. One policy, one small file.
+//! What orders waiting tasks. One policy, one small file.
+//!
+//! The planner compares few tasks instead of all of them, and a policy makes that exact by keeping to one rule: among
+//! tasks of one priority, cost bucket and stage, the order by `lane_key`, then arrival, never contradicts the scores,
+//! whatever the time. So the first of such a class has the class's best score, and it alone is compared.
 
 mod cmu;
 mod edf;
@@ -12,19 +16,112 @@ pub use fifo::Fifo;
 pub use strict::Strict;
 pub use wspt::Wspt;
 
-use super::Waiting;
+use taskyard_shared::{Priority, TaskId};
 
 /// An order over waiting tasks.
 pub trait Policy {
     fn name(&self) -> &'static str;
 
-    /// The head with the largest score is dispatched; equal scores go by arrival.
+    /// The task with the largest score is dispatched; equal scores go by arrival. Never NaN.
     ///
     /// `now_us` is on the same clock as every other time the planner is given, in microseconds.
     fn score(&self, task: &Waiting, now_us: u64) -> f64;
 
-    /// The order inside a lane, smallest first; equal keys go by arrival.
-    fn lane_key(&self, _task: &Waiting) -> u64 {
-        0
+    /// The order inside a lane, smallest first, for a policy that does not go by arrival there.
+    fn lane_key(&self, _task: &Waiting) -> Option<u64> {
+        None
+    }
+
+    /// The stage a task is in, for a policy whose scores change their order as time goes by: tasks of different
+    /// stages wait in different lanes.
+    fn stage(&self, _task: &Waiting, _now_us: u64) -> Stage {
+        Stage::default()
+    }
+}
+
+/// How far a task has come on its way to its deadline, as a policy divides that way.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Stage {
+    pub number: u8,
+    /// When it enters another stage. Always later than the time that was asked about.
+    pub until_us: Option<u64>,
+}
+
+/// The policy of a name: `cmu`, `fifo`, `strict`, `edf` or `wspt`. `ageing_seconds` is for `cmu`: see [`Cmu::new`].
+pub fn by_name(name: &str, ageing_seconds: f64) -> Option<Box<dyn Policy + Send>> {
+    Some(match name {
+        "cmu" => Box::new(Cmu::new(ageing_seconds)),
+        "fifo" => Box::new(Fifo),
+        "strict" => Box::new(Strict),
+        "edf" => Box::new(Edf),
+        "wspt" => Box::new(Wspt),
+        _ => return None,
+    })
+}
+
+impl<P: Policy + Send + 'static> From<P> for Box<dyn Policy + Send> {
+    fn from(policy: P) -> Self {
+        Box::new(policy)
+    }
+}
+
+/// A waiting task as a policy sees it. Times are microseconds.
+#[derive(Clone, Debug)]
+pub struct Waiting {
+    pub id: TaskId,
+    pub priority: Priority,
+    pub cost: CostBucket,
+    /// Since when it waits.
+    pub arrival_us: u64,
+    pub deadline_us: Option<u64>,
+    /// From 1e-6 to 1e9.
+    pub expected_seconds: f64,
+    /// Its place among tasks that arrived at the same time.
+    pub sequence: u64,
+}
+
+impl Waiting {
+    /// What a second of this task's delay costs: its priority, plus one so that priority 0 still counts.
+    pub fn weight(&self) -> f64 {
+        f64::from(self.priority.get()) + 1.0
+    }
+
+    /// Whether this task arrived first.
+    pub fn came_before(&self, other: &Self) -> bool {
+        (self.arrival_us, self.sequence) < (other.arrival_us, other.sequence)
+    }
+}
+
+/// Expected execution times that lie within a factor of √2 of each other count as one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct CostBucket(i8);
+
+impl From<f64> for CostBucket {
+    fn from(expected_seconds: f64) -> Self {
+        Self((expected_seconds.log2() * 2.0).floor() as i8)
+    }
+}
+
+impl CostBucket {
+    /// The middle of the bucket, in seconds: no time in it is further away than a factor of 2^¼.
+    pub fn seconds(self) -> f64 {
+        const QUARTER: f64 = 1.189_207_115_002_721; // 2^¼
+        let whole = f64::from_bits(((1023 + i64::from(self.0 >> 1)) as u64) << 52);
+        whole * QUARTER * if self.0 & 1 == 0 { 1.0 } else { std::f64::consts::SQRT_2 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CostBucket;
+
+    #[test]
+    fn a_bucket_is_no_further_from_its_times_than_the_fourth_root_of_two() {
+        let mut seconds = 1e-6;
+        while seconds <= 1e9 {
+            let ratio = CostBucket::from(seconds).seconds() / seconds;
+            assert!((0.840..=1.190).contains(&ratio), "{seconds} s: {ratio}");
+            seconds *= 1.01;
+        }
     }
 }

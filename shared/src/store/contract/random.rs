@@ -139,7 +139,9 @@ impl Model {
                 }
             }
             (Call::Renew { nonce, lease_ms }, record) => {
+                let known = record.is_some();
                 match record.as_mut().filter(|record| record.open() && record.nonce == Some(*nonce)) {
+                    None if !known => format!("{:?}", Renewed::Unknown),
                     Some(record) => {
                         record.leased = *lease_ms > 0;
                         format!("{:?}", Renewed::Renewed)
@@ -176,6 +178,7 @@ impl Model {
                 }
             }
             (Call::Release { nonce, counts }, record) => {
+                let known = record.is_some();
                 match record.as_mut().filter(|record| record.open() && record.nonce == Some(*nonce)) {
                     Some(record) => {
                         record.attempts -= u32::from(!counts);
@@ -184,6 +187,7 @@ impl Model {
                         record.shown.worker = None;
                         format!("{:?}", Released::Released)
                     }
+                    None if !known => format!("{:?}", Released::Released),
                     None => format!("{:?}", Released::Stale),
                 }
             }

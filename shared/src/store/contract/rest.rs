@@ -66,6 +66,7 @@ pub async fn a_worker_that_leaves_is_no_longer_counted(store: Arc<dyn Store>) {
 
 pub async fn the_newest_announcement_of_a_model_counts(store: Arc<dyn Store>) {
     let spec = |name: &str, slots| ModelSpec {
+        version: "1".to_owned(),
         name: name.to_owned(),
         handler: "onnx".to_owned(),
         capabilities: vec!["text-sentiment".to_owned()],

@@ -1,5 +1,5 @@
 -- KEYS: each task's record. ARGV: milliseconds to keep; then for each attempt: nonce, 1 when it counts and 0 otherwise.
--- Answers for each: 1 when it is released, 0 when it was not the record's.
+-- Answers for each: 1 when it is released or there is no record, 0 when it was not the record's.
 
 local answers = {}
 
@@ -14,7 +14,7 @@ for number, key in ipairs(KEYS) do
     keep(key, held[4], ARGV[1])
     answers[number] = 1
   else
-    answers[number] = 0
+    answers[number] = held[1] and 0 or 1
   end
 end
 return answers

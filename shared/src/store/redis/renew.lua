@@ -1,5 +1,5 @@
 -- KEYS: each task's record. ARGV: milliseconds to keep; then for each lease: nonce, milliseconds.
--- Answers for each: 1 when it is renewed, 0 when it is lost.
+-- Answers for each: 1 when it is renewed, 0 when it is lost, 2 when there is no record.
 
 local now = clock()
 local answers = {}
@@ -11,7 +11,7 @@ for number, key in ipairs(KEYS) do
     keep(key, held[3], ARGV[1])
     answers[number] = 1
   else
-    answers[number] = 0
+    answers[number] = held[1] and 0 or 2
   end
 end
 return answers

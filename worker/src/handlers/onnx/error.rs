@@ -2,21 +2,25 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// Failure of loading or running a model. Everything but [`BadInput`](OnnxError::BadInput) concerns the
-/// model and holds for every task it is given; a bad input concerns one item of one call.
-#[derive(Debug, thiserror::Error)]
+/// Failure of loading or running a model. [`BadInput`](OnnxError::BadInput) concerns one item of one call; everything
+/// else concerns the model or the run.
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OnnxError {
     #[error("{}: no such file", path.display())]
     FileMissing { path: PathBuf },
 
     #[error("{}: cannot be read: {source}", path.display())]
-    FileUnreadable { path: PathBuf, source: io::Error },
+    FileUnreadable { path: PathBuf, source: Arc<io::Error> },
 
     /// The file is there but is not what it should be: not a model, not a tokenizer, broken numbers.
     #[error("{}: {reason}", path.display())]
     InvalidFile { path: PathBuf, reason: String },
+
+    #[error("{}: its sha256 is {found}, the settings say {expected}", path.display())]
+    WrongChecksum { path: PathBuf, expected: String, found: String },
 
     /// The files are valid, each by itself, but their inputs, outputs or dimensions do not fit.
     #[error("{}: {reason}", path.display())]
@@ -28,6 +32,10 @@ pub enum OnnxError {
 
     #[error("{}: the run failed: {reason}", path.display())]
     RunFailed { path: PathBuf, reason: String },
+
+    /// Nobody waits for the answer any more.
+    #[error("stopped before it ran")]
+    Stopped,
 }
 
 impl OnnxError {
@@ -36,7 +44,7 @@ impl OnnxError {
         if source.kind() == io::ErrorKind::NotFound {
             Self::FileMissing { path }
         } else {
-            Self::FileUnreadable { path, source }
+            Self::FileUnreadable { path, source: Arc::new(source) }
         }
     }
 

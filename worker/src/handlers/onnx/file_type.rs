@@ -12,6 +12,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use rten_tensor::NdTensor;
 use serde::Deserialize;
@@ -20,7 +21,7 @@ use super::error::OnnxError;
 use super::session::Session;
 
 /// Most files in one run: this bounds memory, more would not be faster.
-const MAX_FILES_PER_RUN: usize = 8;
+pub(super) const MAX_FILES_PER_RUN: usize = 8;
 
 const INPUT: &str = "bytes";
 const OUTPUT: &str = "target_label";
@@ -32,7 +33,7 @@ const UNKNOWN: &str = "unknown";
 /// Tells file types from content. Share it behind one `Arc`.
 #[derive(Debug)]
 pub struct FileTypeClassifier {
-    session: Session,
+    session: Arc<Session>,
     input: rten::NodeId,
     output: rten::NodeId,
     config: Config,
@@ -68,19 +69,27 @@ struct Config {
 impl FileTypeClassifier {
     /// Loads the model and its configuration, which must fit each other.
     pub fn load(model: &Path, config: &Path) -> Result<Self, OnnxError> {
+        Self::new(config, || Session::load(model, None).map(Arc::new))
+    }
+
+    /// The same on a model from elsewhere, which is not asked for when the configuration is bad.
+    pub(super) fn new(
+        config: &Path,
+        session: impl FnOnce() -> Result<Arc<Session>, OnnxError>,
+    ) -> Result<Self, OnnxError> {
         let text = std::fs::read(config).map_err(|source| OnnxError::from_io(config, source))?;
         let parsed: Config = serde_json::from_slice(&text)
             .map_err(|error| OnnxError::invalid_file(config, format!("not a valid configuration: {error}")))?;
         parsed.check().map_err(|reason| OnnxError::invalid_file(config, reason))?;
 
-        let session = Session::load(model)?;
+        let session = session()?;
         let input = session.integer_input(INPUT)?;
         let output = session.output(OUTPUT)?;
         for (name, id, size) in [(INPUT, input, parsed.features()), (OUTPUT, output, parsed.target_labels_space.len())]
         {
             if session.last_dimension(id).is_some_and(|found| found != size) {
                 let reason = format!("{name} is not {size} wide, as {} says", config.display());
-                return Err(OnnxError::wrong_shape(model, reason));
+                return Err(OnnxError::wrong_shape(session.path(), reason));
             }
         }
         Ok(Self { session, input, output, config: parsed })

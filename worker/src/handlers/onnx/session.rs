@@ -2,9 +2,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rten::{DataType, Dimension, Model, ModelOptions, NodeId, RunOptions, ThreadPool, Value, ValueOrView, ValueType};
+
+use sha2::{Digest, Sha256};
 
 use super::error::OnnxError;
 
@@ -18,20 +20,38 @@ static IDLE_POOLS: Mutex<Vec<Arc<ThreadPool>>> = Mutex::new(Vec::new());
 pub(super) struct Session {
     model: Model,
     path: PathBuf,
+    /// Of the file, in hex; made when first asked for, as it costs a second over a large file.
+    sha256: OnceLock<String>,
 }
 
 impl Session {
     /// Reads the model and packs its weights for the processor. For a sentence encoder of 23 MB this takes some
-    /// 15 ms more to load and saves 4 ms of every run.
-    pub(super) fn load(path: &Path) -> Result<Self, OnnxError> {
+    /// 15 ms more to load and saves 4 ms of every run. `sha256`, in lower-case hex, is what the file must have.
+    pub(super) fn load(path: &Path, sha256: Option<&str>) -> Result<Self, OnnxError> {
         let bytes = std::fs::read(path).map_err(|source| OnnxError::from_io(path, source))?;
+        let found = OnceLock::new();
+        if let Some(expected) = sha256 {
+            same_checksum(path, expected, found.get_or_init(|| checksum(&bytes)))?;
+        }
         let mut options = ModelOptions::with_all_ops();
         options.prepack_weights(true);
         // The runtime answers most broken files with an error; a panic must not take the worker with it.
         let model = catch_unwind(AssertUnwindSafe(|| options.load(bytes)))
             .map_err(|_| OnnxError::invalid_file(path, "not a valid ONNX model: the runtime gave up reading it"))?
             .map_err(|error| OnnxError::invalid_file(path, format!("not a valid ONNX model: {error}")))?;
-        Ok(Self { model, path: path.to_path_buf() })
+        Ok(Self { model, path: path.to_path_buf(), sha256: found })
+    }
+
+    /// Holds a session that is loaded already against a checksum.
+    pub(super) fn check(&self, sha256: &str) -> Result<(), OnnxError> {
+        let found = match self.sha256.get() {
+            Some(found) => found,
+            None => {
+                let bytes = std::fs::read(&self.path).map_err(|source| OnnxError::from_io(&self.path, source))?;
+                self.sha256.get_or_init(|| checksum(&bytes))
+            }
+        };
+        same_checksum(&self.path, sha256, found)
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -92,6 +112,18 @@ impl std::fmt::Debug for Session {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Session").field("path", &self.path).finish_non_exhaustive()
     }
+}
+
+fn checksum(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+fn same_checksum(path: &Path, expected: &str, found: &str) -> Result<(), OnnxError> {
+    if found == expected {
+        return Ok(());
+    }
+    let (path, expected, found) = (path.to_path_buf(), expected.to_owned(), found.to_owned());
+    Err(OnnxError::WrongChecksum { path, expected, found })
 }
 
 fn list(nodes: &[(&str, NodeId)]) -> String {

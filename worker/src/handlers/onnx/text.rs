@@ -1,6 +1,9 @@
 //! Sentence vectors: a tokenizer and a BERT-like encoder, mean-pooled and L2-normalised.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rten_tensor::{AsView, NdTensor};
 use tokenizers::{Tokenizer, TruncationParams};
@@ -22,7 +25,7 @@ const OUTPUT: &str = "last_hidden_state";
 /// Turns texts into vectors whose scalar product is their likeness. Share it behind one `Arc`.
 #[derive(Debug)]
 pub struct TextEncoder {
-    session: Session,
+    session: Arc<Session>,
     tokenizer: Tokenizer,
     inputs: Vec<(Input, rten::NodeId)>,
     output: rten::NodeId,
@@ -42,11 +45,15 @@ impl TextEncoder {
     /// output `last_hidden_state`. Texts are cut after `max_tokens` tokens, special ones included; the
     /// tokenizer file's own padding and truncation are not used.
     pub fn load(model: &Path, tokenizer: &Path, max_tokens: usize) -> Result<Self, OnnxError> {
-        let session = Session::load(model)?;
+        Self::new(Arc::new(Session::load(model, None)?), tokenizer, max_tokens)
+    }
+
+    /// The same on a model that is loaded already.
+    pub(super) fn new(session: Arc<Session>, tokenizer: &Path, max_tokens: usize) -> Result<Self, OnnxError> {
         let inputs = encoder_inputs(&session)?;
         let output = session.output(OUTPUT)?;
         let dimensions = session.last_dimension(output).filter(|size| *size > 0).ok_or_else(|| {
-            OnnxError::wrong_shape(model, format!("the model does not say how wide its output {OUTPUT} is"))
+            OnnxError::wrong_shape(session.path(), format!("the model does not say how wide its output {OUTPUT} is"))
         })?;
         let tokenizer = load_tokenizer(tokenizer, max_tokens)?;
         let encoder = Self { session, tokenizer, inputs, output, dimensions, max_tokens };
@@ -64,27 +71,42 @@ impl TextEncoder {
         self.max_tokens
     }
 
-    /// One vector per text, in the order of the texts.
+    /// One vector per text, in the order of the texts; the first failure fails the call.
     ///
     /// Only texts of exactly the same number of tokens run together, so nothing is ever padded and a text's
-    /// vector does not depend on its neighbours. Whoever needs a time limit between runs calls with few texts.
+    /// vector does not depend on its neighbours.
     pub fn encode(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, OnnxError> {
-        let tokens =
-            texts.iter().enumerate().map(|(index, text)| self.tokens(index, text)).collect::<Result<Vec<_>, _>>()?;
-        let mut by_length: Vec<usize> = (0..tokens.len()).collect();
-        by_length.sort_by_key(|row| tokens[*row].len());
+        self.encode_each(texts, &AtomicBool::new(false)).into_iter().collect()
+    }
 
-        let mut vectors = vec![Vec::new(); tokens.len()];
-        for same_length in by_length.chunk_by(|left, right| tokens[*left].len() == tokens[*right].len()) {
-            let length = tokens[same_length[0]].len();
+    /// The same, but what goes wrong with one text, or with one run, is the answer of these texts alone.
+    ///
+    /// `stop` is looked at between runs: what has not run when it is set is [`OnnxError::Stopped`].
+    pub fn encode_each(&self, texts: &[&str], stop: &AtomicBool) -> Vec<Result<Vec<f32>, OnnxError>> {
+        let mut vectors = vec![Err(OnnxError::Stopped); texts.len()];
+        let mut by_length = Vec::with_capacity(texts.len());
+        for (index, text) in texts.iter().enumerate() {
+            match self.tokens(index, text) {
+                Ok(tokens) => by_length.push((index, tokens)),
+                Err(error) => vectors[index] = Err(error),
+            }
+        }
+        by_length.sort_by_key(|(_, tokens)| tokens.len());
+
+        for same_length in by_length.chunk_by(|left, right| left.1.len() == right.1.len()) {
+            let length = same_length[0].1.len();
             for rows in same_length.chunks(rows_per_run(length)) {
-                let ids: Vec<i32> = rows.iter().flat_map(|row| tokens[*row].iter().copied()).collect();
-                for (row, vector) in rows.iter().zip(self.run(ids, rows.len(), length)?) {
-                    vectors[*row] = vector;
+                if stop.load(Ordering::Relaxed) {
+                    return vectors;
+                }
+                let ids: Vec<i32> = rows.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+                match self.run(ids, rows.len(), length) {
+                    Ok(found) => rows.iter().zip(found).for_each(|((index, _), vector)| vectors[*index] = Ok(vector)),
+                    Err(error) => rows.iter().for_each(|(index, _)| vectors[*index] = Err(error.clone())),
                 }
             }
         }
-        Ok(vectors)
+        vectors
     }
 
     fn tokens(&self, index: usize, text: &str) -> Result<Vec<i32>, OnnxError> {
@@ -92,9 +114,9 @@ impl TextEncoder {
         if text.len() > MAX_TEXT_BYTES {
             return Err(bad_input(format!("the text has {} bytes, at most {MAX_TEXT_BYTES} are taken", text.len())));
         }
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, true)
+        // A text that makes the tokenizer panic must not fail the texts beside it.
+        let encoding = catch_unwind(AssertUnwindSafe(|| self.tokenizer.encode_fast(text, true)))
+            .map_err(|_| bad_input("the tokenizer gave up on the text".to_owned()))?
             .map_err(|error| bad_input(format!("the text cannot be tokenized: {error}")))?;
         if encoding.is_empty() {
             return Err(bad_input("the text has no tokens".to_owned()));
@@ -294,6 +316,14 @@ mod tests {
         assert_eq!(vectors[0], vectors[1]);
         let huge = "a".repeat(MAX_TEXT_BYTES + 1);
         assert!(matches!(encoder.encode(&["fine", &huge]), Err(OnnxError::BadInput { index: 1, .. })));
+        let each = encoder.encode_each(&["fine", &huge, "fine too"], &AtomicBool::new(false));
+        assert_eq!(each.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true]);
+    }
+
+    #[test]
+    fn nothing_runs_once_stopped() {
+        let stopped = encoder().encode_each(&["top up", "where is my refund"], &AtomicBool::new(true));
+        assert!(stopped.iter().all(|one| matches!(one, Err(OnnxError::Stopped))) && stopped.len() == 2);
     }
 
     #[test]

@@ -1,0 +1,216 @@
+//! The HTTP gateway: tasks in, results out, and the yard's state.
+//!
+//! ```text
+//! routes    every call, in one table       serve     connections and their limits
+//! request   reading one, bounded           problem   every error, with its code
+//! intake    look up, publish, record       waiting   results, by message and by a slow second look
+//! tasks · batches · state · health · openapi         what answers the calls
+//! records   the store, which may be away
+//! ```
+
+mod batches;
+mod health;
+mod intake;
+mod metrics;
+mod openapi;
+pub mod problem;
+mod records;
+mod request;
+mod routes;
+mod serve;
+mod state;
+mod tasks;
+mod waiting;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use taskyard_shared::Topology;
+use taskyard_shared::broker::Broker;
+use taskyard_shared::process::metrics::{MetricsError, Registry};
+use taskyard_shared::process::settings::GatewaySettings;
+use taskyard_shared::retry::Backoff;
+use taskyard_shared::store::Store;
+use taskyard_shared::task::limits;
+use tokio::net::TcpListener;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::metrics::GatewayMetrics;
+use self::problem::{Code, Problem};
+use self::records::Records;
+use self::request::{BodyRoom, Held, Parameters};
+use self::routes::Route;
+use crate::publish::Publisher;
+use crate::results::Inbox;
+
+pub use self::request::duration;
+
+/// Request bodies in memory, all together; at least room for eight of the largest.
+const BODIES_BYTES: usize = 256 << 20;
+
+/// What a gateway is made of.
+pub struct GatewayParts {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub settings: GatewaySettings,
+    /// The gateway's metrics are registered here, and `/metrics` shows all of it.
+    pub registry: Registry,
+}
+
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    broker: Arc<dyn Broker>,
+    records: Records,
+    topology: Topology,
+    settings: GatewaySettings,
+    registry: Registry,
+    metrics: GatewayMetrics,
+    publisher: Publisher,
+    inbox: Inbox,
+    bodies: BodyRoom,
+    declared: watch::Sender<bool>,
+    declare_again: Notify,
+    /// Waits end early then.
+    stopping: CancellationToken,
+}
+
+impl Gateway {
+    /// # Errors
+    /// When a metric cannot be registered.
+    pub fn new(parts: GatewayParts) -> Result<Self, MetricsError> {
+        let GatewayParts { broker, store, topology, settings, registry } = parts;
+        let queue = topology.replies(&format!("gateway-{}", Uuid::new_v4()));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                publisher: Publisher::new(broker.clone(), &topology),
+                broker,
+                records: Records::new(store),
+                metrics: GatewayMetrics::register(&registry)?,
+                registry,
+                inbox: Inbox::new(queue, settings.max_waiters),
+                bodies: BodyRoom::new(BODIES_BYTES.max(settings.max_body_bytes.saturating_mul(8))),
+                topology,
+                settings,
+                declared: watch::Sender::new(false),
+                declare_again: Notify::new(),
+                stopping: CancellationToken::new(),
+            }),
+        })
+    }
+
+    /// All routes. Results are waited for only while [`run`](Self::run) does.
+    pub fn router(&self) -> Router {
+        let shared = self.shared.clone();
+        routes::router()
+            .fallback(|| async { Problem::new(Code::NoRoute, "there is no such resource; / lists those there are") })
+            .method_not_allowed_fallback(|| async {
+                Problem::new(Code::MethodNotAllowed, "the resource does not know this method")
+            })
+            .layer(from_fn_with_state(shared.clone(), around))
+            .with_state(shared)
+    }
+
+    /// Serves until `shutdown`: then waits end early, running requests finish, and it returns.
+    pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
+        let shared = self.shared.clone();
+        let background = CancellationToken::new();
+        let keep = background.clone().drop_guard();
+        let inbox = shared.inbox.clone();
+        let receiving = tokio::spawn(inbox.run(shared.broker.clone(), background.clone()));
+        let rechecking = tokio::spawn({
+            let (shared, background) = (shared.clone(), background.clone());
+            async move { background.run_until_cancelled(shared.recheck()).await }
+        });
+        let declaring = tokio::spawn({
+            let (shared, background) = (shared.clone(), background.clone());
+            async move { background.run_until_cancelled(shared.declare()).await }
+        });
+        let stopping = tokio::spawn({
+            let (shared, shutdown) = (shared.clone(), shutdown.clone());
+            async move {
+                shutdown.cancelled().await;
+                shared.stopping.cancel();
+            }
+        });
+        let limits = serve::Limits { connections: shared.settings.max_connections, timeout: shared.request_limit() };
+        let counts = serve::Counts {
+            open: shared.metrics.connections.clone(),
+            refused: shared.metrics.connections_refused.clone(),
+        };
+        serve::serve(listener, self.router(), limits, counts, shutdown).await;
+        drop(keep);
+        let _ = tokio::join!(receiving, rechecking, declaring, stopping);
+    }
+}
+
+impl Shared {
+    fn request_limit(&self) -> Duration {
+        Duration::from_millis(self.settings.request_timeout_ms.max(1))
+    }
+
+    async fn read_body(&self, headers: &HeaderMap, body: Body) -> Result<Held, Problem> {
+        let most = self.settings.max_body_bytes.min(limits::BODY_BYTES);
+        self.bodies.read(headers, body, most, self.request_limit()).await
+    }
+
+    /// Declares the tasks exchange and intake, until the broker takes it, and again whenever they turn out to be gone.
+    async fn declare(&self) {
+        loop {
+            let mut attempt = 0u32;
+            while let Err(error) = self.publisher.declare().await {
+                self.declared.send_replace(false);
+                attempt = attempt.saturating_add(1);
+                if attempt == 1 {
+                    tracing::warn!(%error, "the tasks exchange and intake cannot be declared yet");
+                }
+                tokio::time::sleep(Backoff::RECONNECT.delay(attempt, crate::random())).await;
+            }
+            self.declared.send_replace(true);
+            self.declare_again.notified().await;
+        }
+    }
+}
+
+/// Around every call: its query is checked, its answer is counted and marked.
+async fn around(State(gateway): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let began = Instant::now();
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let route = path.as_ref().and_then(|path| Route::find(path.as_str(), request.method()));
+    let method = match *request.method() {
+        Method::GET | Method::HEAD => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        _ => "other",
+    };
+
+    let (mut parts, body) = request.into_parts();
+    let checked = match route {
+        Some(route) => Parameters::read(&parts, &route.query()),
+        None => Ok(Parameters::default()),
+    };
+    let mut response = match checked {
+        Ok(parameters) => {
+            parts.extensions.insert(parameters);
+            next.run(Request::from_parts(parts, body)).await
+        }
+        Err(problem) => problem.into_response(),
+    };
+
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    let label = path.as_ref().map_or("unmatched", |path| path.as_str());
+    gateway.metrics.requests.with_label_values(&[label, method, response.status().as_str()]).inc();
+    gateway.metrics.request_seconds.with_label_values(&[label, method]).observe(began.elapsed().as_secs_f64());
+    response
+}

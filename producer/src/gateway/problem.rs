@@ -1,0 +1,274 @@
+//! Every error the gateway answers with: RFC 9457 problem details with a stable code.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde::Serialize;
+use taskyard_shared::store::StoreError;
+use taskyard_shared::{Invalid, TaskId};
+
+/// Bytes of a detail text. A parser's message may quote what came, so it is cut.
+const DETAIL_BYTES: usize = 300;
+
+/// What went wrong, for programs. Codes are only ever added.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// 400. The body is empty.
+    Empty,
+    /// 400. The body is not UTF-8.
+    Utf8,
+    /// 400. The body is not JSON.
+    Json,
+    /// 400. The body is nested too deep.
+    Depth,
+    /// 400. The body is JSON, but not an object (or, for a batch, an array of objects).
+    Shape,
+    /// 400. The body ended before it was complete.
+    BodyIncomplete,
+    /// 400. The query has a parameter that this call does not know, or one twice.
+    UnknownParameter,
+    /// 400. A query parameter cannot be read.
+    InvalidParameter,
+    /// 400. A header cannot be read.
+    InvalidHeader,
+    /// 404. No task has this id: it was never accepted, or its record has expired.
+    NotFound,
+    /// 404. There is no such resource.
+    NoRoute,
+    /// 405. The resource does not know this method.
+    MethodNotAllowed,
+    /// 408. The body did not arrive in time.
+    BodyTimeout,
+    /// 409. The id, or the idempotency key, belongs to a task of other content.
+    Conflict,
+    /// 413. The body, a task, or the number of tasks is over its limit.
+    TooLarge,
+    /// 415. The content type or encoding is none that this call reads.
+    UnsupportedMediaType,
+    /// 422. A field of the task cannot be taken; `field` names it.
+    InvalidField,
+    /// 429. A queue or a buffer is full. Nothing was accepted.
+    OverCapacity,
+    /// 429. As many requests wait for results as may. Nothing was accepted.
+    TooManyWaiters,
+    /// 500. A fault of the gateway.
+    Internal,
+    /// 503. The broker did not confirm. The task counts as not accepted: send it again, with the id in `task_id`.
+    BrokerUnavailable,
+    /// 503. The store, which look-ups need, did not answer.
+    StoreUnavailable,
+    /// 503. As many connections are open as may.
+    TooManyConnections,
+}
+
+impl Code {
+    pub const ALL: [Code; 23] = [
+        Code::Empty,
+        Code::Utf8,
+        Code::Json,
+        Code::Depth,
+        Code::Shape,
+        Code::BodyIncomplete,
+        Code::UnknownParameter,
+        Code::InvalidParameter,
+        Code::InvalidHeader,
+        Code::NotFound,
+        Code::NoRoute,
+        Code::MethodNotAllowed,
+        Code::BodyTimeout,
+        Code::Conflict,
+        Code::TooLarge,
+        Code::UnsupportedMediaType,
+        Code::InvalidField,
+        Code::OverCapacity,
+        Code::TooManyWaiters,
+        Code::Internal,
+        Code::BrokerUnavailable,
+        Code::StoreUnavailable,
+        Code::TooManyConnections,
+    ];
+
+    pub fn status(self) -> StatusCode {
+        match self {
+            Self::Empty | Self::Utf8 | Self::Json | Self::Depth | Self::Shape | Self::BodyIncomplete => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::UnknownParameter | Self::InvalidParameter | Self::InvalidHeader => StatusCode::BAD_REQUEST,
+            Self::NotFound | Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::OverCapacity | Self::TooManyWaiters => StatusCode::TOO_MANY_REQUESTS,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::BrokerUnavailable | Self::StoreUnavailable | Self::TooManyConnections => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+        }
+    }
+
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::Empty => "The body is empty",
+            Self::Utf8 => "The body is not UTF-8",
+            Self::Json => "The body is not JSON",
+            Self::Depth => "The body is nested too deep",
+            Self::Shape => "The body has the wrong shape",
+            Self::BodyIncomplete => "The body is not complete",
+            Self::UnknownParameter => "Unknown or repeated query parameter",
+            Self::InvalidParameter => "Bad query parameter",
+            Self::InvalidHeader => "Bad header",
+            Self::NotFound => "No such task",
+            Self::NoRoute => "No such resource",
+            Self::MethodNotAllowed => "Method not allowed",
+            Self::BodyTimeout => "The body took too long",
+            Self::Conflict => "Another task has this id or idempotency key",
+            Self::TooLarge => "Too large",
+            Self::UnsupportedMediaType => "Unsupported media type",
+            Self::InvalidField => "A field of the task cannot be taken",
+            Self::OverCapacity => "Over capacity",
+            Self::TooManyWaiters => "Too many requests wait for results",
+            Self::Internal => "Internal error",
+            Self::BrokerUnavailable => "The broker did not confirm",
+            Self::StoreUnavailable => "The store did not answer",
+            Self::TooManyConnections => "Too many connections",
+        }
+    }
+
+    /// Seconds after which trying again can help.
+    fn retry_after_s(self) -> Option<u32> {
+        match self {
+            Self::OverCapacity | Self::TooManyWaiters | Self::TooManyConnections => Some(1),
+            Self::BrokerUnavailable | Self::StoreUnavailable => Some(2),
+            _ => None,
+        }
+    }
+
+    fn of(code: &str) -> Self {
+        match code {
+            "empty" => Self::Empty,
+            "too_large" => Self::TooLarge,
+            "utf8" => Self::Utf8,
+            "json" => Self::Json,
+            "depth" => Self::Depth,
+            "shape" => Self::Shape,
+            _ => Self::InvalidField,
+        }
+    }
+}
+
+/// The body of an `application/problem+json` answer.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, JsonSchema)]
+pub struct Problem {
+    /// `urn:taskyard:problem:` and the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: &'static str,
+    pub status: u16,
+    pub code: Code,
+    pub detail: String,
+    /// The field, parameter or header at fault.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub field: Option<String>,
+    /// The task that is meant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_id: Option<TaskId>,
+}
+
+impl Problem {
+    pub fn new(code: Code, detail: impl Into<String>) -> Self {
+        let mut detail = detail.into();
+        if detail.len() > DETAIL_BYTES {
+            let end = (0..=DETAIL_BYTES).rev().find(|end| detail.is_char_boundary(*end)).unwrap_or(0);
+            detail.truncate(end);
+            detail.push('…');
+        }
+        let name = serde_json::to_value(code).ok();
+        let name = name.as_ref().and_then(|name| name.as_str()).unwrap_or("internal");
+        Self {
+            kind: format!("urn:taskyard:problem:{name}"),
+            title: code.title(),
+            status: code.status().as_u16(),
+            code,
+            detail,
+            field: None,
+            task_id: None,
+        }
+    }
+
+    pub fn at(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+
+    pub fn of_task(mut self, id: TaskId) -> Self {
+        self.task_id = Some(id);
+        self
+    }
+
+    pub fn not_found() -> Self {
+        Self::new(Code::NotFound, "no task has this id: it was never accepted, or its record has expired")
+    }
+}
+
+impl From<Invalid> for Problem {
+    fn from(invalid: Invalid) -> Self {
+        Self::new(Code::of(invalid.code), format!("{}: {}", invalid.field, invalid.message)).at(invalid.field)
+    }
+}
+
+impl From<StoreError> for Problem {
+    /// What the store says of itself is for the log, not for callers.
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::BadCursor => Self::new(Code::InvalidParameter, "cursor: is none that a page gave").at("cursor"),
+            _ => Self::new(Code::StoreUnavailable, "records cannot be looked up now"),
+        }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = serde_json::to_vec(&self).unwrap_or_default();
+        let mut response = (self.code.status(), body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.code.retry_after_s() {
+            headers.insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_an_error_with_a_name_of_its_own() {
+        let names: std::collections::BTreeSet<String> =
+            Code::ALL.iter().map(|code| serde_json::to_string(code).unwrap()).collect();
+        assert_eq!(names.len(), Code::ALL.len());
+        let schema = serde_json::to_value(schemars::schema_for!(Code)).unwrap();
+        assert_eq!(schema["oneOf"].as_array().unwrap().len(), Code::ALL.len());
+        assert!(Code::ALL.iter().all(|code| code.status().is_client_error() || code.status().is_server_error()));
+    }
+
+    #[test]
+    fn every_refusal_that_asks_to_come_back_says_when() {
+        for code in Code::ALL {
+            let problem = Problem::new(code, "").into_response();
+            let busy = matches!(code.status().as_u16(), 429 | 503);
+            assert_eq!(problem.headers().contains_key(header::RETRY_AFTER), busy, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_long_detail_is_cut_between_characters() {
+        let problem = Problem::new(Code::Json, "é".repeat(10_000));
+        assert!(problem.detail.len() <= DETAIL_BYTES + 4);
+    }
+}

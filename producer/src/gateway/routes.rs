@@ -1,0 +1,334 @@
+//! Every call of the API in one table: the router, the check of queries, and `/openapi.json` are made from it.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::Method;
+use axum::routing::{MethodFilter, MethodRouter, on};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use taskyard_shared::{Task, TaskResult};
+
+use super::batches::BatchAnswer;
+use super::health::{Alive, Ready};
+use super::problem::Code;
+use super::state::{ModelPage, QueuePage, WorkerPage};
+use super::tasks::TaskPage;
+use super::{Shared, batches, health, openapi, state, tasks};
+
+/// One method of one path.
+pub(super) struct Route {
+    pub(super) method: Verb,
+    pub(super) path: &'static str,
+    /// Its name in generated clients.
+    pub(super) operation: &'static str,
+    pub(super) summary: &'static str,
+    pub(super) parameters: &'static [Parameter],
+    /// Media types of the body, and what it is.
+    pub(super) body: &'static [(&'static str, Content)],
+    pub(super) answers: &'static [Answer],
+    pub(super) problems: &'static [Code],
+    handler: fn(MethodFilter) -> MethodRouter<Arc<Shared>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Verb {
+    Get,
+    Post,
+    Put,
+}
+
+impl Verb {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Post => "post",
+            Self::Put => "put",
+        }
+    }
+
+    /// A `HEAD` is a `GET` without its body.
+    fn is(self, method: &Method) -> bool {
+        match self {
+            Self::Get => *method == Method::GET || *method == Method::HEAD,
+            Self::Post => *method == Method::POST,
+            Self::Put => *method == Method::PUT,
+        }
+    }
+
+    fn filter(self) -> MethodFilter {
+        match self {
+            Self::Get => MethodFilter::GET,
+            Self::Post => MethodFilter::POST,
+            Self::Put => MethodFilter::PUT,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Parameter {
+    pub(super) place: Place,
+    /// One in the query that ends in a dot is the beginning of names.
+    pub(super) name: &'static str,
+    pub(super) summary: &'static str,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    Path,
+    Query,
+    Header,
+}
+
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) summary: &'static str,
+    pub(super) media: &'static str,
+    pub(super) content: Content,
+}
+
+/// What a body holds.
+#[derive(Clone, Copy)]
+pub(super) enum Content {
+    /// A type of ours, by its schema.
+    Of(fn(&mut SchemaGenerator) -> Schema),
+    Text,
+    /// JSON that is described elsewhere.
+    Json,
+}
+
+fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<T>()
+}
+
+const ID: Parameter = Parameter { place: Place::Path, name: "id", summary: "The task's id, a UUID" };
+const PREFER: Parameter = Parameter {
+    place: Place::Header,
+    name: "Prefer",
+    summary: "`wait=SECONDS` waits so long for the result; longer waits are shortened to the gateway's limit",
+};
+const KEY: Parameter = Parameter {
+    place: Place::Header,
+    name: "Idempotency-Key",
+    summary: "The same key and tenant is the same task; as `idempotency_key` in the body",
+};
+const TRACE: Parameter =
+    Parameter { place: Place::Header, name: "traceparent", summary: "W3C trace context, handed on with the task" };
+
+const fn query(name: &'static str, summary: &'static str) -> Parameter {
+    Parameter { place: Place::Query, name, summary }
+}
+
+const fn json(status: u16, summary: &'static str, content: Content) -> Answer {
+    Answer { status, summary, media: "application/json", content }
+}
+
+const TASK_ANSWERS: &[Answer] = &[
+    json(200, "The task is finished: its result", Content::Of(of::<TaskResult>)),
+    json(202, "Durably accepted: confirmed by the broker", Content::Of(of::<TaskResult>)),
+];
+
+const BODY_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::Utf8,
+    Code::Json,
+    Code::Depth,
+    Code::Shape,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::InvalidHeader,
+    Code::BodyTimeout,
+    Code::Conflict,
+    Code::TooLarge,
+    Code::UnsupportedMediaType,
+    Code::InvalidField,
+    Code::OverCapacity,
+    Code::TooManyWaiters,
+    Code::BrokerUnavailable,
+];
+const STATE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::StoreUnavailable];
+
+pub(super) const ROUTES: &[Route] = &[
+    Route {
+        method: Verb::Post,
+        path: "/v1/tasks",
+        operation: "submitTask",
+        summary: "Submit a task",
+        parameters: &[PREFER, KEY, TRACE],
+        body: &[("application/json", Content::Of(of::<Task>))],
+        answers: TASK_ANSWERS,
+        problems: BODY_PROBLEMS,
+        handler: |method| on(method, tasks::post),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/tasks",
+        operation: "listTasks",
+        summary: "Tasks, newest first, a page at a time",
+        parameters: &[
+            query("state", "Only tasks in this state"),
+            query("model", "Only tasks of this model"),
+            query("tenant", "Only this tenant's tasks"),
+            query("metadata.", "`metadata.KEY=VALUE`: only tasks with this label; may be given for several keys"),
+            query("cursor", "The `cursor` of the page before"),
+            query(
+                "limit",
+                "Most tasks on the page: 50 by default, at most 500; more is taken as 500. A page of large outputs ends early",
+            ),
+        ],
+        body: &[],
+        answers: &[json(200, "A page", Content::Of(of::<TaskPage>))],
+        problems: &[Code::UnknownParameter, Code::InvalidParameter, Code::StoreUnavailable],
+        handler: |method| on(method, tasks::list),
+    },
+    Route {
+        method: Verb::Put,
+        path: "/v1/tasks/{id}",
+        operation: "putTask",
+        summary: "Submit a task under an id of one's own; doing it again changes nothing",
+        parameters: &[ID, PREFER, KEY, TRACE],
+        body: &[("application/json", Content::Of(of::<Task>))],
+        answers: TASK_ANSWERS,
+        problems: BODY_PROBLEMS,
+        handler: |method| on(method, tasks::put),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/tasks/{id}",
+        operation: "getTask",
+        summary: "A task as it stands, or its result",
+        parameters: &[ID, query("wait", "Wait so long for the result: `30s`, `500ms`, or seconds"), PREFER],
+        body: &[],
+        answers: &[json(200, "The task; `state` says whether it is finished", Content::Of(of::<TaskResult>))],
+        problems: &[
+            Code::UnknownParameter,
+            Code::InvalidParameter,
+            Code::InvalidHeader,
+            Code::NotFound,
+            Code::TooManyWaiters,
+            Code::StoreUnavailable,
+        ],
+        handler: |method| on(method, tasks::get),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/batches",
+        operation: "submitBatch",
+        summary: "Submit many tasks; each is answered by itself, and a bad one does not fail the others",
+        parameters: &[TRACE],
+        body: &[("application/json", Content::Of(of::<Vec<Task>>)), ("application/x-ndjson", Content::Of(of::<Task>))],
+        answers: &[
+            json(202, "At least one was accepted: one answer per task", Content::Of(of::<Vec<BatchAnswer>>)),
+            Answer {
+                status: 202,
+                summary: "At least one was accepted: one answer per task",
+                media: "application/x-ndjson",
+                content: Content::Of(of::<BatchAnswer>),
+            },
+        ],
+        problems: BODY_PROBLEMS,
+        handler: |method| on(method, batches::post),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/models",
+        operation: "listModels",
+        summary: "The models that workers announced, and who serves them now",
+        parameters: &[],
+        body: &[],
+        answers: &[json(200, "All models", Content::Of(of::<ModelPage>))],
+        problems: STATE_PROBLEMS,
+        handler: |method| on(method, state::models),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/workers",
+        operation: "listWorkers",
+        summary: "The workers that reported lately",
+        parameters: &[],
+        body: &[],
+        answers: &[json(200, "All workers", Content::Of(of::<WorkerPage>))],
+        problems: STATE_PROBLEMS,
+        handler: |method| on(method, state::workers),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/queues",
+        operation: "listQueues",
+        summary: "How deep the broker's queues are, and the slots of each model",
+        parameters: &[],
+        body: &[],
+        answers: &[json(200, "All queues", Content::Of(of::<QueuePage>))],
+        problems: &[Code::UnknownParameter, Code::StoreUnavailable, Code::BrokerUnavailable],
+        handler: |method| on(method, state::queues),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/healthz",
+        operation: "healthz",
+        summary: "Whether the process lives",
+        parameters: &[],
+        body: &[],
+        answers: &[json(200, "It does", Content::Of(of::<Alive>))],
+        problems: &[Code::UnknownParameter],
+        handler: |method| on(method, health::healthz),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/readyz",
+        operation: "readyz",
+        summary: "Whether tasks can be accepted now; it also names what is degraded",
+        parameters: &[],
+        body: &[],
+        answers: &[json(200, "They can", Content::Of(of::<Ready>)), json(503, "They cannot", Content::Of(of::<Ready>))],
+        problems: &[Code::UnknownParameter],
+        handler: |method| on(method, health::readyz),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/metrics",
+        operation: "metrics",
+        summary: "Metrics in the Prometheus text format",
+        parameters: &[],
+        body: &[],
+        answers: &[Answer { status: 200, summary: "All metrics", media: "text/plain", content: Content::Text }],
+        problems: &[Code::UnknownParameter],
+        handler: |method| on(method, health::metrics),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/openapi.json",
+        operation: "openapi",
+        summary: "This description",
+        parameters: &[],
+        body: &[],
+        answers: &[json(200, "OpenAPI 3.1", Content::Json)],
+        problems: &[Code::UnknownParameter],
+        handler: |method| on(method, openapi::get),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/",
+        operation: "index",
+        summary: "What is to be found where",
+        parameters: &[],
+        body: &[],
+        answers: &[Answer { status: 200, summary: "A list", media: "text/plain", content: Content::Text }],
+        problems: &[Code::UnknownParameter],
+        handler: |method| on(method, openapi::index),
+    },
+];
+
+impl Route {
+    pub(super) fn find(path: &str, method: &Method) -> Option<&'static Route> {
+        ROUTES.iter().find(|route| route.path == path && route.method.is(method))
+    }
+
+    /// Names that its query may have.
+    pub(super) fn query(&self) -> Vec<&'static str> {
+        self.parameters.iter().filter(|one| one.place == Place::Query).map(|one| one.name).collect()
+    }
+}
+
+pub(super) fn router() -> Router<Arc<Shared>> {
+    ROUTES.iter().fold(Router::new(), |router, route| router.route(route.path, (route.handler)(route.method.filter())))
+}

@@ -1,0 +1,148 @@
+//! The yard's state: models, workers, queues.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use schemars::JsonSchema;
+use serde::Serialize;
+use taskyard_shared::load::{LoadReport, ModelSpec};
+
+use super::Shared;
+use super::problem::{Code, Problem};
+use super::waiting::LOOKUP_LIMIT;
+
+/// Queues looked at at once, and how long one look may take.
+const AT_ONCE: usize = 16;
+const QUEUE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Slots of one model on all workers together.
+#[derive(Clone, Copy, Default, Serialize, JsonSchema)]
+pub(super) struct Capacity {
+    /// Workers that serve it and are not draining.
+    workers: u32,
+    slots: u32,
+    /// Slots that run something now.
+    busy: u32,
+    /// Deliveries in workers' hands, running ones included.
+    held: u32,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ModelView {
+    #[serde(flatten)]
+    spec: ModelSpec,
+    now: Capacity,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ModelPage {
+    models: Vec<ModelView>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct WorkerPage {
+    workers: Vec<LoadReport>,
+}
+
+/// The queue of one model.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ModelQueue {
+    model: String,
+    /// Dispatched and not yet taken by a worker; 0 when there is no such queue yet.
+    ready: u64,
+    #[serde(flatten)]
+    now: Capacity,
+}
+
+/// A queue that is not a model's.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct YardQueue {
+    /// `intake`, `retry`, `completions` or `dead`.
+    name: &'static str,
+    /// Messages that wait in it.
+    ready: u64,
+    consumers: u32,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct QueuePage {
+    models: Vec<ModelQueue>,
+    queues: Vec<YardQueue>,
+}
+
+pub(super) async fn models(State(gateway): State<Arc<Shared>>) -> Result<Json<ModelPage>, Problem> {
+    let (specs, capacities) = tokio::try_join!(gateway.specs(), gateway.capacities())?;
+    let view = |spec: ModelSpec| ModelView { now: capacities.get(&spec.name).copied().unwrap_or_default(), spec };
+    Ok(Json(ModelPage { models: specs.into_iter().map(view).collect() }))
+}
+
+pub(super) async fn workers(State(gateway): State<Arc<Shared>>) -> Result<Json<WorkerPage>, Problem> {
+    Ok(Json(WorkerPage { workers: gateway.loads().await? }))
+}
+
+pub(super) async fn queues(State(gateway): State<Arc<Shared>>) -> Result<Json<QueuePage>, Problem> {
+    let (specs, capacities) = tokio::try_join!(gateway.specs(), gateway.capacities())?;
+    let names: BTreeSet<String> = specs.into_iter().map(|spec| spec.name).chain(capacities.keys().cloned()).collect();
+    let topology = &gateway.topology;
+    let models = stream::iter(names)
+        .map(|model| async {
+            let (ready, _) = gateway.depth(&topology.ready(&model)).await?;
+            Ok::<_, Problem>(ModelQueue { now: capacities.get(&model).copied().unwrap_or_default(), ready, model })
+        })
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await?;
+    let mut queues = Vec::new();
+    for (name, queue) in [
+        ("intake", topology.intake()),
+        ("retry", topology.retry()),
+        ("completions", topology.completions()),
+        ("dead", topology.dead()),
+    ] {
+        let (ready, consumers) = gateway.depth(&queue).await?;
+        queues.push(YardQueue { name, ready, consumers });
+    }
+    Ok(Json(QueuePage { models, queues }))
+}
+
+impl Shared {
+    async fn specs(&self) -> Result<Vec<ModelSpec>, Problem> {
+        let mut specs = self.records.ask(LOOKUP_LIMIT, |store| async move { store.models().await }).await?;
+        specs.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(specs)
+    }
+
+    async fn loads(&self) -> Result<Vec<LoadReport>, Problem> {
+        let mut loads = self.records.ask(LOOKUP_LIMIT, |store| async move { store.loads().await }).await?;
+        loads.sort_by(|a, b| a.worker.cmp(&b.worker));
+        Ok(loads)
+    }
+
+    async fn capacities(&self) -> Result<BTreeMap<String, Capacity>, Problem> {
+        let mut capacities: BTreeMap<String, Capacity> = BTreeMap::new();
+        for report in self.loads().await? {
+            for (model, load) in report.models {
+                let sum = capacities.entry(model).or_default();
+                if !report.draining {
+                    sum.workers += 1;
+                    sum.slots = sum.slots.saturating_add(load.slots);
+                }
+                sum.busy = sum.busy.saturating_add(load.busy);
+                sum.held = sum.held.saturating_add(load.held);
+            }
+        }
+        Ok(capacities)
+    }
+
+    /// Waiting messages and consumers of a queue; nothing of one that is not declared yet.
+    async fn depth(&self, queue: &str) -> Result<(u64, u32), Problem> {
+        match tokio::time::timeout(QUEUE_LIMIT, self.broker.queue_state(queue)).await {
+            Ok(Ok(state)) => Ok(state.map_or((0, 0), |state| (state.ready, state.consumers))),
+            Ok(Err(_)) | Err(_) => Err(Problem::new(Code::BrokerUnavailable, "the queues cannot be looked at now")),
+        }
+    }
+}

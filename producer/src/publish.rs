@@ -1,0 +1,94 @@
+//! A task becomes a message on the tasks exchange, and is accepted once the broker confirmed it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use taskyard_shared::broker::{Broker, BrokerError, Destination, Message, Properties, PublishError, QueueSpec};
+use taskyard_shared::{Envelope, Invalid, Reply, Topology};
+
+/// Header that lets several results travel in one message.
+pub const RESULTS_HEADER: &str = "x-taskyard-results";
+
+/// The intake queue with its binding: everything in the tasks exchange goes to it.
+pub fn intake_queue(topology: &Topology) -> QueueSpec {
+    QueueSpec::durable(topology.intake()).bound(topology.tasks_exchange(), "#")
+}
+
+/// Publishes to the tasks exchange of one yard.
+#[derive(Clone)]
+pub struct Publisher {
+    broker: Arc<dyn Broker>,
+    exchange: String,
+    intake: QueueSpec,
+}
+
+impl Publisher {
+    pub fn new(broker: Arc<dyn Broker>, topology: &Topology) -> Self {
+        Self { broker, exchange: topology.tasks_exchange(), intake: intake_queue(topology) }
+    }
+
+    /// Declares the tasks exchange and the intake queue.
+    ///
+    /// # Errors
+    /// As [`Broker::declare`] has them.
+    pub async fn declare(&self) -> Result<(), BrokerError> {
+        self.broker.declare(std::slice::from_ref(&self.intake)).await
+    }
+
+    /// The message of one task.
+    pub fn single(&self, envelope: &Envelope, body: Bytes, reply: Option<&Reply>) -> Message {
+        let key = envelope.model().unwrap_or("any").to_owned();
+        let mut message = self.message(key, body, reply);
+        message.properties.message_id = Some(envelope.id.0.to_string());
+        for (name, value) in [("traceparent", &envelope.traceparent), ("tracestate", &envelope.tracestate)] {
+            if let Some(value) = value {
+                message.properties.headers.insert(name.to_owned(), value.clone());
+            }
+        }
+        message
+    }
+
+    /// The message of a JSON array of tasks, each of which carries its id.
+    pub fn array(&self, body: Bytes, reply: Option<&Reply>) -> Message {
+        self.message("batch".to_owned(), body, reply)
+    }
+
+    fn message(&self, key: String, body: Bytes, reply: Option<&Reply>) -> Message {
+        let mut properties = Properties { content_type: Some("application/json".to_owned()), ..Properties::default() };
+        if let Some(reply) = reply {
+            properties.reply_to = Some(reply.to.clone());
+            properties.correlation_id = reply.correlation_id.clone();
+            if reply.array {
+                properties.headers.insert(RESULTS_HEADER.to_owned(), "array".to_owned());
+            }
+        }
+        Message {
+            to: Destination::Exchange { name: self.exchange.clone(), key },
+            body,
+            properties,
+            persistent: true,
+            mandatory: true,
+        }
+    }
+
+    /// Publishes all and awaits their confirms, at most for `limit` whatever the broker's own time-out is: one answer
+    /// per message, in their order. `Ok` means accepted.
+    pub async fn publish(&self, messages: Vec<Message>, limit: Duration) -> Vec<Result<(), PublishError>> {
+        let count = messages.len();
+        let unknown = |why: String| vec![Err(PublishError::Unknown(why)); count];
+        match tokio::time::timeout(limit, self.broker.publish(messages)).await {
+            Ok(answers) if answers.len() == count => answers,
+            Ok(answers) => unknown(format!("{} answers to {count} messages", answers.len())),
+            Err(_) => unknown(format!("no confirm within {} ms", limit.as_millis())),
+        }
+    }
+}
+
+/// The body of a task's message: what was asked for, with what [`Envelope::new`] filled in.
+///
+/// # Errors
+/// When a value cannot be written as JSON, such as an instant beyond the year 9999.
+pub fn encode(envelope: &Envelope) -> Result<Vec<u8>, Invalid> {
+    serde_json::to_vec(&envelope.to_task()).map_err(|error| Invalid::field("body", error))
+}

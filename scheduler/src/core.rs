@@ -1,0 +1,550 @@
+//! The one owner of the planner: turns what happened into the planner's events, and its decisions into work for others.
+//!
+//! Nothing here waits for the broker or the store. Publishing runs beside, a few groups at a time, and reports back.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
+use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
+use taskyard_shared::process::settings::SchedulerSettings;
+use taskyard_shared::store::Store;
+use taskyard_shared::{Envelope, State, Target, TaskId, Timestamp, Topology};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::clock::Clock;
+use crate::dispatch::{Dispatched, dispatch};
+use crate::estimate::Estimator;
+use crate::finish::{Finished, Finisher};
+use crate::held::{Held, Outstanding};
+use crate::metrics::Metrics;
+use crate::planner::{Arrival, Decision, Planner, Refusal, policy};
+use crate::room::Room;
+
+/// Most events handled before the planner is asked.
+const EVENTS: usize = 256;
+/// Tasks published together, and how many such groups are under way.
+const GROUP: usize = 256;
+const GROUPS: usize = 4;
+/// Dispatching pauses for so long after the broker did not take a task.
+const PAUSE: Duration = Duration::from_millis(200);
+/// A dispatched task of which neither queue nor workers know is forgotten after so long.
+const LOST_AFTER: Duration = Duration::from_secs(10);
+
+/// What happened.
+pub(crate) enum Event {
+    /// Published tasks, each taken in once.
+    Arrived(Vec<Held>),
+    /// Tasks that came back: to be tried again, or held for long.
+    Returned(Vec<Held>),
+    Completed(Vec<Completion>),
+    /// What the store says of workers and models.
+    Loads {
+        loads: Vec<LoadReport>,
+        models: Option<Vec<ModelSpec>>,
+    },
+    /// What queue and workers together hold of a model.
+    Counted {
+        model: String,
+        tasks: usize,
+        at: Instant,
+    },
+}
+
+pub(crate) struct Core {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub settings: SchedulerSettings,
+    pub metrics: Metrics,
+    pub room: Room,
+    pub closing: CancellationToken,
+    clock: Clock,
+    started: Instant,
+    planner: Planner,
+    held: HashMap<TaskId, Held>,
+    outstanding: HashMap<TaskId, Outstanding>,
+    /// Copies of these are on their way round through the broker.
+    in_limbo: HashSet<TaskId>,
+    /// Held tasks by age, for the way round.
+    by_age: VecDeque<(Instant, TaskId)>,
+    /// Tasks whose model is not known, in the first moments.
+    unknown: Vec<Held>,
+    models: HashMap<String, ModelSpec>,
+    /// Slots times batch of the live workers, per model.
+    slots: HashMap<String, usize>,
+    last_completion: HashMap<String, Instant>,
+    estimator: Estimator,
+    dispatching: JoinSet<Dispatched>,
+    paused_until: Option<Instant>,
+    finisher: Finisher,
+    finishing: JoinSet<()>,
+    finished: Vec<Finished>,
+    acking: JoinSet<()>,
+}
+
+/// What a core is made of.
+pub(crate) struct Parts {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub settings: SchedulerSettings,
+    pub metrics: Metrics,
+    pub room: Room,
+    pub models: HashMap<String, ModelSpec>,
+    pub closing: CancellationToken,
+}
+
+impl Core {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { broker, store, topology, settings, metrics, room, models, closing } = parts;
+        // The name was checked with the settings; an unknown one falls back to the default policy.
+        let policy =
+            policy::by_name(&settings.policy, settings.ageing_s).unwrap_or_else(|| Box::new(policy::Cmu::default()));
+        let finisher = Finisher {
+            broker: broker.clone(),
+            store: store.clone(),
+            topology: topology.clone(),
+            metrics: metrics.clone(),
+            closing: closing.clone(),
+        };
+        Self {
+            planner: Planner::new(policy),
+            clock: Clock::start(),
+            started: Instant::now(),
+            held: HashMap::new(),
+            outstanding: HashMap::new(),
+            in_limbo: HashSet::new(),
+            by_age: VecDeque::new(),
+            unknown: Vec::new(),
+            models,
+            slots: HashMap::new(),
+            last_completion: HashMap::new(),
+            estimator: Estimator::default(),
+            dispatching: JoinSet::new(),
+            paused_until: None,
+            finisher,
+            finishing: JoinSet::new(),
+            finished: Vec::new(),
+            acking: JoinSet::new(),
+            broker,
+            store,
+            topology,
+            settings,
+            metrics,
+            room,
+            closing,
+        }
+    }
+
+    /// Runs until closing. What is held then is not acked: it comes again, to whoever is active next.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, requests: mpsc::Sender<Vec<String>>) {
+        let mut batch = Vec::with_capacity(EVENTS);
+        let mut second = tokio::time::interval(Duration::from_secs(1));
+        second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wake = self.next_wake();
+            tokio::select! {
+                biased;
+                () = self.closing.cancelled() => break,
+                Some(ended) = self.dispatching.join_next(), if !self.dispatching.is_empty() => self.handle_dispatched(ended),
+                Some(_) = self.finishing.join_next(), if !self.finishing.is_empty() => {}
+                Some(_) = self.acking.join_next(), if !self.acking.is_empty() => {}
+                _ = second.tick() => self.every_second(&requests),
+                count = events.recv_many(&mut batch, EVENTS) => {
+                    if count == 0 {
+                        break;
+                    }
+                    for event in batch.drain(..) {
+                        self.handle(event);
+                    }
+                }
+                () = sleep_until(wake) => self.paused_until = None,
+            }
+            self.decide();
+            self.finish();
+            self.room.is_held(self.held.len() + self.unknown.len());
+        }
+        // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
+        while self.dispatching.join_next().await.is_some() {}
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        let timeout = self.planner.poll_timeout().map(|at_us| self.clock.instant(at_us));
+        match self.paused_until {
+            // While paused, what is due waits too.
+            Some(paused) => Some(paused),
+            None if self.dispatching.len() >= GROUPS => None,
+            None => timeout,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
+            Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
+            Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
+            Event::Loads { loads, models } => self.handle_loads(loads, models),
+            Event::Counted { model, tasks, at } => self.reconcile(&model, tasks, at),
+        }
+    }
+
+    /// Takes a task into the planner, or refuses it with a reason.
+    fn admit(&mut self, mut task: Held) {
+        let id = task.envelope.id;
+        if task.envelope.deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
+            return self.refuse(
+                task,
+                State::Expired,
+                "expired",
+                "the deadline had passed when the task came".into(),
+                false,
+            );
+        }
+        let spec = match self.choose_model(&task.envelope) {
+            Ok(spec) => spec,
+            Err(_) if self.models_may_still_come() => {
+                self.unknown.push(task);
+                return;
+            }
+            Err((code, message)) => return self.refuse(task, State::Rejected, code, message, true),
+        };
+        task.model = spec.name.clone();
+        let arrival = Arrival {
+            id,
+            model: spec.name.clone(),
+            tenant: task.envelope.tenant.clone(),
+            priority: task.envelope.priority,
+            expected_seconds: self.estimator.expected_seconds(&spec, task.envelope.cost),
+            deadline_us: task.envelope.deadline.map(|at| self.clock.micros(at)),
+            not_before_us: task.envelope.not_before.map(|at| self.clock.micros(at)),
+            arrived_us: Some(self.clock.micros(task.envelope.accepted)),
+        };
+        match self.planner.handle_arrival(arrival, self.clock.now_us()) {
+            Ok(()) => {
+                if task.envelope.attempts == 0 {
+                    self.metrics.accepted(task.envelope.kind, &spec.name);
+                }
+                self.by_age.push_back((task.since, id));
+                self.held.insert(id, task);
+            }
+            // The same task twice: one of them is enough, and the store knows whom to tell.
+            Err(Refusal::Duplicate) => self.ack(task.receipt.into_iter().collect()),
+        }
+    }
+
+    fn models_may_still_come(&self) -> bool {
+        self.started.elapsed() < Duration::from_millis(self.settings.unknown_model_grace_ms)
+    }
+
+    /// The model a task names, or of those that offer a capability the one that is expected to have it done first:
+    /// least p·t + queue seconds.
+    fn choose_model(&self, envelope: &Envelope) -> Result<ModelSpec, (&'static str, String)> {
+        if let Some(chosen) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
+            return Ok(chosen.clone());
+        }
+        match &envelope.target {
+            Target::Model(name) => {
+                let (base, version) = match name.split_once('@') {
+                    Some((base, version)) => (base, Some(version)),
+                    None => (name.as_str(), None),
+                };
+                let spec = self
+                    .models
+                    .get(base)
+                    .ok_or_else(|| ("unknown_model", format!("no worker has announced a model {base}")))?;
+                match version {
+                    Some(version) if version != spec.version => {
+                        let message = format!("the model {base} is served in version {}, not {version}", spec.version);
+                        Err(("unknown_model", message))
+                    }
+                    _ => Ok(spec.clone()),
+                }
+            }
+            Target::Capability(capability) => {
+                let weight = f64::from(envelope.priority.get());
+                let cost = |spec: &ModelSpec| {
+                    let seconds = self.estimator.expected_seconds(spec, envelope.cost);
+                    let slots = self.slots.get(&spec.name).copied().unwrap_or(0);
+                    let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);
+                    // A model without workers comes last, but is still better than none.
+                    let queue_seconds = if slots == 0 { 1e9 } else { ahead as f64 * seconds / slots as f64 };
+                    weight * seconds + queue_seconds
+                };
+                self.models
+                    .values()
+                    .filter(|spec| spec.capabilities.contains(capability))
+                    .min_by(|left, right| cost(left).total_cmp(&cost(right)).then_with(|| left.name.cmp(&right.name)))
+                    .cloned()
+                    .ok_or_else(|| ("unknown_capability", format!("no model offers the capability {capability}")))
+            }
+        }
+    }
+
+    fn take_back(&mut self, mut task: Held) {
+        let id = task.envelope.id;
+        if self.in_limbo.remove(&id) {
+            match self.held.get_mut(&id) {
+                Some(held) => {
+                    held.receipt = task.receipt;
+                    held.since = task.since;
+                    self.by_age.push_back((task.since, id));
+                }
+                // It was dispatched while its copy was on the way.
+                None => self.ack(task.receipt.into_iter().collect()),
+            }
+            return;
+        }
+        if let Some(held) = self.held.get_mut(&id) {
+            // A copy of what waits already.
+            let superfluous = match &held.receipt {
+                Some(_) => task.receipt,
+                None => std::mem::replace(&mut held.receipt, task.receipt),
+            };
+            return self.ack(superfluous.into_iter().collect());
+        }
+        if self.outstanding.remove(&id).is_some() {
+            self.planner.handle_completion(id);
+        }
+        // The choice among models is made anew.
+        if let Target::Capability(_) = task.envelope.target {
+            task.envelope.chosen = None;
+        }
+        self.admit(task);
+    }
+
+    fn complete(&mut self, done: Completion) {
+        let now = Instant::now();
+        let was = self.outstanding.remove(&done.id);
+        if done.ran_ms > 0.0 {
+            self.estimator.ran(&done.model, done.ran_ms / 1e3, was.as_ref().and_then(|was| was.cost));
+        }
+        self.last_completion.insert(done.model.clone(), now);
+        if let Some(was) = was {
+            if self.planner.backlog(&was.model) > 0 {
+                let slots = self.slots.get(&was.model).copied().unwrap_or(1);
+                self.estimator.kept_busy(&was.model, done.idle_ms, done.ran_ms, slots, &self.settings);
+            }
+            self.planner.handle_completion(done.id);
+            self.set_capacity(&was.model);
+        } else if done.state.is_terminal() && self.planner.handle_cancel(done.id) {
+            // It ended by another copy while this one waited.
+            if let Some(held) = self.held.remove(&done.id) {
+                self.ack(held.receipt.into_iter().collect());
+            }
+        }
+    }
+
+    fn handle_loads(&mut self, loads: Vec<LoadReport>, models: Option<Vec<ModelSpec>>) {
+        if let Some(models) = models {
+            for spec in models {
+                self.models.insert(spec.name.clone(), spec);
+            }
+            let waiting = std::mem::take(&mut self.unknown);
+            waiting.into_iter().for_each(|task| self.admit(task));
+        }
+        let mut slots: HashMap<String, usize> = HashMap::new();
+        for report in loads.iter().filter(|report| !report.draining) {
+            for (model, load) in &report.models {
+                *slots.entry(model.clone()).or_default() += load.slots as usize * load.max_batch.max(1) as usize;
+            }
+        }
+        let mut changed: Vec<String> = self.slots.keys().chain(slots.keys()).cloned().collect();
+        changed.sort_unstable();
+        changed.dedup();
+        self.slots = slots;
+        for model in changed {
+            self.set_capacity(&model);
+        }
+        self.metrics.workers(&loads);
+    }
+
+    /// Slots, and what is sent ahead so that they do not idle.
+    fn set_capacity(&mut self, model: &str) {
+        let capacity = match self.slots.get(model) {
+            None | Some(0) => 0,
+            Some(slots) => slots + self.estimator.ahead(model),
+        };
+        self.planner.handle_load(model, capacity);
+    }
+
+    fn decide(&mut self) {
+        if self.paused_until.is_some_and(|until| until > Instant::now()) {
+            return;
+        }
+        let now_us = self.clock.now_us();
+        let started = Instant::now();
+        let mut decisions = 0u64;
+        let mut group = Vec::new();
+        while self.dispatching.len() < GROUPS {
+            let Some(decision) = self.planner.poll_decision(now_us) else { break };
+            decisions += 1;
+            match decision {
+                Decision::Dispatch { id, model, .. } => {
+                    let Some(mut task) = self.held.remove(&id) else {
+                        warn!(task.id = %id.0, "a task was chosen that is not held");
+                        self.planner.handle_completion(id);
+                        continue;
+                    };
+                    task.envelope.chosen = Some(model.to_string());
+                    task.envelope.dispatched = Some(Timestamp::now());
+                    let outstanding =
+                        Outstanding { model: model.to_string(), at: Instant::now(), cost: task.envelope.cost };
+                    self.outstanding.insert(id, outstanding);
+                    group.push(task);
+                    if group.len() >= GROUP {
+                        self.send(std::mem::take(&mut group));
+                    }
+                }
+                Decision::Expire { id, .. } => {
+                    if let Some(task) = self.held.remove(&id) {
+                        self.refuse(
+                            task,
+                            State::Expired,
+                            "expired",
+                            "the deadline passed while it waited".into(),
+                            false,
+                        );
+                    }
+                }
+            }
+        }
+        if !group.is_empty() {
+            self.send(group);
+        }
+        self.metrics.decided(decisions, started.elapsed());
+    }
+
+    fn send(&mut self, group: Vec<Held>) {
+        self.dispatching.spawn(dispatch(
+            self.broker.clone(),
+            self.store.clone(),
+            self.topology.clone(),
+            self.metrics.clone(),
+            group,
+        ));
+    }
+
+    fn handle_dispatched(&mut self, ended: Result<Dispatched, tokio::task::JoinError>) {
+        let Ok(Dispatched { failed, unwritable }) = ended else {
+            // A panic in there: the tasks are not acked, and come again with the next session.
+            warn!("a group of tasks was not dispatched");
+            return;
+        };
+        if !failed.is_empty() {
+            self.paused_until = Some(Instant::now() + PAUSE);
+        }
+        for task in failed {
+            let id = task.envelope.id;
+            self.outstanding.remove(&id);
+            self.planner.handle_dispatch_failed(id);
+            self.held.insert(id, task);
+        }
+        for (task, message) in unwritable {
+            self.outstanding.remove(&task.envelope.id);
+            self.planner.handle_completion(task.envelope.id);
+            self.refuse(task, State::Rejected, "unwritable", message, true);
+        }
+    }
+
+    /// To be finished without having run.
+    fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String, dead: bool) {
+        debug!(task.id = %task.envelope.id.0, code, "finished without a run");
+        self.finished.push(Finished { task, state, code, message, dead });
+    }
+
+    fn finish(&mut self) {
+        while !self.finished.is_empty() && self.finishing.len() < GROUPS {
+            let rest = self.finished.split_off(self.finished.len().min(GROUP));
+            let group = std::mem::replace(&mut self.finished, rest);
+            self.finishing.spawn(self.finisher.clone().finish(group));
+        }
+    }
+
+    fn ack(&mut self, receipts: Vec<Receipt>) {
+        if !receipts.is_empty() {
+            self.acking.spawn(async move {
+                broker::settle(receipts, Verdict::Ack).await;
+            });
+        }
+    }
+
+    fn every_second(&mut self, requests: &mpsc::Sender<Vec<String>>) {
+        if !self.models_may_still_come() {
+            let unknown = std::mem::take(&mut self.unknown);
+            unknown.into_iter().for_each(|task| self.admit(task));
+        }
+        self.send_round();
+        let stats = self.planner.stats();
+        let quiet: Vec<String> = stats
+            .models
+            .iter()
+            .filter(|model| model.outstanding > 0)
+            .map(|model| model.model.to_string())
+            .filter(|model| self.last_completion.get(model).is_none_or(|last| last.elapsed() > LOST_AFTER / 2))
+            .collect();
+        if !quiet.is_empty() {
+            // When the counter is still busy with the last request, the next second comes soon enough.
+            let _busy = requests.try_send(quiet);
+        }
+        self.metrics.planner(&stats, self.clock.now_us());
+    }
+
+    /// What has been held for so long that the broker would lose patience goes round through it: published anew, then
+    /// acked, then taken in again at its old place.
+    fn send_round(&mut self) {
+        let patience = Duration::from_secs(self.settings.max_held_s);
+        let mut group = Vec::new();
+        while let Some(&(since, id)) = self.by_age.front() {
+            if since.elapsed() < patience || group.len() >= 4 * GROUP {
+                break;
+            }
+            self.by_age.pop_front();
+            if let Some(held) = self.held.get_mut(&id).filter(|held| held.since == since)
+                && let Some(receipt) = held.receipt.take()
+            {
+                self.in_limbo.insert(id);
+                group.push((held.envelope.clone(), receipt));
+            }
+        }
+        if !group.is_empty() {
+            info!(tasks = group.len(), "held for long: sent round through the broker");
+            self.acking.spawn(self.finisher.clone().send_round(group));
+        }
+    }
+
+    /// Credits whose completion never came are given back, once neither queue nor workers hold the tasks.
+    fn reconcile(&mut self, model: &str, tasks: usize, at: Instant) {
+        let believed = self.planner.outstanding(model);
+        if believed <= tasks {
+            return;
+        }
+        let before = at.checked_sub(LOST_AFTER).unwrap_or(at);
+        let lost: Vec<TaskId> = self
+            .outstanding
+            .iter()
+            .filter(|(_, task)| task.model == model && task.at < before)
+            .map(|(&id, _)| id)
+            .take(believed - tasks)
+            .collect();
+        for id in &lost {
+            self.outstanding.remove(id);
+            self.planner.handle_completion(*id);
+        }
+        if !lost.is_empty() {
+            info!(task.model = model, tasks = lost.len(), "credits of tasks that nobody holds are given back");
+            self.metrics.credits_reclaimed(lost.len());
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,104 @@
+//! Ends tasks that never ran: refused or expired. The record first, then whoever waits is told, the ack last.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use taskyard_shared::broker::{self, Broker, Need, Receipt, Verdict, publish_surely};
+use taskyard_shared::store::{Guard, Settle, Settled, Store, until_answered};
+use taskyard_shared::{Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, messages};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::held::Held;
+use crate::metrics::Metrics;
+
+/// A task that is to end in `state` without having run.
+pub(crate) struct Finished {
+    pub task: Held,
+    pub state: State,
+    pub code: &'static str,
+    pub message: String,
+    /// It also goes to the dead letters, from where it can be tried again.
+    pub dead: bool,
+}
+
+impl Finished {
+    fn result(&self) -> TaskResult {
+        let mut result = self.task.envelope.result(self.state);
+        result.error = Some(TaskError { code: self.code.into(), message: self.message.clone(), retryable: false });
+        let now = Timestamp::now();
+        result.timings.finished = Some(now);
+        result.timings.waited_ms = Some(now.ms_since(self.task.envelope.accepted).max(0.0));
+        result
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Finisher {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub metrics: Metrics,
+    pub closing: CancellationToken,
+}
+
+impl Finisher {
+    pub async fn finish(self, group: Vec<Finished>) {
+        let results: Vec<TaskResult> = group.iter().map(Finished::result).collect();
+        let calls: Vec<Settle> =
+            results.iter().map(|result| Settle { guard: Guard::Unclaimed, result: result.clone() }).collect();
+        let settled = until_answered("refusals", &self.closing, || self.store.settle(calls.clone())).await;
+        let Some(settled) = settled else { return };
+        let mut outgoing = Vec::new();
+        let mut receipts = Vec::with_capacity(group.len());
+        for ((finished, result), settled) in group.into_iter().zip(&results).zip(settled) {
+            let followers = match settled {
+                Settled::Done { followers } | Settled::Again { followers } => followers,
+                // It runs, or has run: whoever runs it tells.
+                Settled::Stale | Settled::Already(_) => {
+                    receipts.extend(finished.task.receipt);
+                    continue;
+                }
+            };
+            let envelope = &finished.task.envelope;
+            let also: Vec<&Reply> =
+                followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower)).collect();
+            for reply in envelope.reply.iter().chain(also) {
+                match messages::result(reply, result) {
+                    Ok(message) => outgoing.push((message, Need::Reply)),
+                    Err(failure) => warn!(%failure, "a result could not be told"),
+                }
+            }
+            if finished.dead {
+                self.metrics.dead_lettered(finished.code);
+                let body = serde_json::to_vec(envelope).map_or_else(|_| Bytes::new(), Bytes::from);
+                let dead = messages::dead(&self.topology, finished.code, &finished.message, Some(envelope.id), body);
+                outgoing.push((dead, Need::Work));
+            }
+            self.metrics.finished(&finished.task.model, finished.state);
+            receipts.extend(finished.task.receipt);
+        }
+        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
+            broker::settle(receipts, Verdict::Ack).await;
+        }
+    }
+
+    /// Publishes copies to the scheduler's own queue, and acks the originals once they are safe.
+    pub async fn send_round(self, group: Vec<(Envelope, Receipt)>) {
+        let mut outgoing = Vec::with_capacity(group.len());
+        let mut receipts = Vec::with_capacity(group.len());
+        for (envelope, receipt) in group {
+            match messages::retry(&self.topology, &envelope) {
+                Ok(message) => {
+                    outgoing.push((message, Need::Work));
+                    receipts.push(receipt);
+                }
+                // Not acked: the broker gives it back when it loses patience.
+                Err(failure) => warn!(%failure, "a task held for long could not be sent round"),
+            }
+        }
+        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
+            broker::settle(receipts, Verdict::Ack).await;
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! What the scheduler holds of a task beside its place in the planner.
+
+use std::time::Instant;
+
+use taskyard_shared::Envelope;
+use taskyard_shared::broker::Receipt;
+
+/// A task that waits here: its envelope, and the delivery that owns it until it is handed on.
+pub(crate) struct Held {
+    pub envelope: Envelope,
+    /// Nothing while a task held for long is on its way round through the broker.
+    pub receipt: Option<Receipt>,
+    pub since: Instant,
+    /// The model it was admitted for.
+    pub model: String,
+}
+
+/// A task that is with the workers.
+pub(crate) struct Outstanding {
+    pub model: String,
+    pub at: Instant,
+    pub cost: Option<f64>,
+}

@@ -1,0 +1,282 @@
+//! Reads what was published, as fast as it comes: decodes it, takes each task in once, and passes it on to be admitted.
+//!
+//! What cannot be read goes to the dead letters with its reason, and whoever can be told is told.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use taskyard_shared::broker::{
+    self, Acker, Broker, BrokerError, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
+};
+use taskyard_shared::messages::{self, RESULTS_HEADER};
+use taskyard_shared::retry::Backoff;
+use taskyard_shared::store::{Accept, Accepted, Store};
+use taskyard_shared::{
+    Carried, Envelope, Invalid, Kind, Priority, Reply, State, TaskError, TaskId, TaskResult, Timestamp, Timings,
+    Topology, decode_tasks,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::core::Event;
+use crate::held::Held;
+use crate::metrics::Metrics;
+use crate::room::Room;
+
+/// Most messages read at once.
+const READ: usize = 512;
+
+pub(crate) struct Intake {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub metrics: Metrics,
+    /// How many tasks the window still takes.
+    pub room: Room,
+    pub events: mpsc::Sender<Event>,
+    pub closing: CancellationToken,
+}
+
+/// A task of a message, with its part of the delivery.
+struct Taken {
+    envelope: Envelope,
+    receipt: Receipt,
+}
+
+impl Intake {
+    /// Reads until the session is cut, or closing.
+    pub async fn run(self, prefetch: u16) -> Result<(), BrokerError> {
+        let mut consumer = self.broker.consume(&self.topology.intake(), prefetch).await?;
+        let acker = consumer.acker();
+        loop {
+            let most = tokio::select! {
+                most = self.room.some(READ) => most,
+                () = self.closing.cancelled() => return Ok(()),
+            };
+            let deliveries = tokio::select! {
+                deliveries = consumer.next_batch(most) => deliveries?,
+                () = self.closing.cancelled() => return Ok(()),
+            };
+            let mut taken = Vec::with_capacity(deliveries.len());
+            for delivery in deliveries {
+                self.read(delivery, &acker, &mut taken).await;
+            }
+            if !self.take_in(taken).await {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn read(&self, delivery: Delivery, acker: &Arc<dyn Acker>, taken: &mut Vec<Taken>) {
+        let now = Timestamp::now();
+        let carried = carried(&delivery.properties);
+        let refused = match unreadable(&delivery.properties) {
+            Some(invalid) => Err(invalid),
+            None => decode_tasks(&delivery.body),
+        };
+        match refused {
+            Err(invalid) => {
+                let receipts = Receipt::split(delivery.tag, acker, 1);
+                self.bury(&delivery, vec![(invalid, None)], &carried, receipts).await;
+            }
+            Ok(tasks) => {
+                let mut receipts = Receipt::split(delivery.tag, acker, tasks.len()).into_iter();
+                // One message id names one task.
+                let carried = Carried { message_id: carried.message_id.filter(|_| tasks.len() == 1), ..carried };
+                let (mut bad, mut bad_receipts) = (Vec::new(), Vec::new());
+                for (at, (task, receipt)) in tasks.into_iter().zip(receipts.by_ref()).enumerate() {
+                    match task.and_then(|task| Envelope::new(task, &carried, now)) {
+                        Ok(envelope) => taken.push(Taken { envelope, receipt }),
+                        Err(invalid) => {
+                            bad.push((invalid, Some(at)));
+                            bad_receipts.push(receipt);
+                        }
+                    }
+                }
+                if !bad.is_empty() {
+                    self.bury(&delivery, bad, &carried, bad_receipts).await;
+                }
+            }
+        }
+    }
+
+    /// To the dead letters, with an answer to each task that was refused.
+    async fn bury(
+        &self,
+        delivery: &Delivery,
+        refused: Vec<(Invalid, Option<usize>)>,
+        carried: &Carried,
+        receipts: Vec<Receipt>,
+    ) {
+        let mut outgoing = Vec::new();
+        let mut detail = String::new();
+        for (invalid, at) in &refused {
+            warn!(code = invalid.code, field = %invalid.field, "a published task cannot be taken");
+            self.metrics.dead_lettered(invalid.code);
+            if let Some(at) = at {
+                detail.push_str(&format!("task {at}: "));
+            }
+            detail.push_str(&format!("{invalid}; "));
+            if let Some(reply) = &carried.reply {
+                let result = refusal(invalid, carried);
+                outgoing.extend(messages::result(reply, &result).ok().map(|message| (message, Need::Reply)));
+            }
+        }
+        let code = refused.first().map_or("unreadable", |(invalid, _)| invalid.code);
+        let id = carried.message_id.as_ref().and_then(|id| id.parse().ok()).map(TaskId);
+        outgoing.push((
+            messages::dead(&self.topology, code, detail.trim_end_matches("; "), id, delivery.body.clone()),
+            Need::Work,
+        ));
+        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
+            broker::settle(receipts, Verdict::Ack).await;
+        }
+    }
+
+    /// Takes each task in once, and passes on those that are to run. `false` when closing.
+    async fn take_in(&self, taken: Vec<Taken>) -> bool {
+        if taken.is_empty() {
+            return true;
+        }
+        let accepts: Vec<Accept> = taken
+            .iter()
+            .map(|Taken { envelope, .. }| Accept {
+                id: envelope.id,
+                fingerprint: envelope.fingerprint(),
+                alias: envelope.alias(),
+                record: envelope.result(State::Queued),
+                follower: envelope.reply.clone(),
+            })
+            .collect();
+        let accepted = match self.store.accept(accepts).await {
+            Ok(accepted) => accepted,
+            Err(failure) => {
+                // The broker has the task: it is served without knowing whether it came before. Claims wait for the
+                // store, and find out.
+                warn!(%failure, tasks = taken.len(), "tasks are taken in without the store");
+                self.metrics.store_failed("accept");
+                taken.iter().map(|_| Accepted::New).collect()
+            }
+        };
+        let mut outgoing = Vec::new();
+        let mut done = Vec::new();
+        let mut to_admit = Vec::with_capacity(taken.len());
+        for (Taken { envelope, receipt }, accepted) in taken.into_iter().zip(accepted) {
+            match accepted {
+                Accepted::New => to_admit.push(held(envelope, receipt)),
+                Accepted::Known(record) if record.id == envelope.id && !record.state.is_terminal() => {
+                    match record.state {
+                        // Not dispatched yet, or its message came again because the scheduler was restarted.
+                        State::Queued | State::Blocked => to_admit.push(held(envelope, receipt)),
+                        // It is in a ready queue or with a worker: this copy is one too many.
+                        _ => {
+                            debug!(task.id = %envelope.id.0, state = ?record.state, "came again");
+                            done.push(receipt);
+                        }
+                    }
+                }
+                Accepted::Known(record) => {
+                    // The same task as before: answered with its result, or told when there is one.
+                    if record.state.is_terminal()
+                        && let Some(reply) = &envelope.reply
+                    {
+                        outgoing.extend(messages::result(reply, &record).ok().map(|message| (message, Need::Reply)));
+                    }
+                    done.push(receipt);
+                }
+                Accepted::Conflict(record) => {
+                    warn!(task.id = %record.id.0, "the same id came with another content: the first one stands");
+                    if let Some(reply) = &envelope.reply {
+                        let mut result = envelope.result(State::Rejected);
+                        result.error = Some(TaskError {
+                            code: "conflict".into(),
+                            message: "a task of this id, or this idempotency key, was accepted with another content"
+                                .into(),
+                            retryable: false,
+                        });
+                        outgoing.extend(messages::result(reply, &result).ok().map(|message| (message, Need::Reply)));
+                    }
+                    done.push(receipt);
+                }
+            }
+        }
+        self.room.take(to_admit.len());
+        if !to_admit.is_empty() && self.events.send(Event::Arrived(to_admit)).await.is_err() {
+            return false;
+        }
+        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_err() {
+            return false;
+        }
+        if !done.is_empty() {
+            broker::settle(done, Verdict::Ack).await;
+        }
+        true
+    }
+}
+
+fn held(envelope: Envelope, receipt: Receipt) -> Held {
+    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now() }
+}
+
+/// What cannot be read by what its properties say of it.
+fn unreadable(properties: &Properties) -> Option<Invalid> {
+    match properties.content_encoding.as_deref() {
+        None | Some("" | "utf-8" | "UTF-8" | "identity") => None,
+        Some(_) => Some(Invalid::field("content_encoding", "must be absent: compressed bodies are not read")),
+    }
+}
+
+fn carried(properties: &Properties) -> Carried {
+    let header = |name: &str| properties.headers.get(name).cloned();
+    Carried {
+        message_id: properties.message_id.clone(),
+        priority: properties.priority,
+        app_id: properties.app_id.clone(),
+        expiration: properties.expiration.clone(),
+        reply: properties.reply_to.clone().filter(|to| !to.is_empty()).map(|to| Reply {
+            to,
+            correlation_id: properties.correlation_id.clone(),
+            array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
+        }),
+        traceparent: header("traceparent").filter(|value| is_traceparent(value)),
+        tracestate: header("tracestate").filter(|value| value.len() <= 512),
+    }
+}
+
+/// W3C Trace Context: version, trace id, parent id and flags, in hex.
+fn is_traceparent(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    parts.len() >= 4
+        && [2, 32, 16, 2].iter().zip(&parts).all(|(length, part)| {
+            part.len() == *length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        })
+}
+
+/// The answer to something that cannot even be read as a task.
+fn refusal(invalid: &Invalid, carried: &Carried) -> TaskResult {
+    let id = carried.message_id.as_ref().and_then(|id| id.parse().ok()).map_or_else(TaskId::new, TaskId);
+    TaskResult {
+        id: invalid.id.unwrap_or(id),
+        state: State::Rejected,
+        kind: Kind::default(),
+        model: None,
+        tenant: carried.app_id.clone().unwrap_or_else(|| "default".into()),
+        priority: Priority::default(),
+        attempt: 0,
+        output: None,
+        error: Some(TaskError { code: invalid.code.into(), message: invalid.to_string(), retryable: false }),
+        timings: Timings { finished: Some(Timestamp::now()), ..Timings::default() },
+        worker: None,
+        metadata: Default::default(),
+    }
+}
+
+/// Consumes again after every cut that may mend by itself.
+pub(crate) async fn wait_after(failure: &BrokerError, tries: u32, closing: &CancellationToken) {
+    warn!(%failure, "the scheduler's queues are taken up again");
+    tokio::select! {
+        () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
+        () = closing.cancelled() => {}
+    }
+}

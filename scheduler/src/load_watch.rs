@@ -1,0 +1,100 @@
+//! Reads from the store which workers there are, what they serve and how busy they are.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use taskyard_shared::Topology;
+use taskyard_shared::broker::Broker;
+use taskyard_shared::load::LoadReport;
+use taskyard_shared::store::Store;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::core::Event;
+use crate::metrics::Metrics;
+
+/// The announcements are read once in so many reads of the loads.
+const MODELS_EVERY: u32 = 2;
+
+pub(crate) struct LoadWatch {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub every: Duration,
+    pub metrics: Metrics,
+    pub events: mpsc::Sender<Event>,
+    pub closing: CancellationToken,
+}
+
+impl LoadWatch {
+    /// Watches until closing. `requests` name models of which the queue and the workers are to be counted.
+    pub async fn run(self, mut requests: mpsc::Receiver<Vec<String>>) {
+        let mut ticks = tokio::time::interval(self.every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let last: Mutex<Vec<LoadReport>> = Mutex::new(Vec::new());
+        let (mut count, mut failing) = (0u32, false);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Some(models) = requests.recv() => {
+                    let loads = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    if !failing {
+                        self.count(models, &loads).await;
+                    }
+                    continue;
+                }
+                () = self.closing.cancelled() => return,
+            }
+            let event = match self.read(count).await {
+                Ok(event) => event,
+                Err(failure) => {
+                    // The last known capacity stands, and completions go on giving credits back.
+                    if !failing {
+                        warn!(%failure, "the loads cannot be read: scheduling goes on from completions alone");
+                    }
+                    failing = true;
+                    self.metrics.store_failed("loads");
+                    continue;
+                }
+            };
+            if failing {
+                info!("the loads are read again");
+            }
+            (failing, count) = (false, count.wrapping_add(1));
+            if let Event::Loads { loads, .. } = &event {
+                *last.lock().unwrap_or_else(PoisonError::into_inner) = loads.clone();
+            }
+            if self.events.send(event).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn read(&self, count: u32) -> Result<Event, taskyard_shared::store::StoreError> {
+        let loads = self.store.loads().await?;
+        let models = match count % MODELS_EVERY {
+            0 => Some(self.store.models().await?),
+            _ => None,
+        };
+        Ok(Event::Loads { loads, models })
+    }
+
+    async fn count(&self, models: Vec<String>, loads: &[LoadReport]) {
+        let at = Instant::now();
+        for model in models {
+            let held: u64 =
+                loads.iter().filter_map(|load| load.models.get(&model)).map(|load| u64::from(load.held)).sum();
+            match self.broker.queue_state(&self.topology.ready(&model)).await {
+                Ok(state) => {
+                    let ready = state.map_or(0, |state| state.ready);
+                    let tasks = usize::try_from(ready + held).unwrap_or(usize::MAX);
+                    if self.events.send(Event::Counted { model, tasks, at }).await.is_err() {
+                        return;
+                    }
+                }
+                Err(failure) => debug!(%failure, "a ready queue could not be counted"),
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! What the scheduler counts. Labels are models that workers announced, priorities and reasons: closed sets.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use taskyard_shared::load::LoadReport;
+use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
+use taskyard_shared::process::metrics::{MetricsError, Registry};
+use taskyard_shared::{Kind, State};
+
+use crate::planner::{Stats, WaitReason};
+
+/// Shared by all parts of the service.
+#[derive(Clone)]
+pub(crate) struct Metrics(Arc<Inner>);
+
+struct Inner {
+    accepted: IntCounterVec,
+    dispatched: IntCounterVec,
+    finished: IntCounterVec,
+    dead_lettered: IntCounterVec,
+    deadline_missed: IntCounterVec,
+    backlog: IntGaugeVec,
+    oldest_age: GaugeVec,
+    weighted_seconds: GaugeVec,
+    outstanding: IntGaugeVec,
+    waiting: IntGaugeVec,
+    decision_seconds: HistogramVec,
+    decisions: IntCounterVec,
+    active: IntGaugeVec,
+    store_failures: IntCounterVec,
+    credits_reclaimed: IntCounterVec,
+    worker_slots: IntGaugeVec,
+    model_workers: IntGaugeVec,
+    /// Models that have a row in the gauges above, so that one that is gone is set to nothing.
+    shown: Mutex<BTreeSet<String>>,
+}
+
+const FAST_SECONDS: &[f64] =
+    &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05];
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Self(Arc::new(Inner {
+            accepted: registry.counters(
+                "tasks_accepted_total",
+                "Tasks taken in, by kind and model.",
+                &["kind", "model"],
+            )?,
+            dispatched: registry.counters("tasks_dispatched_total", "Tasks handed to a ready queue.", &["model"])?,
+            finished: registry.counters(
+                "tasks_finished_total",
+                "Tasks that reached a terminal state, by model and state.",
+                &["model", "outcome"],
+            )?,
+            dead_lettered: registry.counters(
+                "tasks_dead_lettered_total",
+                "Messages put into the dead letters, by reason.",
+                &["reason"],
+            )?,
+            deadline_missed: registry.counters(
+                "deadline_missed_total",
+                "Tasks with a deadline that ended after it or never ran.",
+                &["model"],
+            )?,
+            backlog: registry.gauges("backlog_tasks", "Admitted tasks that are not dispatched.", &["model"])?,
+            oldest_age: registry.float_gauges(
+                "backlog_oldest_age_seconds",
+                "Age of the oldest task that is not dispatched.",
+                &["model"],
+            )?,
+            weighted_seconds: registry.float_gauges(
+                "backlog_weighted_seconds",
+                "Sum of priority times expected execution time over the waiting tasks.",
+                &["model"],
+            )?,
+            outstanding: registry.gauges(
+                "outstanding_tasks",
+                "Tasks dispatched whose completion has not come back.",
+                &["model"],
+            )?,
+            waiting: registry.gauges("scheduler_waiting_tasks", "Waiting tasks, by why they wait.", &["reason"])?,
+            decision_seconds: registry.histograms(
+                "scheduler_decision_seconds",
+                "Time the planner took for one decision.",
+                &[],
+                FAST_SECONDS,
+            )?,
+            decisions: registry.counters("scheduler_decisions_total", "Decisions of the planner.", &[])?,
+            active: registry.gauges("scheduler_active", "1 when this scheduler is the active one.", &[])?,
+            store_failures: registry.counters(
+                "store_failures_total",
+                "Calls of the store that failed, by call.",
+                &["call"],
+            )?,
+            credits_reclaimed: registry.counters(
+                "credits_reclaimed_total",
+                "Credits given back because nobody held their task any more.",
+                &[],
+            )?,
+            worker_slots: registry.gauges(
+                "yard_slots",
+                "Slots of all live workers as they report them, by model and state (busy or free).",
+                &["model", "state"],
+            )?,
+            model_workers: registry.gauges("model_workers", "Live workers that serve a model.", &["model"])?,
+            shown: Mutex::new(BTreeSet::new()),
+        })))
+    }
+
+    pub fn accepted(&self, kind: Kind, model: &str) {
+        self.0.accepted.with_label_values(&[kind.as_str(), model]).inc();
+    }
+
+    pub fn dispatched(&self, model: &str) {
+        self.0.dispatched.with_label_values(&[model]).inc();
+    }
+
+    pub fn finished(&self, model: &str, state: State) {
+        // A task that was refused has no model of ours: its name is the sender's and no label.
+        let model = if model.is_empty() { "_unknown" } else { model };
+        self.0.finished.with_label_values(&[model, state.as_str()]).inc();
+        if state == State::Expired {
+            self.0.deadline_missed.with_label_values(&[model]).inc();
+        }
+    }
+
+    pub fn dead_lettered(&self, reason: &str) {
+        self.0.dead_lettered.with_label_values(&[reason]).inc();
+    }
+
+    pub fn decided(&self, decisions: u64, took: Duration) {
+        if decisions > 0 {
+            self.0.decisions.with_label_values::<&str>(&[]).inc_by(decisions);
+            self.0.decision_seconds.with_label_values::<&str>(&[]).observe(took.as_secs_f64() / decisions as f64);
+        }
+    }
+
+    pub fn active(&self, active: bool) {
+        self.0.active.with_label_values::<&str>(&[]).set(active.into());
+    }
+
+    pub fn store_failed(&self, call: &str) {
+        self.0.store_failures.with_label_values(&[call]).inc();
+    }
+
+    pub fn credits_reclaimed(&self, credits: usize) {
+        self.0.credits_reclaimed.with_label_values::<&str>(&[]).inc_by(credits as u64);
+    }
+
+    /// Once a second.
+    pub fn planner(&self, stats: &Stats, now_us: u64) {
+        let mut shown = self.0.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = std::mem::take(&mut *shown);
+        for model in &stats.models {
+            let labels = [&*model.model];
+            gone.remove(&*model.model);
+            shown.insert(model.model.to_string());
+            self.0.backlog.with_label_values(&labels).set(model.waiting as i64);
+            let age = model.oldest_arrival_us.map_or(0.0, |at_us| now_us.saturating_sub(at_us) as f64 / 1e6);
+            self.0.oldest_age.with_label_values(&labels).set(age);
+            self.0.weighted_seconds.with_label_values(&labels).set(model.weighted_seconds);
+            self.0.outstanding.with_label_values(&labels).set(model.outstanding as i64);
+        }
+        for model in gone {
+            let labels = [model.as_str()];
+            self.0.backlog.with_label_values(&labels).set(0);
+            self.0.oldest_age.with_label_values(&labels).set(0.0);
+            self.0.weighted_seconds.with_label_values(&labels).set(0.0);
+            self.0.outstanding.with_label_values(&labels).set(0);
+        }
+        for reason in WaitReason::ALL {
+            self.0.waiting.with_label_values(&[reason.as_str()]).set(stats.waiting(reason) as i64);
+        }
+    }
+
+    pub fn workers(&self, loads: &[LoadReport]) {
+        self.0.worker_slots.reset();
+        self.0.model_workers.reset();
+        for (model, load) in loads.iter().flat_map(|report| &report.models) {
+            let busy = i64::from(load.busy);
+            let free = i64::from(load.slots.saturating_sub(load.busy));
+            self.0.worker_slots.with_label_values(&[model.as_str(), "busy"]).add(busy);
+            self.0.worker_slots.with_label_values(&[model.as_str(), "free"]).add(free);
+            self.0.model_workers.with_label_values(&[model]).inc();
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! A task on its way in: what the caller says of it, and what is made of that.
+
+use taskyard_shared::{Priority, TaskId};
+
+use super::policy::Waiting;
+
+/// A task as the planner is given it. Times are microseconds on the caller's clock.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    pub id: TaskId,
+    pub model: String,
+    pub tenant: String,
+    pub priority: Priority,
+    /// Expected execution time, in seconds; taken as a microsecond at least and a thousand million seconds at most.
+    pub expected_seconds: f64,
+    /// When a result is of no more use.
+    pub deadline_us: Option<u64>,
+    /// The earliest start.
+    pub not_before_us: Option<u64>,
+    /// Since when it waits, for a task that is not new: a retry, or one read again after a restart. Without it a
+    /// task's wait counts from now, or from `not_before_us` when that is later.
+    pub arrived_us: Option<u64>,
+}
+
+/// The planner refused an event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The id is already waiting or dispatched.
+    Duplicate,
+}
+
+impl Refusal {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Duplicate => "duplicate",
+        }
+    }
+}
+
+impl Arrival {
+    /// When it may start, if that is yet to come.
+    pub(super) fn start_us(&self, now_us: u64) -> Option<u64> {
+        self.not_before_us.filter(|&start_us| start_us > now_us)
+    }
+
+    pub(super) fn waiting(&self, now_us: u64, sequence: u64) -> Waiting {
+        let since_us = self.start_us(now_us).unwrap_or(now_us);
+        // Not a number, nothing and less all become the least.
+        let expected_seconds = if self.expected_seconds > 1e-6 { self.expected_seconds.min(1e9) } else { 1e-6 };
+        Waiting {
+            id: self.id,
+            priority: self.priority,
+            cost: expected_seconds.into(),
+            arrival_us: self.arrived_us.unwrap_or(since_us),
+            deadline_us: self.deadline_us,
+            expected_seconds,
+            sequence,
+        }
+    }
+}

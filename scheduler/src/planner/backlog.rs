@@ -1,0 +1,184 @@
+//! The waiting tasks of one model, and the choice among them.
+
+use std::collections::BTreeMap;
+
+use taskyard_shared::Priority;
+
+use super::decision::DispatchReason;
+use super::lane::Group;
+use super::line::{Line, Rank};
+use super::policy::{CostBucket, Policy, Stage, Waiting};
+use super::tasks::{Handle, Place, Record, Tasks};
+
+/// What tasks have in common whose scores a policy never reorders.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Class {
+    pub(super) priority: Priority,
+    pub(super) cost: CostBucket,
+    pub(super) stage: u8,
+}
+
+impl Class {
+    fn of(waiting: &Waiting, stage: Stage) -> Self {
+        Self { priority: waiting.priority, cost: waiting.cost, stage: stage.number }
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Backlog {
+    pub(super) groups: BTreeMap<Class, Group>,
+    /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
+    stage_ends: BTreeMap<(u64, u64), Handle>,
+    /// Tasks that their lanes do not keep in the order of arrival, in that order.
+    arrivals: Line,
+    /// Tasks in lanes.
+    pub(super) queued: usize,
+    /// Tasks that may not start yet.
+    pub(super) delayed: usize,
+    /// Σ priority × expected time over both, in microseconds: whole numbers add up without drift.
+    weighted_us: u128,
+}
+
+fn rank(waiting: &Waiting, key: Option<u64>) -> Rank {
+    Rank { key: key.unwrap_or(0), arrival_us: waiting.arrival_us, sequence: waiting.sequence }
+}
+
+fn weighted_us(waiting: &Waiting) -> u128 {
+    u128::from(waiting.priority.get()) * (waiting.expected_seconds * 1e6) as u128
+}
+
+impl Backlog {
+    pub(super) fn is_empty(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.queued + self.delayed
+    }
+
+    pub(super) fn weighted_seconds(&self) -> f64 {
+        self.weighted_us as f64 / 1e6
+    }
+
+    /// Since when the longest waiting of the tasks that may start waits.
+    pub(super) fn oldest_arrival_us(&self) -> Option<u64> {
+        let heads = self.groups.values().map(|group| group.head.arrival_us);
+        heads.chain(self.arrivals.first().map(|(rank, _)| rank.arrival_us)).min()
+    }
+
+    pub(super) fn count_delayed(&mut self, waiting: &Waiting) {
+        self.delayed += 1;
+        self.weighted_us += weighted_us(waiting);
+    }
+
+    pub(super) fn uncount_delayed(&mut self, waiting: &Waiting) {
+        self.delayed -= 1;
+        self.weighted_us -= weighted_us(waiting);
+    }
+
+    /// Puts a task into its lane.
+    pub(super) fn insert(&mut self, task: Handle, record: &mut Record, policy: &dyn Policy, now_us: u64) {
+        let stage = policy.stage(&record.waiting, now_us);
+        record.place = Place::Lane { stage };
+        self.queued += 1;
+        self.weighted_us += weighted_us(&record.waiting);
+        let key = policy.lane_key(&record.waiting);
+        if key.is_some() {
+            self.arrivals.insert(rank(&record.waiting, None), task);
+        }
+        self.enter_stage(task, record, stage, rank(&record.waiting, key));
+    }
+
+    /// Takes a task out of its lane. Its place is the caller's to set.
+    pub(super) fn remove(&mut self, task: Handle, stage: Stage, tasks: &Tasks, policy: &dyn Policy) {
+        let Some(record) = tasks.get(task) else { return };
+        self.queued -= 1;
+        self.weighted_us -= weighted_us(&record.waiting);
+        let key = policy.lane_key(&record.waiting);
+        if key.is_some() {
+            self.arrivals.remove(rank(&record.waiting, None));
+        }
+        self.leave_stage(record, stage, rank(&record.waiting, key), tasks);
+    }
+
+    /// The task to dispatch now, and why.
+    pub(super) fn choose(&self, policy: &dyn Policy, now_us: u64) -> Option<(Handle, DispatchReason)> {
+        let mut groups = self.groups.values();
+        let mut best = groups.next()?;
+        if self.groups.len() == 1 {
+            let reason = match best.lanes.len() {
+                1 => DispatchReason::OnlyLane,
+                _ if best.best_by_key() => DispatchReason::BestScore,
+                _ => DispatchReason::Oldest,
+            };
+            return Some((best.best()?, reason));
+        }
+        let mut top = policy.score(&best.head, now_us);
+        let mut reason = DispatchReason::BestScore;
+        for group in groups {
+            let score = policy.score(&group.head, now_us);
+            if score > top {
+                (best, top, reason) = (group, score, DispatchReason::BestScore);
+            } else if score == top {
+                reason = DispatchReason::Oldest;
+                if group.head.came_before(&best.head) {
+                    best = group;
+                }
+            }
+        }
+        Some((best.best()?, reason))
+    }
+
+    /// Moves the tasks whose stage has ended.
+    pub(super) fn advance_stages(&mut self, tasks: &mut Tasks, policy: &dyn Policy, now_us: u64) {
+        while let Some(entry) = self.stage_ends.first_entry() {
+            if entry.key().0 > now_us {
+                return;
+            }
+            let task = entry.remove();
+            let Some(record) = tasks.get(task) else { continue };
+            let Place::Lane { stage } = record.place else { continue };
+            let rank = rank(&record.waiting, policy.lane_key(&record.waiting));
+            let next = policy.stage(&record.waiting, now_us);
+            self.leave_stage(record, stage, rank, tasks);
+            if let Some(record) = tasks.get_mut(task) {
+                record.place = Place::Lane { stage: next };
+                self.enter_stage(task, record, next, rank);
+            }
+        }
+    }
+
+    /// Tasks before this one in its lane, counted up to a limit.
+    pub(super) fn ahead(&self, record: &Record, stage: Stage, policy: &dyn Policy, limit: usize) -> usize {
+        let rank = rank(&record.waiting, policy.lane_key(&record.waiting));
+        let group = self.groups.get(&Class::of(&record.waiting, stage));
+        group.map_or(0, |group| group.ahead(rank, record.tenant, limit))
+    }
+
+    fn enter_stage(&mut self, task: Handle, record: &Record, stage: Stage, rank: Rank) {
+        let Record { waiting, tenant, .. } = record;
+        if let Some(until_us) = stage.until_us {
+            self.stage_ends.insert((until_us, waiting.sequence), task);
+        }
+        match self.groups.entry(Class::of(waiting, stage)) {
+            std::collections::btree_map::Entry::Occupied(group) => {
+                group.into_mut().insert(rank, *tenant, task, waiting);
+            }
+            std::collections::btree_map::Entry::Vacant(place) => {
+                place.insert(Group::new(rank, *tenant, task, waiting));
+            }
+        }
+    }
+
+    fn leave_stage(&mut self, record: &Record, stage: Stage, rank: Rank, tasks: &Tasks) {
+        if let Some(until_us) = stage.until_us {
+            self.stage_ends.remove(&(until_us, record.waiting.sequence));
+        }
+        let class = Class::of(&record.waiting, stage);
+        if let Some(group) = self.groups.get_mut(&class)
+            && !group.remove(rank, record.tenant, tasks)
+        {
+            self.groups.remove(&class);
+        }
+    }
+}

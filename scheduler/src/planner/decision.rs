@@ -1,0 +1,63 @@
+//! What comes out of the planner, and the names of the reasons. The names are metric labels.
+
+use std::sync::Arc;
+
+use taskyard_shared::TaskId;
+
+/// What the shell is to do.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Decision {
+    /// Send the task to its model's ready queue. It counts against the model's credit from now on.
+    Dispatch { id: TaskId, model: Arc<str>, reason: DispatchReason },
+    /// Tell that the task's deadline passed while it waited. The planner has forgotten it.
+    Expire { id: TaskId, model: Arc<str> },
+}
+
+/// Why this task and not another of its model.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DispatchReason {
+    /// No other lane of its model had a task.
+    OnlyLane,
+    /// The policy put it before every other lane's head.
+    BestScore,
+    /// The policy put another lane's head level with it, and it came first.
+    Oldest,
+}
+
+impl DispatchReason {
+    pub const ALL: [Self; 3] = [Self::OnlyLane, Self::BestScore, Self::Oldest];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OnlyLane => "only_lane",
+            Self::BestScore => "best_score",
+            Self::Oldest => "oldest",
+        }
+    }
+}
+
+/// Why a task waits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum WaitReason {
+    /// Its earliest start is yet to come.
+    NotBefore,
+    /// No worker has offered a slot for its model.
+    NoWorker,
+    /// Every credit of its model is taken.
+    NoCredit,
+    /// A credit is free, and the next decisions hand it out.
+    NextDecision,
+}
+
+impl WaitReason {
+    pub const ALL: [Self; 4] = [Self::NotBefore, Self::NoWorker, Self::NoCredit, Self::NextDecision];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotBefore => "not_before",
+            Self::NoWorker => "no_worker",
+            Self::NoCredit => "no_credit",
+            Self::NextDecision => "next_decision",
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! The whole state as text: sorted, so that two equal states read alike. For tests and for reading, not for parsing.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+
+use super::Planner;
+use super::backlog::Class;
+use super::models::Model;
+use super::tasks::{Place, Record};
+
+impl Planner {
+    /// All tasks, model by model and lane by lane, each lane in its order. Takes time and room in their number.
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = self.write_description(&mut text);
+        text
+    }
+
+    fn write_description(&self, out: &mut String) -> fmt::Result {
+        writeln!(out, "policy {}, {} waiting, {} outstanding", self.policy(), self.waiting(), self.all_outstanding)?;
+        for (name, model) in self.models.by_name() {
+            let Model { backlog, capacity, .. } = model;
+            writeln!(
+                out,
+                "model {name}: {} of {} credits taken, {} queued, {} delayed, {} weighted seconds",
+                capacity.outstanding(),
+                capacity.total,
+                backlog.queued,
+                backlog.delayed,
+                backlog.weighted_seconds(),
+            )?;
+            for (Class { priority, cost, stage }, group) in &backlog.groups {
+                let lanes: BTreeMap<_, _> =
+                    group.lanes.iter().map(|(&tenant, lane)| (self.tenants.name(tenant), lane)).collect();
+                for (tenant, lane) in lanes {
+                    let priority = priority.get();
+                    writeln!(out, "  priority {priority}, about {:.3e} s, stage {stage}, {tenant}", cost.seconds())?;
+                    lane.iter().try_for_each(|(_, task)| self.write_task(out, self.tasks.get(task)))?;
+                }
+            }
+            let mut delayed: Vec<_> = self.tasks.iter().map(|(_, record)| record).filter(|r| r.is_delayed()).collect();
+            delayed.retain(|record| self.models.name(record.model) == name);
+            delayed.sort_unstable_by_key(|record| (record.alarm_us(), record.waiting.sequence));
+            if !delayed.is_empty() {
+                writeln!(out, "  delayed")?;
+                delayed.into_iter().try_for_each(|record| self.write_task(out, Some(record)))?;
+            }
+            if capacity.outstanding() > 0 {
+                writeln!(out, "  dispatched")?;
+                capacity.iter().try_for_each(|&(_, task)| self.write_task(out, self.tasks.get(task)))?;
+            }
+        }
+        if !self.expired.is_empty() {
+            writeln!(out, "expired, to be told")?;
+            self.expired.iter().try_for_each(|&task| self.write_task(out, self.tasks.get(task)))?;
+        }
+        Ok(())
+    }
+
+    fn write_task(&self, out: &mut String, record: Option<&Record>) -> fmt::Result {
+        let Some(Record { waiting, place, .. }) = record else { return Ok(()) };
+        write!(out, "    {} since {} takes {} s", waiting.id.0, waiting.arrival_us, waiting.expected_seconds)?;
+        match place {
+            Place::Delayed { start_us } => write!(out, " starts {start_us}")?,
+            Place::Dispatched { at_us } => write!(out, " dispatched {at_us}")?,
+            Place::Lane { stage } => stage.until_us.map_or(Ok(()), |at_us| write!(out, " next stage {at_us}"))?,
+            Place::Expired => {}
+        }
+        waiting.deadline_us.map_or(Ok(()), |at_us| write!(out, " deadline {at_us}"))?;
+        writeln!(out)
+    }
+}

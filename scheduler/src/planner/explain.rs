@@ -1,0 +1,105 @@
+//! Answers for people and for metrics: why one task waits, and how each model stands.
+
+use std::sync::Arc;
+
+use taskyard_shared::TaskId;
+
+use super::Planner;
+use super::decision::WaitReason;
+use super::tasks::Place;
+
+/// Tasks ahead are counted no further than this, so that asking never costs much.
+pub const AHEAD_LIMIT: usize = 10_000;
+
+/// Why a task waits, and behind what.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Explanation {
+    pub reason: WaitReason,
+    pub model: Arc<str>,
+    /// Since when it waits, or will wait, in microseconds on the caller's clock.
+    pub arrival_us: u64,
+    /// Its earliest start, if that is yet to come.
+    pub starts_us: Option<u64>,
+    /// Tasks of its own lane that go first: exact below [`AHEAD_LIMIT`], which stands for "as many or more". A task
+    /// with an earliest start to come is in no lane yet.
+    pub ahead_in_lane: Option<usize>,
+    /// All tasks that wait for its model now, itself included if it may start: an upper bound of those ahead today.
+    pub queued_in_model: usize,
+}
+
+/// One model as it stands.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelStats {
+    pub model: Arc<str>,
+    /// All tasks not dispatched.
+    pub waiting: usize,
+    /// Those of them whose earliest start is yet to come.
+    pub delayed: usize,
+    /// Why the others wait.
+    pub reason: WaitReason,
+    /// Since when the longest waiting of the others waits, in microseconds on the caller's clock.
+    pub oldest_arrival_us: Option<u64>,
+    /// Σ priority × expected execution time over the waiting tasks, in seconds.
+    pub weighted_seconds: f64,
+    /// How many dispatched tasks its workers can hold together.
+    pub capacity: usize,
+    /// Tasks dispatched and not come back.
+    pub outstanding: usize,
+}
+
+/// Every model that has workers or tasks, by name.
+#[derive(Clone, PartialEq, Default, Debug)]
+pub struct Stats {
+    pub models: Vec<ModelStats>,
+}
+
+impl Stats {
+    /// How many tasks wait for this reason.
+    pub fn waiting(&self, reason: WaitReason) -> usize {
+        let of_model = |model: &ModelStats| match reason {
+            WaitReason::NotBefore => model.delayed,
+            _ if model.reason == reason => model.waiting - model.delayed,
+            _ => 0,
+        };
+        self.models.iter().map(of_model).sum()
+    }
+}
+
+impl Planner {
+    /// Why a task waits; `None` when it does not.
+    pub fn explain(&self, id: TaskId) -> Option<Explanation> {
+        let record = self.tasks.get(self.tasks.find(id)?)?;
+        let model = self.models.get(record.model);
+        let (reason, starts_us, ahead_in_lane) = match record.place {
+            Place::Delayed { start_us } => (WaitReason::NotBefore, Some(start_us), None),
+            Place::Lane { stage } => {
+                let ahead = model.backlog.ahead(record, stage, &*self.policy, AHEAD_LIMIT);
+                (model.capacity.wait_reason(), None, Some(ahead))
+            }
+            Place::Dispatched { .. } | Place::Expired => return None,
+        };
+        Some(Explanation {
+            reason,
+            model: self.models.name(record.model).clone(),
+            arrival_us: record.waiting.arrival_us,
+            starts_us,
+            ahead_in_lane,
+            queued_in_model: model.backlog.queued,
+        })
+    }
+
+    /// How each model stands. Takes time in the number of models and their classes, not of tasks.
+    pub fn stats(&self) -> Stats {
+        let models = self.models.by_name().into_iter().map(|(name, model)| ModelStats {
+            model: name.clone(),
+            waiting: model.backlog.waiting(),
+            delayed: model.backlog.delayed,
+            reason: model.capacity.wait_reason(),
+            oldest_arrival_us: model.backlog.oldest_arrival_us(),
+            weighted_seconds: model.backlog.weighted_seconds(),
+            capacity: model.capacity.total,
+            outstanding: model.capacity.outstanding(),
+        });
+        Stats { models: models.collect() }
+    }
+}

@@ -1,0 +1,104 @@
+//! The models that matter now: those with workers or with tasks. The rest are forgotten.
+//!
+//! Also whose turn it is among those with both a credit and a task: each in turn, so that no model waits for another.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::backlog::Backlog;
+use super::capacity::Capacity;
+use super::names::Names;
+
+#[derive(Default)]
+pub(super) struct Model {
+    pub(super) backlog: Backlog,
+    pub(super) capacity: Capacity,
+    is_ready: bool,
+}
+
+pub(super) struct Models {
+    names: Names,
+    /// By number.
+    models: Vec<Model>,
+    /// Models with a credit and a task for it.
+    ready: BTreeSet<u32>,
+    /// The number whose turn is next, or the first after it that is ready.
+    turn: u32,
+}
+
+impl Models {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { names: Names::new(seed), models: Vec::new(), ready: BTreeSet::new(), turn: 0 }
+    }
+
+    pub(super) fn find(&self, name: &str) -> Option<u32> {
+        self.names.find(name)
+    }
+
+    pub(super) fn name(&self, model: u32) -> &Arc<str> {
+        self.names.name(model)
+    }
+
+    pub(super) fn get(&self, model: u32) -> &Model {
+        &self.models[model as usize]
+    }
+
+    pub(super) fn get_mut(&mut self, model: u32) -> &mut Model {
+        &mut self.models[model as usize]
+    }
+
+    /// One more task, or a capacity, of this model is known. Each is [released](Self::release) once.
+    pub(super) fn acquire(&mut self, name: &str) -> u32 {
+        let model = self.names.acquire(name);
+        if model as usize == self.models.len() {
+            self.models.push(Model::default());
+        }
+        model
+    }
+
+    pub(super) fn release(&mut self, model: u32) {
+        self.names.release(model);
+    }
+
+    pub(super) fn set_capacity(&mut self, name: &str, total: usize) {
+        let model = match self.find(name) {
+            Some(model) if self.get(model).capacity.total > 0 => model,
+            _ if total == 0 => return,
+            // A capacity counts as one use of the name.
+            _ => self.acquire(name),
+        };
+        self.get_mut(model).capacity.total = total;
+        self.refresh_ready(model);
+        if total == 0 {
+            self.release(model);
+        }
+    }
+
+    /// To be called after any change of a model's tasks or credits.
+    pub(super) fn refresh_ready(&mut self, model: u32) {
+        let Model { backlog, capacity, is_ready } = self.get_mut(model);
+        let ready = capacity.has_credit() && !backlog.is_empty();
+        if *is_ready != ready {
+            *is_ready = ready;
+            if ready {
+                self.ready.insert(model);
+            } else {
+                self.ready.remove(&model);
+            }
+        }
+    }
+
+    /// The model whose turn it is to dispatch.
+    pub(super) fn next_ready(&mut self) -> Option<u32> {
+        let model = *self.ready.range(self.turn..).next().or_else(|| self.ready.first())?;
+        self.turn = model + 1;
+        Some(model)
+    }
+
+    /// The known ones, by name.
+    pub(super) fn by_name(&self) -> Vec<(&Arc<str>, &Model)> {
+        let mut models: Vec<_> = self.names.iter().map(|(number, name)| (name, self.get(number))).collect();
+        models.sort_unstable_by_key(|(name, _)| *name);
+        models
+    }
+}

@@ -1,0 +1,101 @@
+//! Every task the planner knows, once: found by id, and referred to by a small handle everywhere else.
+
+use taskyard_shared::TaskId;
+
+use super::index::Index;
+use super::policy::{Stage, Waiting};
+
+pub(super) type Handle = u32;
+
+pub(super) struct Record {
+    pub(super) waiting: Waiting,
+    pub(super) model: u32,
+    pub(super) tenant: u32,
+    pub(super) place: Place,
+}
+
+/// Where a task is. It is in one place at a time.
+#[derive(Clone, Copy)]
+pub(super) enum Place {
+    /// It may not start yet.
+    Delayed { start_us: u64 },
+    /// In the lane of its class and tenant.
+    Lane { stage: Stage },
+    /// With the workers.
+    Dispatched { at_us: u64 },
+    /// Its deadline passed, which is yet to be told.
+    Expired,
+}
+
+impl Record {
+    pub(super) fn is_delayed(&self) -> bool {
+        matches!(self.place, Place::Delayed { .. })
+    }
+
+    /// When something is due for this task though nothing happens.
+    pub(super) fn alarm_us(&self) -> Option<u64> {
+        match self.place {
+            Place::Delayed { start_us } => Some(self.waiting.deadline_us.map_or(start_us, |at_us| at_us.min(start_us))),
+            Place::Lane { .. } => self.waiting.deadline_us,
+            Place::Dispatched { .. } | Place::Expired => None,
+        }
+    }
+}
+
+pub(super) struct Tasks {
+    handles: Index,
+    records: Vec<Option<Record>>,
+    free: Vec<Handle>,
+}
+
+impl Tasks {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { handles: Index::new(seed), records: Vec::new(), free: Vec::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.records.len() - self.free.len()
+    }
+
+    pub(super) fn find(&self, id: TaskId) -> Option<Handle> {
+        let is_id = |handle| self.get(handle).is_some_and(|record| record.waiting.id == id);
+        self.handles.find(self.handles.hash(id.0.as_bytes()), is_id)
+    }
+
+    pub(super) fn get(&self, handle: Handle) -> Option<&Record> {
+        self.records.get(handle as usize)?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, handle: Handle) -> Option<&mut Record> {
+        self.records.get_mut(handle as usize)?.as_mut()
+    }
+
+    /// Takes in a task whose id is not known yet.
+    pub(super) fn insert(&mut self, record: Record) -> Handle {
+        let hash = self.handles.hash(record.waiting.id.0.as_bytes());
+        let handle = match self.free.pop() {
+            Some(handle) => {
+                self.records[handle as usize] = Some(record);
+                handle
+            }
+            None => {
+                self.records.push(Some(record));
+                self.records.len() as Handle - 1
+            }
+        };
+        self.handles.insert(hash, handle);
+        handle
+    }
+
+    pub(super) fn remove(&mut self, handle: Handle) -> Option<Record> {
+        let record = self.records.get_mut(handle as usize)?.take()?;
+        self.handles.remove(self.handles.hash(record.waiting.id.0.as_bytes()), handle);
+        self.free.push(handle);
+        Some(record)
+    }
+
+    /// All of them, in no order that means anything.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Handle, &Record)> {
+        self.records.iter().enumerate().filter_map(|(handle, record)| Some((handle as Handle, record.as_ref()?)))
+    }
+}

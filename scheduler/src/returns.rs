@@ -1,0 +1,93 @@
+//! Reads what comes back to the scheduler: envelopes to be tried again or held on, and completions.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use taskyard_shared::broker::{Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
+use taskyard_shared::load::Completion;
+use taskyard_shared::{Envelope, Topology, envelope, messages};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::core::Event;
+use crate::held::Held;
+use crate::metrics::Metrics;
+
+/// Most messages read at once.
+const READ: usize = 512;
+/// Completions are acked as they come, so few are ever out.
+const COMPLETIONS_PREFETCH: u16 = 256;
+
+pub(crate) struct Returns {
+    pub broker: Arc<dyn Broker>,
+    pub topology: Topology,
+    pub metrics: Metrics,
+    pub events: mpsc::Sender<Event>,
+    pub closing: CancellationToken,
+}
+
+impl Returns {
+    /// Reads envelopes until the session is cut, or closing.
+    pub async fn envelopes(self, prefetch: u16) -> Result<(), BrokerError> {
+        let mut consumer = self.broker.consume(&self.topology.retry(), prefetch).await?;
+        let acker = consumer.acker();
+        loop {
+            let deliveries = tokio::select! {
+                deliveries = consumer.next_batch(READ) => deliveries?,
+                () = self.closing.cancelled() => return Ok(()),
+            };
+            let mut tasks = Vec::with_capacity(deliveries.len());
+            for delivery in deliveries {
+                match serde_json::from_slice::<Envelope>(&delivery.body) {
+                    Ok(envelope) if envelope.v == envelope::VERSION => {
+                        let receipt = Receipt::split(delivery.tag, &acker, 1).pop();
+                        tasks.push(Held { envelope, receipt, since: Instant::now(), model: String::new() });
+                    }
+                    Ok(envelope) => {
+                        let detail =
+                            format!("an envelope of version {}, of which this scheduler knows nothing", envelope.v);
+                        self.bury(delivery, &acker, "unsupported_version", &detail).await;
+                    }
+                    Err(failure) => self.bury(delivery, &acker, "unreadable", &failure.to_string()).await,
+                }
+            }
+            if self.events.send(Event::Returned(tasks)).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads completions until the session is cut, or closing.
+    pub async fn completions(self) -> Result<(), BrokerError> {
+        let mut consumer = self.broker.consume(&self.topology.completions(), COMPLETIONS_PREFETCH).await?;
+        let acker = consumer.acker();
+        loop {
+            let deliveries = tokio::select! {
+                deliveries = consumer.next_batch(READ) => deliveries?,
+                () = self.closing.cancelled() => return Ok(()),
+            };
+            let mut all = Vec::new();
+            for delivery in &deliveries {
+                match serde_json::from_slice::<Vec<Completion>>(&delivery.body) {
+                    Ok(completions) => all.extend(completions),
+                    Err(failure) => warn!(%failure, "a message of completions cannot be read and is dropped"),
+                }
+            }
+            if self.events.send(Event::Completed(all)).await.is_err() {
+                return Ok(());
+            }
+            // Losing one costs a credit for a while: it is acked as soon as it was read.
+            acker.settle(deliveries.iter().map(|delivery| delivery.tag).collect(), Verdict::Ack).await;
+        }
+    }
+
+    async fn bury(&self, delivery: Delivery, acker: &Arc<dyn Acker>, code: &str, detail: &str) {
+        warn!(code, detail, "a returned message cannot be read");
+        self.metrics.dead_lettered(code);
+        let dead = messages::dead(&self.topology, code, detail, None, delivery.body);
+        if publish_surely(&*self.broker, vec![(dead, Need::Work)], &self.closing).await.is_ok() {
+            acker.settle(vec![delivery.tag], Verdict::Ack).await;
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The scheduler service: waits until it is the active one, and schedules until it is told to stop.
+//!
+//! A session ends when one of its consumers is cut. Everything it held comes again from the broker, so the next session
+//! starts from nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskyard_shared::broker::{Broker, BrokerError, Lock, QueueSpec};
+use taskyard_shared::load::ModelSpec;
+use taskyard_shared::process::metrics::{MetricsError, Registry};
+use taskyard_shared::process::settings::SchedulerSettings;
+use taskyard_shared::store::Store;
+use taskyard_shared::{Topology, messages};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::core::{Core, Parts};
+use crate::intake::{Intake, wait_after};
+use crate::load_watch::LoadWatch;
+use crate::metrics::Metrics;
+use crate::returns::Returns;
+use crate::room::Room;
+
+/// How often a standby asks whether it is its turn.
+const STANDBY: Duration = Duration::from_millis(500);
+/// Events that wait for the core; their senders wait when there are more.
+const EVENTS: usize = 64;
+
+/// Decides what runs next. Built from the two ports, then [run](Scheduler::run).
+pub struct Scheduler {
+    broker: Arc<dyn Broker>,
+    store: Arc<dyn Store>,
+    topology: Topology,
+    settings: SchedulerSettings,
+    metrics: Metrics,
+    /// Models known from the settings, beside those that workers announce.
+    configured: Vec<ModelSpec>,
+}
+
+impl Scheduler {
+    /// # Errors
+    /// When the registry has other metrics of the same names.
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        store: Arc<dyn Store>,
+        topology: Topology,
+        settings: SchedulerSettings,
+        configured: Vec<ModelSpec>,
+        registry: &Registry,
+    ) -> Result<Self, MetricsError> {
+        Ok(Self { broker, store, topology, settings, configured, metrics: Metrics::new(registry)? })
+    }
+
+    /// Schedules until `stop`. Two schedulers may run: one is active, the other waits for its place.
+    ///
+    /// # Errors
+    /// When the queues cannot be declared for a reason that trying again would not mend.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), BrokerError> {
+        let mut tries = 0;
+        while !stop.is_cancelled() {
+            let answer = self.session(&stop).await;
+            self.metrics.active(false);
+            match answer {
+                Ok(()) => tries = 0,
+                Err(failure) if failure.is_transient() => {
+                    tries += 1;
+                    wait_after(&failure, tries, &stop).await;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        info!("stopped");
+        Ok(())
+    }
+
+    async fn session(&self, stop: &CancellationToken) -> Result<(), BrokerError> {
+        self.broker.declare(&messages::work_queues(&self.topology)).await?;
+        let Some(lock) = self.wait_for_lock(stop).await? else { return Ok(()) };
+        let Some(models) = self.known_models(stop, &*lock).await else { return Ok(()) };
+        for model in models.keys() {
+            self.broker.declare(&[QueueSpec::durable(self.topology.ready(model))]).await?;
+        }
+
+        let closing = stop.child_token();
+        let (events, inbox) = mpsc::channel(EVENTS);
+        let (requests, asked) = mpsc::channel(1);
+        let room = Room::new(self.settings.window_tasks);
+        let prefetch = u16::try_from(self.settings.window_tasks).unwrap_or(u16::MAX);
+        let mut readers: JoinSet<Result<(), BrokerError>> = JoinSet::new();
+        let returns = || Returns {
+            broker: self.broker.clone(),
+            topology: self.topology.clone(),
+            metrics: self.metrics.clone(),
+            events: events.clone(),
+            closing: closing.clone(),
+        };
+        readers.spawn(returns().completions());
+        readers.spawn(returns().envelopes(prefetch));
+        let watch = LoadWatch {
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            topology: self.topology.clone(),
+            every: Duration::from_millis(self.settings.report_every_ms),
+            metrics: self.metrics.clone(),
+            events: events.clone(),
+            closing: closing.clone(),
+        };
+        readers.spawn(async move {
+            watch.run(asked).await;
+            Ok(())
+        });
+        let intake = Intake {
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            topology: self.topology.clone(),
+            metrics: self.metrics.clone(),
+            room: room.clone(),
+            events: events.clone(),
+            closing: closing.clone(),
+        };
+        readers.spawn(intake.run(prefetch));
+        drop(events);
+        let core = Core::new(Parts {
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            topology: self.topology.clone(),
+            settings: self.settings.clone(),
+            metrics: self.metrics.clone(),
+            room,
+            models,
+            closing: closing.clone(),
+        });
+        self.metrics.active(true);
+        info!(policy = %self.settings.policy, "active");
+        let core = tokio::spawn(core.run(inbox, requests));
+
+        // The first reader to end ends the session: by a cut, or because of `stop`.
+        let first = readers.join_next().await;
+        closing.cancel();
+        while readers.join_next().await.is_some() {}
+        let core = core.await;
+        drop(lock);
+        match (first, core) {
+            (Some(Ok(ended)), Ok(())) => ended,
+            (Some(Err(failure)), _) | (_, Err(failure)) => Err(BrokerError::Cut(format!("a part ended: {failure}"))),
+            (None, Ok(())) => Ok(()),
+        }
+    }
+
+    async fn wait_for_lock(&self, stop: &CancellationToken) -> Result<Option<Box<dyn Lock>>, BrokerError> {
+        let mut told = false;
+        loop {
+            if let Some(lock) = self.broker.try_lock(&self.topology.scheduler_lock()).await? {
+                return Ok(Some(lock));
+            }
+            if !told {
+                info!("another scheduler is active: standing by");
+                told = true;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(STANDBY) => {}
+                () = stop.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    /// Without knowing the models every task would be refused: nothing is read before the store has said which there
+    /// are.
+    async fn known_models(&self, stop: &CancellationToken, lock: &dyn Lock) -> Option<HashMap<String, ModelSpec>> {
+        let mut told = false;
+        loop {
+            match self.store.models().await {
+                Ok(announced) => {
+                    let all = self.configured.iter().cloned().chain(announced);
+                    return Some(all.map(|spec| (spec.name.clone(), spec)).collect());
+                }
+                Err(failure) => {
+                    if !told {
+                        warn!(%failure, "the models cannot be read: nothing is taken in until then");
+                        told = true;
+                    }
+                }
+            }
+            if !lock.is_held() {
+                return None;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(STANDBY) => {}
+                () = stop.cancelled() => return None,
+            }
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! What the planner does, told step by step.
+
+use taskyard_scheduler::planner::policy::{Cmu, by_name};
+use taskyard_scheduler::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, WaitReason};
+
+use super::{POLICIES, SECOND, arrival, dispatched, drain, id, planner};
+
+#[test]
+fn each_policy_has_its_own_order() {
+    let order = |policy| {
+        let mut planner = planner(policy);
+        for (number, priority, seconds, deadline) in [(1, 1, 8.0, 30), (2, 2, 1.0, 20), (3, 9, 60.0, 90)] {
+            let deadline_us = Some(deadline * SECOND);
+            planner.handle_arrival(Arrival { deadline_us, ..arrival(number, priority, seconds) }, 0).unwrap();
+        }
+        drain(&mut planner, 0)
+    };
+    assert_eq!(order("fifo"), [id(1), id(2), id(3)]);
+    assert_eq!(order("strict"), [id(3), id(2), id(1)]);
+    assert_eq!(order("edf"), [id(2), id(1), id(3)]);
+    assert_eq!(order("wspt"), [id(2), id(1), id(3)]);
+    assert_eq!(order("cmu"), [id(2), id(3), id(1)]);
+}
+
+#[test]
+fn policies_are_found_by_name() {
+    for name in POLICIES {
+        assert_eq!(planner(name).policy(), name);
+    }
+    assert!(by_name("lottery", 10.0).is_none());
+    assert_eq!(Planner::new(Cmu::default()).policy(), "cmu");
+}
+
+#[test]
+fn edf_orders_by_deadline_and_wspt_by_expected_time_inside_one_lane_too() {
+    for (policy, order) in [("edf", [2, 3, 1]), ("wspt", [3, 1, 2]), ("fifo", [1, 2, 3])] {
+        let mut planner = planner(policy);
+        for (number, deadline, seconds) in [(1, 30, 1.2), (2, 10, 1.3), (3, 20, 1.1)] {
+            let deadline_us = Some(deadline * SECOND);
+            planner.handle_arrival(Arrival { deadline_us, ..arrival(number, 4, seconds) }, 0).unwrap();
+        }
+        assert_eq!(drain(&mut planner, 0), order.map(id), "{policy}");
+    }
+}
+
+#[test]
+fn an_urgent_late_comer_overtakes_the_whole_backlog() {
+    let mut planner = planner("cmu");
+    for number in 0..20_000 {
+        planner.handle_arrival(arrival(number, 0, 0.002), number as u64).unwrap();
+    }
+    planner.handle_load("m", 1);
+    let running = dispatched(&mut planner, SECOND);
+    planner.handle_arrival(arrival(99_999, 9, 0.002), SECOND).unwrap();
+    assert_eq!(planner.poll_decision(SECOND), None, "beyond credit");
+    assert_eq!(planner.explain(id(99_999)).unwrap().reason, WaitReason::NoCredit);
+    planner.handle_completion(running);
+    assert_eq!(dispatched(&mut planner, SECOND), id(99_999));
+}
+
+#[test]
+fn under_cmu_a_near_deadline_makes_a_task_up_to_four_times_as_heavy() {
+    let mut planner = planner("cmu");
+    planner.handle_load("m", 1);
+    // Weight 2 with a deadline against weights 3 and 5 without; all take a second.
+    let deadline_us = Some(20 * SECOND);
+    let now = |seconds: u64| seconds * SECOND;
+    planner.handle_arrival(Arrival { deadline_us, ..arrival(1, 1, 1.0) }, now(0)).unwrap();
+    for (at, other, priority, first) in [(10, 2, 2, 2), (11, 3, 2, 1), (16, 4, 4, 4), (17, 5, 4, 1)] {
+        let arrived_us = Some(0);
+        planner.handle_arrival(Arrival { arrived_us, ..arrival(other, priority, 1.0) }, now(at)).unwrap();
+        let next = dispatched(&mut planner, now(at));
+        assert_eq!(next, id(first), "at {at} s");
+        assert!(planner.handle_dispatch_failed(next));
+        assert!(planner.handle_cancel(id(other)));
+    }
+}
+
+#[test]
+fn strict_starves_where_cmu_does_not() {
+    let served = |policy| {
+        let mut planner = planner(policy);
+        planner.handle_load("m", 1);
+        planner.handle_arrival(arrival(0, 0, 8.0), 0).unwrap();
+        (1..2_000u64).find(|&tick| {
+            planner.handle_arrival(arrival(u128::from(tick), 9, 1.0), tick * SECOND).unwrap();
+            let next = dispatched(&mut planner, tick * SECOND);
+            planner.handle_completion(next);
+            next == id(0)
+        })
+    };
+    // (1/8)·(1 + age/10) reaches 10/1 at an age of 790 s, and the older one wins the tie.
+    assert_eq!(served("cmu"), Some(790));
+    assert_eq!(served("strict"), None);
+}
+
+#[test]
+fn a_delayed_task_waits_for_its_start() {
+    let mut planner = planner("cmu");
+    planner.handle_load("m", 4);
+    let later = Arrival { not_before_us: Some(5 * SECOND), ..arrival(1, 4, 1.0) };
+    planner.handle_arrival(later.clone(), 0).unwrap();
+    assert_eq!(planner.handle_arrival(later, 0), Err(Refusal::Duplicate));
+    assert_eq!((planner.poll_decision(4 * SECOND), planner.poll_timeout()), (None, Some(5 * SECOND)));
+    let explanation = planner.explain(id(1)).unwrap();
+    assert_eq!((explanation.reason, explanation.starts_us), (WaitReason::NotBefore, Some(5 * SECOND)));
+    assert_eq!(dispatched(&mut planner, 5 * SECOND), id(1));
+    assert_eq!(planner.poll_timeout(), None);
+    let at_once = Arrival { not_before_us: Some(6 * SECOND), ..arrival(2, 4, 1.0) };
+    planner.handle_arrival(at_once, 6 * SECOND).unwrap();
+    assert_eq!(planner.explain(id(2)).unwrap().reason, WaitReason::NextDecision);
+}
+
+#[test]
+fn an_expired_task_is_told_whether_it_could_start_or_not() {
+    let mut planner = planner("cmu");
+    planner.handle_arrival(Arrival { deadline_us: Some(9 * SECOND), ..arrival(2, 4, 1.0) }, 5 * SECOND).unwrap();
+    assert_eq!(planner.explain(id(2)).unwrap().reason, WaitReason::NoWorker);
+    assert_eq!(planner.poll_timeout(), Some(9 * SECOND));
+    assert_eq!(planner.poll_decision(9 * SECOND), Some(Decision::Expire { id: id(2), model: "m".into() }));
+    assert_eq!(planner.waiting(), 0);
+
+    let never = Arrival { deadline_us: Some(10 * SECOND), not_before_us: Some(60 * SECOND), ..arrival(3, 4, 1.0) };
+    planner.handle_arrival(never, 9 * SECOND).unwrap();
+    assert_eq!(planner.poll_timeout(), Some(10 * SECOND));
+    assert_eq!(planner.poll_decision(10 * SECOND), Some(Decision::Expire { id: id(3), model: "m".into() }));
+
+    let late = Arrival { deadline_us: Some(10 * SECOND), ..arrival(4, 4, 1.0) };
+    planner.handle_load("m", 1);
+    planner.handle_arrival(late, 11 * SECOND).unwrap();
+    assert_eq!(planner.poll_decision(11 * SECOND), Some(Decision::Expire { id: id(4), model: "m".into() }));
+}
+
+#[test]
+fn a_dispatched_task_no_longer_expires() {
+    let mut planner = planner("edf");
+    planner.handle_load("m", 1);
+    planner.handle_arrival(Arrival { deadline_us: Some(SECOND), ..arrival(1, 4, 1.0) }, 0).unwrap();
+    assert_eq!(dispatched(&mut planner, 0), id(1));
+    assert_eq!((planner.poll_timeout(), planner.poll_decision(2 * SECOND)), (None, None));
+    // Given back, its deadline holds again.
+    assert!(planner.handle_dispatch_failed(id(1)));
+    assert_eq!(planner.poll_decision(2 * SECOND), Some(Decision::Expire { id: id(1), model: "m".into() }));
+}
+
+#[test]
+fn a_flood_of_expiries_does_not_hold_up_dispatches() {
+    let mut planner = planner("strict");
+    for number in 0..1000 {
+        planner.handle_arrival(Arrival { deadline_us: Some(SECOND), ..arrival(number, 9, 1.0) }, 0).unwrap();
+    }
+    for number in 1000..1010 {
+        planner.handle_arrival(arrival(number, 0, 1.0), 0).unwrap();
+    }
+    planner.handle_load("m", 10);
+    let first_20: Vec<_> = (0..20).map_while(|_| planner.poll_decision(SECOND)).collect();
+    let dispatches = first_20.iter().filter(|decision| matches!(decision, Decision::Dispatch { .. })).count();
+    assert_eq!((first_20.len(), dispatches), (20, 10), "they take turns");
+    let rest: Vec<_> = std::iter::from_fn(|| planner.poll_decision(SECOND)).collect();
+    assert_eq!(rest.len(), 990, "and every expiry is told");
+    assert_eq!((planner.waiting(), planner.outstanding("m")), (0, 10));
+}
+
+#[test]
+fn dispatches_without_end_do_not_hold_up_an_expiry() {
+    let mut planner = planner("strict");
+    planner.handle_load("m", 1);
+    for number in 0..10 {
+        planner.handle_arrival(arrival(number, 9, 1.0), 0).unwrap();
+    }
+    planner.handle_arrival(Arrival { deadline_us: Some(SECOND), ..arrival(10, 0, 1.0) }, 0).unwrap();
+    let told = (0..10).position(|_| match planner.poll_decision(SECOND) {
+        Some(Decision::Dispatch { id, .. }) => !planner.handle_completion(id),
+        Some(Decision::Expire { id: expired, .. }) => expired == id(10),
+        None => panic!("idle"),
+    });
+    assert!(told.is_some_and(|turn| turn < 2), "told at turn {told:?}");
+}
+
+#[test]
+fn models_take_turns() {
+    let mut planner = planner("cmu");
+    for number in 0..12 {
+        let model = ["a", "b", "c"][number as usize % 3].into();
+        planner.handle_arrival(Arrival { model, ..arrival(number, 4, 1.0) }, 0).unwrap();
+    }
+    for model in ["a", "b", "c"] {
+        planner.handle_load(model, 3);
+    }
+    let turns: Vec<_> = std::iter::from_fn(|| planner.poll_decision(0))
+        .map(|decision| match decision {
+            Decision::Dispatch { model, .. } => model.to_string(),
+            Decision::Expire { .. } => panic!("nothing has a deadline"),
+        })
+        .collect();
+    assert_eq!(turns.concat(), "abcabcabc");
+}
+
+#[test]
+fn a_failed_dispatch_gives_back_credit_and_place() {
+    let mut planner = planner("fifo");
+    for number in 0..3 {
+        planner.handle_arrival(arrival(number, 4, 1.0), number as u64).unwrap();
+    }
+    planner.handle_load("m", 1);
+    assert_eq!(dispatched(&mut planner, 10), id(0));
+    assert!(!planner.handle_cancel(id(0)), "a dispatched task stays");
+    assert!(planner.handle_dispatch_failed(id(0)));
+    assert!(!planner.handle_dispatch_failed(id(0)), "it counts once");
+    assert!(!planner.handle_completion(id(0)));
+    assert_eq!((planner.waiting(), planner.outstanding("m")), (3, 0));
+    assert_eq!(drain(&mut planner, 20), [id(0), id(1), id(2)]);
+}
+
+#[test]
+fn lost_completions_give_their_credits_back() {
+    let mut planner = planner("fifo");
+    planner.handle_load("m", 3);
+    for number in 0..4 {
+        planner.handle_arrival(arrival(number, 4, 1.0), 0).unwrap();
+    }
+    for number in 0..3 {
+        assert_eq!(dispatched(&mut planner, 100 + number), id(number.into()));
+    }
+    assert_eq!(planner.poll_decision(200), None, "no credit");
+    assert_eq!(planner.handle_outstanding_lost("m", 102), 2);
+    assert_eq!((planner.handle_outstanding_lost("m", 102), planner.handle_outstanding_lost("x", 102)), (0, 0));
+    assert_eq!(planner.outstanding("m"), 1);
+    assert!(!planner.handle_completion(id(0)), "it was given up");
+    planner.handle_arrival(arrival(0, 4, 1.0), 200).unwrap();
+    assert_eq!((dispatched(&mut planner, 200), dispatched(&mut planner, 200)), (id(3), id(0)));
+}
+
+#[test]
+fn a_retry_keeps_its_age() {
+    let mut planner = planner("fifo");
+    planner.handle_load("m", 1);
+    planner.handle_arrival(arrival(1, 4, 1.0), 0).unwrap();
+    planner.handle_arrival(arrival(2, 4, 1.0), 10).unwrap();
+    assert_eq!(dispatched(&mut planner, 20), id(1));
+    assert!(planner.handle_completion(id(1)));
+    let again = Arrival { arrived_us: Some(0), not_before_us: Some(50), ..arrival(1, 4, 1.0) };
+    planner.handle_arrival(again, 30).unwrap();
+    assert_eq!(planner.explain(id(1)).unwrap().arrival_us, 0);
+    assert_eq!(drain(&mut planner, 60), [id(1), id(2)]);
+}
+
+#[test]
+fn a_decision_names_its_reason() {
+    let reason = |policy, tasks: &[(u8, f64, &str)]| {
+        let mut planner = planner(policy);
+        for (number, &(priority, seconds, tenant)) in (0..).zip(tasks) {
+            planner.handle_arrival(Arrival { tenant: tenant.into(), ..arrival(number, priority, seconds) }, 0).unwrap();
+        }
+        planner.handle_load("m", 1);
+        match planner.poll_decision(SECOND) {
+            Some(Decision::Dispatch { reason, .. }) => reason,
+            other => panic!("instead of a dispatch: {other:?}"),
+        }
+    };
+    assert_eq!(reason("cmu", &[(4, 1.0, "a"), (4, 1.0, "a")]), DispatchReason::OnlyLane);
+    assert_eq!(reason("cmu", &[(4, 1.0, "a"), (5, 1.0, "a")]), DispatchReason::BestScore);
+    assert_eq!(reason("strict", &[(4, 1.0, "a"), (4, 9.0, "a"), (1, 1.0, "a")]), DispatchReason::Oldest);
+    assert_eq!(reason("strict", &[(1, 1.0, "a"), (1, 9.0, "a"), (4, 1.0, "a")]), DispatchReason::BestScore);
+    assert_eq!(reason("cmu", &[(4, 1.0, "a"), (4, 1.0, "b")]), DispatchReason::Oldest);
+    assert_eq!(reason("wspt", &[(4, 1.0, "a"), (4, 1.1, "b")]), DispatchReason::BestScore);
+}
+
+#[test]
+fn reasons_have_distinct_labels() {
+    let mut labels: Vec<_> = WaitReason::ALL.map(WaitReason::as_str).into();
+    labels.extend(DispatchReason::ALL.map(DispatchReason::as_str));
+    labels.sort_unstable();
+    let all = labels.len();
+    labels.dedup();
+    assert_eq!((labels.len(), all), (7, 7));
+    assert!(labels.iter().all(|label| label.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
+}
+
+#[test]
+fn an_explanation_counts_what_is_ahead() {
+    let mut planner = planner("cmu");
+    for number in 0..5 {
+        let tenant = if number == 1 { "other" } else { "t" }.into();
+        planner.handle_arrival(Arrival { tenant, ..arrival(number, 4, 1.0) }, number as u64).unwrap();
+    }
+    let explanation = planner.explain(id(3)).unwrap();
+    assert_eq!((explanation.ahead_in_lane, explanation.queued_in_model), (Some(2), 5));
+    planner.handle_load("m", 1);
+    assert_eq!(planner.explain(id(0)).unwrap().reason, WaitReason::NextDecision);
+    assert_eq!(dispatched(&mut planner, 9), id(0));
+    assert_eq!((planner.explain(id(0)), planner.explain(id(77))), (None, None));
+    assert_eq!(planner.explain(id(3)).unwrap().ahead_in_lane, Some(1));
+}
+
+#[test]
+fn an_unknown_model_without_workers_is_not_remembered() {
+    let mut planner = planner("cmu");
+    planner.handle_load("ghost", 0);
+    assert!(planner.stats().models.is_empty());
+    planner.handle_load("m", 2);
+    assert_eq!(planner.stats().models.len(), 1);
+    planner.handle_load("m", 0);
+    assert!(planner.stats().models.is_empty());
+}

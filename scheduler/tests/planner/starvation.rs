@@ -1,0 +1,113 @@
+//! The bound on a task's wait under `cmu`, which the planner's README derives, against random work.
+
+use proptest::prelude::*;
+use taskyard_scheduler::planner::policy::Cmu;
+use taskyard_scheduler::planner::{Arrival, Decision, Planner};
+
+use super::{SECOND, arrival, id};
+
+const AGEING_SECONDS: f64 = 2.0;
+
+#[derive(Clone, Debug)]
+struct Work {
+    priority: u8,
+    cost: u8,
+    /// With a deadline so near that its slope is four times as steep from the first.
+    urgent: bool,
+}
+
+fn work(most: usize) -> impl Strategy<Value = Vec<Work>> {
+    let work = (0..10u8, 0..5u8, any::<bool>()).prop_map(|(priority, cost, urgent)| Work { priority, cost, urgent });
+    prop::collection::vec(work, 1..most)
+}
+
+/// Run times of cost 0 to 4, each the middle of what its bucket holds.
+fn seconds(cost: u8) -> f64 {
+    0.25 * f64::powi(2.0, cost.into()) * f64::powf(2.0, 0.25)
+}
+
+struct Slot {
+    planner: Planner,
+    /// Of the tasks by number, from 1.
+    run_seconds: Vec<f64>,
+    now_us: u64,
+}
+
+impl Slot {
+    fn arrive(&mut self, work: &Work) -> f64 {
+        let seconds = seconds(work.cost);
+        self.run_seconds.push(seconds);
+        let deadline_us = work.urgent.then(|| self.now_us + (seconds * 2.5 * SECOND as f64) as u64);
+        let number = self.run_seconds.len() as u128;
+        let task = Arrival { deadline_us, ..arrival(number, work.priority, seconds) };
+        self.planner.handle_arrival(task, self.now_us).unwrap();
+        seconds
+    }
+
+    /// Runs the next task. Answers whether that was the first of all, which is not run.
+    fn run_next(&mut self) -> bool {
+        loop {
+            match self.planner.poll_decision(self.now_us) {
+                Some(Decision::Dispatch { id: task, .. }) => {
+                    self.planner.handle_completion(task);
+                    let number = task.0.as_u128() & 0xffff_ffff_ffff;
+                    if number > 0 {
+                        self.now_us += (self.run_seconds[number as usize - 1] * SECOND as f64) as u64;
+                    }
+                    return number == 0;
+                }
+                Some(Decision::Expire { .. }) => {}
+                None => panic!("idle while a task waits"),
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// One slot is always busy, and as much comes as it can do: at best all of it worth more than the one that waits.
+    #[test]
+    fn no_task_waits_longer_than_the_bound(backlog in work(8), stream in work(20), cost in 0..5u8) {
+        let mut slot = Slot { planner: Planner::new(Cmu::new(AGEING_SECONDS)), run_seconds: Vec::new(), now_us: 0 };
+        slot.planner.handle_load("m", 1);
+        slot.planner.handle_arrival(arrival(0, 0, seconds(cost)), 0).unwrap();
+        let backlog_seconds: f64 = backlog.iter().map(|work| slot.arrive(work)).sum();
+        let ratio = 4.0 * 10.0 * seconds(cost) / seconds(0);
+        let bound_seconds = ratio * backlog_seconds + (ratio - 1.0) * AGEING_SECONDS;
+
+        let mut stream = stream.iter().cycle();
+        let mut next = stream.next().unwrap();
+        let mut offered_seconds = 0.0;
+        loop {
+            while offered_seconds + seconds(next.cost) <= slot.now_us as f64 / 1e6 {
+                offered_seconds += slot.arrive(next);
+                next = stream.next().unwrap();
+            }
+            let decided_us = slot.now_us;
+            if slot.run_next() {
+                break;
+            }
+            prop_assert!(decided_us as f64 / 1e6 <= bound_seconds, "waits at {decided_us} µs, bound {bound_seconds} s");
+        }
+        prop_assert!(slot.planner.explain(id(0)).is_none());
+    }
+}
+
+/// The bound is no mere safe number: the hardest stream comes near to it.
+#[test]
+fn the_hardest_stream_comes_near_the_bound() {
+    let mut slot = Slot { planner: Planner::new(Cmu::new(AGEING_SECONDS)), run_seconds: Vec::new(), now_us: 0 };
+    slot.planner.handle_load("m", 1);
+    slot.planner.handle_arrival(arrival(0, 0, seconds(2)), 0).unwrap();
+    let best = Work { priority: 9, cost: 0, urgent: false };
+    slot.arrive(&best);
+    while !slot.run_next() {
+        slot.arrive(&best);
+    }
+    // Without deadlines the ratio lacks the factor of 4. The backlog is one run.
+    let ratio = 10.0 * seconds(2) / seconds(0);
+    let bound_seconds = ratio * seconds(0) + (ratio - 1.0) * AGEING_SECONDS;
+    let waited_seconds = slot.now_us as f64 / 1e6;
+    assert!((0.85 * bound_seconds..=bound_seconds + seconds(0)).contains(&waited_seconds), "{waited_seconds} s");
+}

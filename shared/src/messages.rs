@@ -1,0 +1,100 @@
+//! The queues that roles share and the messages they send to them, built in one place: ready and retried tasks, results,
+//! completions, dead letters.
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::broker::{Destination, Message, Properties, QueueSpec};
+use crate::envelope::{Envelope, Reply};
+use crate::load::Completion;
+use crate::outcome::TaskResult;
+use crate::task::TaskId;
+use crate::topology::Topology;
+
+/// Why a dead letter is dead: a code.
+pub const REASON_HEADER: &str = "x-taskyard-reason";
+/// What was seen, for people.
+pub const DETAIL_HEADER: &str = "x-taskyard-detail";
+/// The publisher takes several results in one message, as a JSON array, when this header says `array`.
+pub const RESULTS_HEADER: &str = "x-taskyard-results";
+
+/// Headers hold no more than this of a text that came from outside; bytes.
+const DETAIL_BYTES: usize = 512;
+
+/// Every durable queue but those of the models. Any process may declare them, in any order.
+pub fn work_queues(topology: &Topology) -> Vec<QueueSpec> {
+    vec![
+        QueueSpec::durable(topology.intake()).bound(topology.tasks_exchange(), "#"),
+        QueueSpec::durable(topology.retry()),
+        QueueSpec::durable(topology.completions()),
+        QueueSpec::durable(topology.dead()),
+    ]
+}
+
+/// A message could not be written: an instant or a number that JSON cannot hold.
+#[derive(Debug, thiserror::Error)]
+#[error("{what} cannot be written as JSON: {source}")]
+pub struct Unwritable {
+    what: &'static str,
+    source: serde_json::Error,
+}
+
+fn json(what: &'static str, value: &impl Serialize) -> Result<Bytes, Unwritable> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|source| Unwritable { what, source })
+}
+
+fn with_id(mut message: Message, id: TaskId) -> Message {
+    message.properties.message_id = Some(id.0.to_string());
+    message
+}
+
+/// A task for the workers of its model.
+pub fn ready(topology: &Topology, model: &str, envelope: &Envelope) -> Result<Message, Unwritable> {
+    Ok(with_id(Message::to_queue(topology.ready(model), json("a task", envelope)?), envelope.id))
+}
+
+/// A task that goes back to the scheduler.
+pub fn retry(topology: &Topology, envelope: &Envelope) -> Result<Message, Unwritable> {
+    Ok(with_id(Message::to_queue(topology.retry(), json("a task", envelope)?), envelope.id))
+}
+
+/// A result, to whoever asked for it.
+pub fn result(reply: &Reply, result: &TaskResult) -> Result<Message, Unwritable> {
+    let mut message = with_id(Message::to_queue(&reply.to, json("a result", result)?), result.id);
+    message.properties.correlation_id = reply.correlation_id.clone();
+    Ok(message)
+}
+
+/// Several results to one queue, as an array.
+pub fn results(queue: &str, results: &[&TaskResult]) -> Result<Message, Unwritable> {
+    Ok(Message::to_queue(queue, json("results", &results)?))
+}
+
+/// What finished, for the scheduler. Not persistent: losing it costs a credit for a while.
+pub fn completions(topology: &Topology, completions: &[Completion]) -> Result<Message, Unwritable> {
+    Ok(Message { persistent: false, ..Message::to_queue(topology.completions(), json("completions", &completions)?) })
+}
+
+/// A body that is no longer tried, with its reason.
+pub fn dead(topology: &Topology, reason: &str, detail: &str, id: Option<TaskId>, body: Bytes) -> Message {
+    let mut properties = Properties {
+        message_id: id.map(|id| id.0.to_string()),
+        content_type: Some("application/json".into()),
+        ..Properties::default()
+    };
+    properties.headers.insert(REASON_HEADER.into(), reason.into());
+    properties.headers.insert(DETAIL_HEADER.into(), printable(detail));
+    Message { to: Destination::Queue(topology.dead()), body, properties, persistent: true, mandatory: true }
+}
+
+/// Without control characters, and cut.
+fn printable(text: &str) -> String {
+    let mut out = String::new();
+    for character in text.chars() {
+        if out.len() + character.len_utf8() > DETAIL_BYTES {
+            break;
+        }
+        out.push(if character.is_control() { ' ' } else { character });
+    }
+    out
+}

@@ -1,0 +1,420 @@
+//! What a value must be beyond its type. Bounds and choices are tables by key, checked before the values become
+//! [`Settings`]; what concerns a form, or several values, is checked after.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+
+use toml::Value;
+use url::Url;
+
+use super::super::settings::{HttpSettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, Settings};
+use super::error::{ConfigError, Origin};
+use super::is_embedded;
+use super::layer::Layer;
+use super::shape::Key;
+use crate::decode::is_name;
+use crate::task::limits;
+
+/// The least and the most that a number may be.
+#[derive(Clone, Copy, Debug)]
+enum Bounds {
+    Whole(u64, u64),
+    /// Both ends belong to it.
+    Number(f64, f64),
+    /// From the first, which does not belong to it.
+    Above(f64, f64),
+}
+
+const HOUR_MS: u64 = 3_600_000;
+const TEN_YEARS_HOURS: u64 = 87_600;
+
+/// Every number has its bounds here, by key, with `*` for a model's name.
+const BOUNDS: &[(&str, Bounds)] = &[
+    ("broker.heartbeat_s", Bounds::Whole(1, 3600)),
+    ("broker.connect_timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("broker.publish_timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("broker.in_flight", Bounds::Whole(1, 1_000_000)),
+    ("store.timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("store.finished_hours", Bounds::Whole(1, TEN_YEARS_HOURS)),
+    ("store.unfinished_hours", Bounds::Whole(1, TEN_YEARS_HOURS)),
+    ("store.listed_tasks", Bounds::Whole(1, 100_000_000)),
+    ("gateway.max_wait_s", Bounds::Whole(1, 3600)),
+    ("gateway.max_waiters", Bounds::Whole(1, 1_000_000)),
+    ("gateway.max_connections", Bounds::Whole(1, 1_000_000)),
+    ("gateway.max_batch_tasks", Bounds::Whole(1, limits::BATCH_TASKS as u64)),
+    ("gateway.max_body_bytes", Bounds::Whole(1024, limits::BODY_BYTES as u64)),
+    ("gateway.request_timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("scheduler.ageing_s", Bounds::Above(0.0, 1e9)),
+    ("scheduler.window_tasks", Bounds::Whole(1, u16::MAX as u64)),
+    ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
+    ("scheduler.report_every_ms", Bounds::Whole(10, 60_000)),
+    ("scheduler.unknown_model_grace_ms", Bounds::Whole(0, HOUR_MS)),
+    ("scheduler.ready_latency_ms", Bounds::Number(0.0, 10_000.0)),
+    ("scheduler.ready_extra_most", Bounds::Whole(0, 1_000_000)),
+    // 0 is none beyond the free slots; the broker is never told 0, which would be "without limit" there.
+    ("worker.prefetch", Bounds::Whole(0, 10_000)),
+    // A lease is renewed three times in its length, and a renewal is a round trip to the store.
+    ("worker.lease_ms", Bounds::Whole(200, HOUR_MS)),
+    ("worker.drain_s", Bounds::Whole(0, 7 * 24 * 3600)),
+    ("worker.report_every_ms", Bounds::Whole(10, 60_000)),
+    ("worker.retry_first_ms", Bounds::Whole(1, limits::DURATION_MS)),
+    ("worker.retry_most_ms", Bounds::Whole(1, limits::DURATION_MS)),
+    // A record also holds what is known of the task beside its output.
+    ("worker.max_output_bytes", Bounds::Whole(1, (crate::store::RECORD_BYTES / 2) as u64)),
+    ("models.*.slots", Bounds::Whole(1, 10_000)),
+    ("models.*.timeout_ms", Bounds::Whole(1, limits::DURATION_MS)),
+    ("models.*.max_attempts", Bounds::Whole(1, limits::ATTEMPTS as u64)),
+    ("models.*.max_batch", Bounds::Whole(1, limits::BATCH_TASKS as u64)),
+    ("models.*.max_delay_ms", Bounds::Whole(0, 60_000)),
+    ("models.*.memory_mb", Bounds::Whole(0, 100_000_000)),
+    ("models.*.expected_ms", Bounds::Above(0.0, limits::DURATION_MS as f64)),
+    ("models.*.onnx.max_tokens", Bounds::Whole(1, 1_000_000)),
+    ("models.*.http.connect_timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("models.*.http.max_response_bytes", Bounds::Whole(1, 1 << 30)),
+    ("models.*.simulated.service_ms", Bounds::Number(0.0, limits::DURATION_MS as f64)),
+    ("models.*.simulated.failure_ratio", Bounds::Number(0.0, 1.0)),
+];
+
+/// Texts that are one of a few.
+const CHOICES: &[(&str, &[&str])] = &[
+    ("broker.queue_type", &["auto", "classic", "quorum"]),
+    ("scheduler.policy", &["cmu", "fifo", "strict", "edf", "wspt"]),
+    ("log.format", &["text", "json"]),
+    ("models.*.handler", &["onnx", "http", "process", "simulated"]),
+    ("models.*.onnx.task", &["text-classification", "text-embedding", "file-type"]),
+    ("models.*.http.protocol", &["json", "open-inference"]),
+    ("models.*.simulated.distribution", &["fixed", "exponential", "lognormal"]),
+];
+
+/// Keys that a table must have when it is there.
+const REQUIRED: &[(&str, &str)] = &[
+    ("models.*", "handler"),
+    ("models.*.onnx", "task"),
+    ("models.*.onnx", "file"),
+    ("models.*.http", "url"),
+    ("models.*.process", "command"),
+];
+
+/// Bounds, choices, addresses and required keys. After it, the values have the types of [`Settings`].
+pub(super) fn check_leaves(layers: &Layer) -> Result<(), ConfigError> {
+    for (key, leaf) in &layers.leaves {
+        let pattern = key.pattern();
+        let refused = |problem: String| value_error(key, leaf.origin.clone(), problem);
+        if let Some((_, bounds)) = BOUNDS.iter().find(|(of, _)| *of == pattern) {
+            check_bounds(*bounds, &leaf.value).map_err(refused)?;
+        }
+        if let Some((_, choices)) = CHOICES.iter().find(|(of, _)| *of == pattern)
+            && !leaf.value.as_str().is_some_and(|text| choices.contains(&text))
+        {
+            return Err(refused(format!("must be one of {}, not {}", choices.join(", "), brief(&leaf.value))));
+        }
+        if pattern.ends_with(".listen") && leaf.value.as_str().is_none_or(|text| text.parse::<SocketAddr>().is_err()) {
+            let problem = format!("must be an address and a port such as 127.0.0.1:8080, not {}", brief(&leaf.value));
+            return Err(refused(problem));
+        }
+    }
+    for (key, origin) in &layers.sections {
+        let pattern = key.pattern();
+        for (_, name) in REQUIRED.iter().filter(|(of, _)| *of == pattern) {
+            if !layers.leaves.contains_key(&key.child(name)) {
+                return Err(value_error(&key.child(name), origin.clone(), "must be given".to_owned()));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn value_error(key: &Key, origin: Origin, problem: String) -> ConfigError {
+    ConfigError::Value { key: key.to_string(), origin, problem }
+}
+
+fn check_bounds(bounds: Bounds, value: &Value) -> Result<(), String> {
+    let number = value.as_float().or(value.as_integer().map(|whole| whole as f64)).unwrap_or(f64::NAN);
+    let (fits, allowed) = match bounds {
+        Bounds::Whole(least, most) => {
+            let whole = value.as_integer().and_then(|whole| u64::try_from(whole).ok());
+            (whole.is_some_and(|whole| (least..=most).contains(&whole)), format!("from {least} to {most}"))
+        }
+        Bounds::Number(least, most) => ((least..=most).contains(&number), format!("from {least} to {most}")),
+        Bounds::Above(least, most) => (number > least && number <= most, format!("above {least} and at most {most}")),
+    };
+    if fits { Ok(()) } else { Err(format!("must be {allowed}, not {value}")) }
+}
+
+/// A value in a sentence: short, on one line.
+fn brief(value: &Value) -> String {
+    let text = match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let short: String = text.chars().take(40).collect();
+    if short.len() < text.len() { format!("{short:?}…") } else { format!("{short:?}") }
+}
+
+/// Forms, and values that depend on one another.
+pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigError> {
+    let check = Check { layers };
+    let Settings { broker, store, worker, log, .. } = settings;
+    check.that("broker.url", broker_url(&broker.url))?;
+    check.that("store.url", store_url(&store.url))?;
+    let namespace = is_name(&broker.namespace, 64);
+    check.that("broker.namespace", namespace.or_say("must match [a-z0-9][a-z0-9._-]{0,63}"))?;
+    check.that("worker.id", worker_id(&worker.id))?;
+    let ordered = worker.retry_first_ms <= worker.retry_most_ms;
+    check.that("worker.retry_first_ms", ordered.or_say("must not be more than worker.retry_most_ms"))?;
+    check.that("log.level", log_level(&log.level))?;
+    for (name, model) in &settings.models {
+        let key = Key(vec!["models".to_owned(), name.clone()]);
+        let known = is_name(name, limits::MODEL_BYTES);
+        check.key(&key, known.or_say("is not a model's name: it must match [a-z0-9][a-z0-9._-]{0,127}"))?;
+        check.model(&key, model)?;
+    }
+    Ok(())
+}
+
+struct Check<'a> {
+    layers: &'a Layer,
+}
+
+impl Check<'_> {
+    fn that(&self, key: &str, result: Result<(), String>) -> Result<(), ConfigError> {
+        self.key(&Key(key.split('.').map(str::to_owned).collect()), result)
+    }
+
+    fn key(&self, key: &Key, result: Result<(), String>) -> Result<(), ConfigError> {
+        result.map_err(|problem| {
+            let leaf = self.layers.leaves.get(key).map(|leaf| &leaf.origin);
+            // A key that nobody set is the fault of the table around it.
+            let table = || self.layers.sections.get(key).or_else(|| self.layers.sections.get(&key.parent()));
+            value_error(key, leaf.or_else(table).cloned().unwrap_or(Origin::Default), problem)
+        })
+    }
+
+    fn model(&self, key: &Key, model: &ModelSettings) -> Result<(), ConfigError> {
+        let version = is_name(&model.version, limits::VERSION_BYTES);
+        self.key(&key.child("version"), version.or_say("must match [a-z0-9][a-z0-9._-]{0,63}"))?;
+        for (place, capability) in model.capabilities.iter().enumerate() {
+            let valid = is_name(capability, limits::MODEL_BYTES);
+            let problem = format!("holds {capability:?}, which does not match [a-z0-9][a-z0-9._-]{{0,127}}");
+            self.key(&key.child("capabilities"), valid.or_say(problem))?;
+            let new = !model.capabilities[..place].contains(capability);
+            self.key(&key.child("capabilities"), new.or_say(format!("holds {capability:?} twice")))?;
+        }
+        let tables = [
+            ("onnx", model.onnx.is_some()),
+            ("http", model.http.is_some()),
+            ("process", model.process.is_some()),
+            ("simulated", model.simulated.is_some()),
+        ];
+        for (table, present) in tables {
+            let own = table == model.handler;
+            let needed = format!("must be there, as the handler is {table}");
+            self.key(&key.child(table), (present || !own).or_say(needed))?;
+            let foreign = format!("must not be there, as the handler is {}", model.handler);
+            self.key(&key.child(table), (own || !present).or_say(foreign))?;
+        }
+        if let Some(settings) = &model.onnx {
+            self.onnx(&key.child("onnx"), settings)?;
+        }
+        if let Some(settings) = &model.http {
+            self.http(&key.child("http"), settings)?;
+        }
+        if let Some(settings) = &model.process {
+            self.process(&key.child("process"), settings)?;
+        }
+        Ok(())
+    }
+
+    fn onnx(&self, key: &Key, onnx: &OnnxSettings) -> Result<(), ConfigError> {
+        let (tokenizer, head, config) = match onnx.task {
+            OnnxTask::TextClassification => (true, true, false),
+            OnnxTask::TextEmbedding => (true, false, false),
+            OnnxTask::FileType => (false, false, true),
+        };
+        let files = [
+            ("tokenizer", tokenizer, onnx.tokenizer.is_some()),
+            ("head", head, onnx.head.is_some()),
+            ("config", config, onnx.config.is_some()),
+        ];
+        for (file, needed, given) in files {
+            self.key(&key.child(file), (given || !needed).or_say("must be given for this task"))?;
+            self.key(&key.child(file), (needed || !given).or_say("is not used by this task"))?;
+        }
+        let sha256 = onnx.sha256.as_ref();
+        let hex = sha256.is_none_or(|sum| sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        self.key(&key.child("sha256"), hex.or_say("must be 64 hexadecimal digits"))
+    }
+
+    fn http(&self, key: &Key, http: &HttpSettings) -> Result<(), ConfigError> {
+        self.key(&key.child("url"), server_url(&http.url, &["http", "https"]).map(|_| ()))?;
+        for (name, value) in &http.headers {
+            let key = key.child("headers").child(name);
+            let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            let valid = !name.is_empty() && name.bytes().all(token);
+            self.key(&key, valid.or_say("is not the name of a header"))?;
+            let valid = value.chars().all(|c| !c.is_control() || c == '\t');
+            self.key(&key, valid.or_say("must not hold control characters"))?;
+        }
+        Ok(())
+    }
+
+    fn process(&self, key: &Key, process: &ProcessSettings) -> Result<(), ConfigError> {
+        let program = process.command.first().is_some_and(|program| !program.trim().is_empty());
+        let problem = "must be an array of a program and its arguments such as [\"python3\", \"model.py\"]";
+        self.key(&key.child("command"), program.or_say(problem))?;
+        let valid = !process.command.iter().any(|part| part.contains('\0'));
+        self.key(&key.child("command"), valid.or_say("must not hold a zero byte"))?;
+        for (name, value) in &process.environment {
+            let valid = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
+            let problem = "cannot be a variable: a name without = is needed, and no zero byte";
+            self.key(&key.child("environment").child(name), valid.or_say(problem))?;
+        }
+        Ok(())
+    }
+}
+
+trait OrSay {
+    fn or_say(self, problem: impl Display) -> Result<(), String>;
+}
+
+impl OrSay for bool {
+    fn or_say(self, problem: impl Display) -> Result<(), String> {
+        if self { Ok(()) } else { Err(problem.to_string()) }
+    }
+}
+
+fn broker_url(text: &str) -> Result<(), String> {
+    if is_embedded(text) {
+        return embedded_url(text);
+    }
+    let url = server_url(text, &["amqp", "amqps"]).map_err(|problem| or_embedded(&problem))?;
+    let vhost = url.path().strip_prefix('/').unwrap_or("");
+    (!vhost.contains('/')).or_say("names a vhost with an unescaped /: write it as %2f")
+}
+
+fn store_url(text: &str) -> Result<(), String> {
+    if is_embedded(text) {
+        return embedded_url(text);
+    }
+    let url = server_url(text, &["redis", "rediss"]).map_err(|problem| or_embedded(&problem))?;
+    let database = url.path().strip_prefix('/').unwrap_or("");
+    let valid = database.is_empty() || database.parse::<u32>().is_ok_and(|number| number <= i32::MAX as u32);
+    valid.or_say("must end in the number of a database, such as /0")
+}
+
+fn or_embedded(problem: &str) -> String {
+    // Only the sentence on schemes lists what is allowed.
+    match problem.strip_prefix(SCHEMES) {
+        Some(schemes) => format!("{SCHEMES}{schemes}, or be embedded: or embedded:DIR"),
+        None => problem.to_owned(),
+    }
+}
+
+fn embedded_url(text: &str) -> Result<(), String> {
+    let folder = text.strip_prefix("embedded:").unwrap_or_default();
+    let valid = !folder.starts_with("//") && !folder.contains(['\0', '?', '#']);
+    valid.or_say("must be embedded: alone or with a folder, embedded:DIR")
+}
+
+const SCHEMES: &str = "must begin with ";
+
+/// A URL with one of `schemes` and a host. A sentence never holds any part of it: there may be a password.
+fn server_url(text: &str, schemes: &[&str]) -> Result<Url, String> {
+    let scheme = text.split_once("://").map_or("", |(scheme, _)| scheme);
+    if !schemes.contains(&scheme) {
+        let allowed: Vec<String> = schemes.iter().map(|scheme| format!("{scheme}://")).collect();
+        return Err(format!("{SCHEMES}{}", allowed.join(" or ")));
+    }
+    if text.contains("${") {
+        return Err("holds ${…}, which is not replaced here: set the whole value by an environment variable".to_owned());
+    }
+    if text.len() > limits::URL_BYTES || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(format!("must be at most {} bytes without spaces", limits::URL_BYTES));
+    }
+    let url = Url::parse(text).map_err(|error| {
+        format!("is not a URL: {error} (a special character in a password is written as % and its code, @ as %40)")
+    })?;
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host".to_owned());
+    }
+    if url.port() == Some(0) {
+        return Err("names port 0".to_owned());
+    }
+    // The Redis client reads #insecure as leave to skip the check of the server's certificate.
+    if url.fragment().is_some() {
+        return Err("must not have a part after #".to_owned());
+    }
+    Ok(url)
+}
+
+fn worker_id(id: &str) -> Result<(), String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    let valid = id.len() <= 128 && id.bytes().all(allowed) && !id.starts_with(['.', '_', '-']);
+    valid.or_say("must be empty or match [A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+}
+
+fn log_level(level: &str) -> Result<(), String> {
+    match super::super::telemetry::filter(level) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!("must be levels such as info or info,lapin=warn: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shape::{Names, SETTINGS, Shape, Type};
+    use super::*;
+
+    fn numbers(shape: &Shape, key: &Key, all: &mut Vec<String>) {
+        match shape {
+            Shape::Leaf(Type::Integer | Type::Number) => all.push(key.pattern()),
+            Shape::Leaf(_) => {}
+            Shape::Section(children) => children.iter().for_each(|(name, of)| numbers(of, &key.child(name), all)),
+            Shape::Named(names, of) => {
+                assert!(*names == Names::Models || matches!(**of, Shape::Leaf(Type::Text)));
+                numbers(of, &key.child("any"), all);
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_has_bounds_and_every_bound_its_number() {
+        let mut all = Vec::new();
+        numbers(&SETTINGS, &Key::default(), &mut all);
+        let mut bound: Vec<&str> = BOUNDS.iter().map(|(key, _)| *key).collect();
+        all.sort();
+        bound.sort_unstable();
+        assert_eq!(all, bound);
+    }
+
+    #[test]
+    fn every_choice_can_be_chosen() {
+        let model = |handler: &str, table: &str| format!("models.m = {{ handler = '{handler}', {handler} = {table} }}");
+        for (key, choices) in CHOICES {
+            for choice in *choices {
+                let text = match *key {
+                    "models.*.handler" => continue,
+                    "models.*.onnx.task" => {
+                        let files = match *choice {
+                            "text-classification" => ", tokenizer = 't', head = 'h'",
+                            "text-embedding" => ", tokenizer = 't'",
+                            _ => ", config = 'c'",
+                        };
+                        model("onnx", &format!("{{ file = 'm', task = '{choice}'{files} }}"))
+                    }
+                    "models.*.http.protocol" => {
+                        model("http", &format!("{{ url = 'http://h', protocol = '{choice}' }}"))
+                    }
+                    "models.*.simulated.distribution" => {
+                        model("simulated", &format!("{{ distribution = '{choice}' }}"))
+                    }
+                    key => format!("{key} = '{choice}'"),
+                };
+                let folder = tempfile::tempdir().unwrap();
+                let path = folder.path().join("taskyard.toml");
+                std::fs::write(&path, text).unwrap();
+                super::super::load_from(Some(&path), []).unwrap();
+            }
+        }
+    }
+}

@@ -1,0 +1,474 @@
+//! The store inside the process: in memory, or durable in a folder, for when nothing is to be installed.
+//!
+//! All records are in memory, finished ones packed; the [journal](crate::journal) is only read when the store is
+//! opened. Acceptances and settlements are answered when they are on disk; what happens to a task in between is written
+//! without anybody waiting, so a crash may forget the last moments of it, never a result. While the disk is full, what
+//! would have to be written is refused and nothing changes.
+//!
+//! It is for one process. Leases and load reports live as long as it does; attempts outlive it.
+
+mod entry;
+mod pack;
+mod records;
+mod shelf;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use self::entry::Entry;
+use self::pack::{View, identity, pack, put_task};
+use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
+use self::shelf::Shelf;
+use super::{
+    Accept, Accepted, Claim, Claimed, Filter, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention, Settle,
+    Settled, Store, StoreError,
+};
+use crate::envelope::Reply;
+use crate::journal::codec::Malformed;
+use crate::journal::{Batch, Journal, JournalError};
+use crate::load::{LoadReport, ModelSpec};
+use crate::outcome::TaskResult;
+use crate::task::TaskId;
+use crate::time::Timestamp;
+
+/// Most memory that records take, unless it is said otherwise.
+pub const MEMORY_BYTES: usize = 4 << 30;
+/// About what the journal writes of a record beside its packed bytes.
+const ENTRY_BYTES: usize = 128;
+/// About what the journal writes of a record that is not finished.
+const LIVE_ENTRY_BYTES: usize = 512;
+/// Records that a list looks at before it lets others have the lock.
+const LOOKS: usize = 512;
+/// Records that are forgotten at once when room is needed.
+const SWEEP: usize = 10_000;
+/// Most tasks of one page.
+const PAGE: usize = 1_000;
+
+/// See the [module](self). Dropping it closes it.
+pub struct EmbeddedStore {
+    records: Mutex<Records>,
+    shelf: Mutex<Shelf>,
+    journal: Option<Journal>,
+    clock: Clock,
+    memory_bytes: usize,
+}
+
+/// Milliseconds since the Unix epoch, by a clock that never runs backwards.
+#[derive(Clone, Copy)]
+struct Clock {
+    start_ms: u64,
+    start: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { start_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), start: Instant::now() }
+    }
+
+    fn now_ms(self) -> u64 {
+        self.start_ms.saturating_add(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+impl EmbeddedStore {
+    pub fn in_memory(retention: Retention) -> Self {
+        Self {
+            records: Mutex::new(Records::new(retention)),
+            shelf: Mutex::default(),
+            journal: None,
+            clock: Clock::new(),
+            memory_bytes: MEMORY_BYTES,
+        }
+    }
+
+    /// Opens or creates the store that is kept in `dir`, as `store.redb`. Reads all of it; every lease is dead.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when it is open in another process or the folder cannot be used,
+    /// [`StoreError::Corrupt`] when the file is not whole.
+    pub fn open(dir: &Path, retention: Retention) -> Result<Self, StoreError> {
+        let mut store = Self::in_memory(retention);
+        let (mut records, mut shelf) = (Records::new(retention), Shelf::default());
+        let journal = Journal::open(dir, "store", |address, bytes| {
+            match entry::read(bytes).map_err(|Malformed| Malformed.to_string())? {
+                Entry::Record(id, mut record) => {
+                    record.address = Some(address);
+                    records.restore(id, record);
+                    Ok(())
+                }
+                Entry::Model { name, json } => shelf.restore_model(name, json, address),
+                Entry::Value { key, value } => shelf.restore_value(key, value, address),
+            }
+        })?;
+        records.restored(store.clock.now_ms());
+        store.records = Mutex::new(records);
+        store.shelf = Mutex::new(shelf);
+        store.journal = Some(journal);
+        Ok(store)
+    }
+
+    /// Refuses new records when all of them take more memory than this. Bytes.
+    pub fn with_memory(mut self, bytes: usize) -> Self {
+        self.memory_bytes = bytes;
+        self
+    }
+
+    /// Commits of the journal so far, for measurements: several calls share one. 0 in memory.
+    pub fn commits(&self) -> u64 {
+        self.journal.as_ref().map_or(0, Journal::commits)
+    }
+
+    fn records(&self) -> MutexGuard<'_, Records> {
+        // Nothing that can panic runs under this lock, so a poisoned one is whole.
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn batch(&self, bytes: usize) -> Result<Option<Batch>, StoreError> {
+        match &self.journal {
+            Some(journal) => Ok(Some(journal.reserve(bytes).await?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Changes records, and has what changed written: the order on disk is the order of the changes, because the batch
+    /// is handed over under the lock. `wait` for what must not be forgotten once it is answered.
+    async fn change<T>(
+        &self,
+        bytes: usize,
+        wait: bool,
+        change: impl FnOnce(&mut Records, u64, &mut Option<Batch>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut batch = self.batch(bytes).await?;
+        let (answer, written) = {
+            let mut records = self.records();
+            let now_ms = self.clock.now_ms();
+            let answer = change(&mut records, now_ms, &mut batch);
+            let written = match batch {
+                // Even an empty one is waited for: what it answers from may not be on disk yet.
+                Some(batch) if wait => Some(batch.commit(true)),
+                Some(batch) if !batch.is_empty() => {
+                    batch.submit(true, None);
+                    None
+                }
+                _ => None,
+            };
+            (answer?, written)
+        };
+        if let Some(written) = written {
+            written.await?;
+        }
+        Ok(answer)
+    }
+
+    /// Makes room, or says that there is none for records of so many bytes beyond what is allowed.
+    fn check_memory(
+        &self,
+        records: &mut Records,
+        batch: &mut Option<Batch>,
+        bytes: usize,
+        allowed: usize,
+    ) -> Result<(), StoreError> {
+        if records.bytes().saturating_add(bytes) <= allowed {
+            return Ok(());
+        }
+        records.sweep_into(self.clock.now_ms(), SWEEP, batch, self.journal.as_ref());
+        if records.bytes().saturating_add(bytes) <= allowed {
+            return Ok(());
+        }
+        Err(StoreError::Full(format!("its records take {} of {} bytes of memory", records.bytes(), self.memory_bytes)))
+    }
+}
+
+fn check_size(bytes: usize) -> Result<(), StoreError> {
+    if bytes > RECORD_BYTES {
+        return Err(StoreError::Refused(format!("a record of {bytes} bytes; at most {RECORD_BYTES} are kept")));
+    }
+    Ok(())
+}
+
+fn shown(view: &View) -> Result<Box<TaskResult>, StoreError> {
+    Ok(Box::new(view.task()?))
+}
+
+/// The same text mostly comes many times in a row.
+#[derive(Default)]
+struct Repeated(Option<Arc<str>>);
+
+impl Repeated {
+    fn get(&mut self, text: &str) -> Arc<str> {
+        match &self.0 {
+            Some(last) if **last == *text => last.clone(),
+            _ => self.0.insert(text.into()).clone(),
+        }
+    }
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut entrants = Vec::with_capacity(tasks.len());
+        let mut bytes = 0;
+        let mut packing = Vec::new();
+        for Accept { id, fingerprint, alias, record, follower } in tasks {
+            packing.clear();
+            put_task(&mut packing, &record);
+            let identity = identity(&fingerprint, alias.as_deref());
+            let packed = pack(&identity, &[], &packing);
+            check_size(packed.len())?;
+            bytes += packed.len();
+            entrants.push(Entrant { id, identity, state: record.state, attempt: record.attempt, packed, follower });
+        }
+        let memory = bytes + entrants.len() * Records::weight(0);
+        let entered = self
+            .change(bytes + entrants.len() * ENTRY_BYTES, true, |records, now_ms, batch| {
+                self.check_memory(records, batch, memory, self.memory_bytes)?;
+                records.sweep_into(now_ms, 2 * entrants.len(), batch, None);
+                Ok(entrants.into_iter().map(|entrant| records.accept(entrant, now_ms, batch)).collect::<Vec<_>>())
+            })
+            .await?;
+        let answer = |entered| match entered {
+            Entered::New => Ok(Accepted::New),
+            Entered::Known(view) => Ok(Accepted::Known(shown(&view)?)),
+            Entered::Conflict(view) => Ok(Accepted::Conflict(shown(&view)?)),
+        };
+        entered.into_iter().map(answer).collect()
+    }
+
+    async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError> {
+        let bytes = tasks.len() * LIVE_ENTRY_BYTES;
+        let mut models = Repeated::default();
+        let tasks: Vec<_> = tasks.into_iter().map(|(id, model)| (id, models.get(&model))).collect();
+        self.change(bytes, false, |records, now_ms, batch| {
+            for (id, model) in tasks {
+                records.dispatched(id, model, now_ms, batch);
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn claim(&self, claims: Vec<Claim>) -> Result<Vec<Claimed>, StoreError> {
+        let started = Timestamp::now();
+        let held = self
+            .change(claims.len() * LIVE_ENTRY_BYTES, false, |records, now_ms, batch| {
+                let mut workers = Repeated::default();
+                let hold = |claim: &Claim| records.claim(claim, workers.get(&claim.worker), started, now_ms, batch);
+                Ok(claims.iter().map(hold).collect::<Vec<_>>())
+            })
+            .await?;
+        let answer = |held| match held {
+            Held::Run { attempt } => Ok(Claimed::Run { attempt }),
+            Held::Busy { for_ms } => Ok(Claimed::Busy { for_ms }),
+            Held::Terminal(view) => Ok(Claimed::Terminal { result: shown(&view)?, followers: view.followers()? }),
+            Held::Exhausted { attempts } => Ok(Claimed::Exhausted { attempts }),
+            Held::Unknown => Ok(Claimed::Unknown),
+        };
+        held.into_iter().map(answer).collect()
+    }
+
+    async fn renew(&self, leases: Vec<Renew>) -> Result<Vec<Renewed>, StoreError> {
+        // Nothing of a lease is written, so this goes on while the disk is full.
+        let now_ms = self.clock.now_ms();
+        let mut records = self.records();
+        Ok(leases.iter().map(|lease| records.renew(lease, now_ms)).collect())
+    }
+
+    async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError> {
+        if settlements.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut endings = Vec::with_capacity(settlements.len());
+        let mut bytes = 0;
+        for Settle { guard, result } in settlements {
+            if !result.state.is_terminal() {
+                return Err(StoreError::Refused(format!("{:?} settles nothing: it is not terminal", result.state)));
+            }
+            let mut task =
+                Vec::with_capacity(ENTRY_BYTES + result.output.as_ref().map_or(0, |output| output.get().len()));
+            put_task(&mut task, &result);
+            check_size(task.len())?;
+            bytes += task.len();
+            endings.push(Ending { id: result.id, guard, state: result.state, task });
+        }
+        let count = endings.len();
+        let ended = self
+            .change(bytes + count * ENTRY_BYTES, true, |records, now_ms, batch| {
+                // Somewhat more than for new tasks: those that were let in must be able to end.
+                self.check_memory(records, batch, bytes, self.memory_bytes + self.memory_bytes / 8)?;
+                records.sweep_into(now_ms, 2 * count, batch, None);
+                Ok(endings.into_iter().map(|ending| records.settle(ending, now_ms, batch)).collect::<Vec<_>>())
+            })
+            .await?;
+        let answer = |ended| match ended {
+            Ended::Done(view) => Ok(Settled::Done { followers: view.followers()? }),
+            Ended::Again(view) => Ok(Settled::Again { followers: view.followers()? }),
+            Ended::Stale => Ok(Settled::Stale),
+            Ended::Already(view) => Ok(Settled::Already(shown(&view)?)),
+        };
+        ended.into_iter().map(answer).collect()
+    }
+
+    async fn release(&self, releases: Vec<Release>) -> Result<Vec<Released>, StoreError> {
+        self.change(releases.len() * LIVE_ENTRY_BYTES, false, |records, now_ms, batch| {
+            Ok(releases.iter().map(|release| records.release(release, now_ms, batch)).collect())
+        })
+        .await
+    }
+
+    async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let views: Vec<_> = {
+            let records = self.records();
+            ids.into_iter().map(|id| records.get(id, now_ms)).collect()
+        };
+        views.iter().map(|view| Ok(view.as_ref().map(View::task).transpose()?)).collect()
+    }
+
+    async fn follow(&self, ids: Vec<TaskId>, follower: Reply) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        let views = self
+            .change(ids.len() * LIVE_ENTRY_BYTES, false, |records, now_ms, batch| {
+                let follow = |id| records.follow(id, follower.clone(), now_ms, batch);
+                Ok(ids.into_iter().map(follow).collect::<Vec<_>>())
+            })
+            .await?;
+        views.iter().map(|view| Ok(view.as_ref().map(View::task).transpose()?)).collect()
+    }
+
+    async fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, StoreError> {
+        let mut end = match cursor {
+            Some(cursor) => read_cursor(cursor, self.records().end())?,
+            None => u64::MAX,
+        };
+        let limit = limit.min(PAGE);
+        if limit == 0 {
+            return Ok(Page::default());
+        }
+        let mut page = Page::default();
+        let mut last = 0;
+        loop {
+            let (views, next) = self.records().list(end, filter.state, LOOKS, self.clock.now_ms());
+            for (seq, view) in views {
+                if !view.matches(filter)? {
+                    continue;
+                }
+                // One more than fits: there is a next page, and it begins after the last that did fit.
+                if page.tasks.len() == limit {
+                    page.cursor = Some(cursor_at(last));
+                    return Ok(page);
+                }
+                page.tasks.push(view.task()?);
+                last = seq;
+            }
+            let Some(next) = next else { return Ok(page) };
+            end = next;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn report_load(&self, report: &LoadReport, ttl_ms: u64) -> Result<(), StoreError> {
+        let now_ms = self.clock.now_ms();
+        // Reports come as long as anything lives, so that old records go even when there are no new ones.
+        self.records().sweep_into(now_ms, LOOKS, &mut None, self.journal.as_ref());
+        self.shelf().report(report, now_ms.saturating_add(ttl_ms), now_ms)
+    }
+
+    async fn remove_load(&self, worker: &str) -> Result<(), StoreError> {
+        self.shelf().remove_report(worker);
+        Ok(())
+    }
+
+    async fn loads(&self) -> Result<Vec<LoadReport>, StoreError> {
+        Ok(self.shelf().reports(self.clock.now_ms()))
+    }
+
+    async fn announce(&self, models: &[ModelSpec]) -> Result<(), StoreError> {
+        let bytes = models.len() * LIVE_ENTRY_BYTES;
+        self.put_on_shelf(bytes, |shelf, batch| shelf.announce(models, batch)).await
+    }
+
+    async fn models(&self) -> Result<Vec<ModelSpec>, StoreError> {
+        Ok(self.shelf().models())
+    }
+
+    async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
+        check_size(key.len() + value.len())?;
+        self.put_on_shelf(key.len() + value.len(), |shelf, batch| shelf.put(key, value, batch)).await
+    }
+
+    async fn fetch(&self, key: &str) -> Result<Option<Bytes>, StoreError> {
+        Ok(self.shelf().fetch(key))
+    }
+
+    async fn ping(&self) -> Result<String, StoreError> {
+        match self.journal.as_ref().and_then(Journal::error) {
+            Some(error) => Err(error.into()),
+            None => Ok(format!("embedded {}", env!("CARGO_PKG_VERSION"))),
+        }
+    }
+}
+
+impl EmbeddedStore {
+    async fn put_on_shelf(
+        &self,
+        bytes: usize,
+        put: impl FnOnce(&mut Shelf, &mut Option<Batch>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let mut batch = self.batch(bytes).await?;
+        let written = {
+            let mut shelf = self.shelf();
+            put(&mut shelf, &mut batch)?;
+            batch.filter(|batch| !batch.is_empty()).map(|batch| batch.commit(true))
+        };
+        match written {
+            Some(written) => Ok(written.await?),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The number of the last task of a page, and a check that nobody made it up by mistake.
+fn cursor_at(seq: u64) -> String {
+    format!("{seq:016x}{:04x}", check_of(seq))
+}
+
+fn read_cursor(cursor: &str, end: u64) -> Result<u64, StoreError> {
+    let digits = cursor.len() == 20 && cursor.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !digits {
+        return Err(StoreError::BadCursor);
+    }
+    let seq = u64::from_str_radix(&cursor[..16], 16).map_err(|_| StoreError::BadCursor)?;
+    let check = u64::from_str_radix(&cursor[16..], 16).map_err(|_| StoreError::BadCursor)?;
+    if check != check_of(seq) || seq >= end { Err(StoreError::BadCursor) } else { Ok(seq) }
+}
+
+fn check_of(seq: u64) -> u64 {
+    seq.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48
+}
+
+impl From<JournalError> for StoreError {
+    fn from(error: JournalError) -> Self {
+        match error {
+            JournalError::Full(_) => Self::Full(error.to_string()),
+            JournalError::Corrupt(what) => Self::Corrupt(what),
+            JournalError::InUse(_) | JournalError::Failed(_) | JournalError::Closed => Self::Refused(error.to_string()),
+        }
+    }
+}
+
+impl From<Malformed> for StoreError {
+    fn from(error: Malformed) -> Self {
+        Self::Corrupt(error.to_string())
+    }
+}

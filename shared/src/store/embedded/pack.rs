@@ -1,0 +1,324 @@
+//! A record packed into one piece of memory: a million finished ones must be bearable, and they are hardly ever read.
+//!
+//! A packed record is its identity (fingerprint and idempotency key), its followers, and the task as it is shown. What
+//! changes while a task is not finished stands beside it, so that a claim moves no bytes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::value::RawValue;
+
+use crate::envelope::Reply;
+use crate::journal::codec::{Malformed, Reader, put_bytes, put_f64, put_i64, put_option, put_str, put_u64, put_u128};
+use crate::lifecycle::State;
+use crate::outcome::{TaskError, TaskResult, Timings};
+use crate::store::Filter;
+use crate::task::{Kind, Priority, TaskId};
+use crate::time::Timestamp;
+
+const KINDS: [Kind; 5] = [Kind::Prediction, Kind::Training, Kind::Deployment, Kind::DataProcessing, Kind::Optimization];
+
+pub(super) fn put_state(out: &mut Vec<u8>, state: State) {
+    out.push(State::ALL.iter().position(|one| *one == state).unwrap_or_default() as u8);
+}
+
+pub(super) fn state(reader: &mut Reader<'_>) -> Result<State, Malformed> {
+    State::ALL.get(usize::from(reader.u8()?)).copied().ok_or(Malformed)
+}
+
+/// What tells whether a task that comes again is the same one, and under which key it may come.
+pub(super) fn identity(fingerprint: &str, alias: Option<&str>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(24 + alias.map_or(0, str::len));
+    put_fingerprint(&mut out, fingerprint);
+    put_option(&mut out, alias, put_str);
+    out
+}
+
+/// Mostly 32 hexadecimal digits, which are 16 bytes.
+fn put_fingerprint(out: &mut Vec<u8>, fingerprint: &str) {
+    let digits = fingerprint.len() == 32 && fingerprint.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    match u128::from_str_radix(fingerprint, 16) {
+        Ok(number) if digits => {
+            out.push(1);
+            put_u128(out, number);
+        }
+        _ => {
+            out.push(2);
+            put_str(out, fingerprint);
+        }
+    }
+}
+
+/// Steps over a fingerprint and answers its bytes.
+fn fingerprint<'a>(reader: &mut Reader<'a>) -> Result<&'a [u8], Malformed> {
+    let start = reader.rest();
+    match reader.u8()? {
+        1 => drop(reader.u128()?),
+        2 => drop(reader.bytes()?),
+        _ => return Err(Malformed),
+    }
+    Ok(&start[..start.len() - reader.rest().len()])
+}
+
+/// Whether two identities have the same fingerprint. One that has none, because its record was made by a settlement,
+/// is the same as any.
+pub(super) fn same_content(one: &[u8], other: &[u8]) -> bool {
+    match (fingerprint(&mut Reader::new(one)), fingerprint(&mut Reader::new(other))) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => one.is_empty() || other.is_empty(),
+    }
+}
+
+pub(super) fn alias_of(identity: &[u8]) -> Option<&str> {
+    let mut reader = Reader::new(identity);
+    fingerprint(&mut reader).ok()?;
+    reader.option(Reader::str).ok()?
+}
+
+pub(super) fn put_followers(out: &mut Vec<u8>, followers: &[Reply]) {
+    put_u64(out, followers.len() as u64);
+    for Reply { to, correlation_id, array } in followers {
+        put_str(out, to);
+        put_option(out, correlation_id.as_deref(), put_str);
+        out.push(u8::from(*array));
+    }
+}
+
+pub(super) fn followers(reader: &mut Reader<'_>) -> Result<Vec<Reply>, Malformed> {
+    let mut followers = Vec::new();
+    for _ in 0..reader.u64()? {
+        followers.push(Reply {
+            to: reader.str()?.to_owned(),
+            correlation_id: reader.option(Reader::str)?.map(str::to_owned),
+            array: reader.u8()? != 0,
+        });
+    }
+    Ok(followers)
+}
+
+/// The task as it is shown, without its id.
+pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
+    let TaskResult { id: _, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata } =
+        task;
+    put_state(out, *state);
+    out.push(KINDS.iter().position(|one| one == kind).unwrap_or_default() as u8);
+    out.push(priority.get());
+    put_u64(out, (*attempt).into());
+    put_str(out, tenant);
+    put_option(out, model.as_deref(), put_str);
+    put_option(out, worker.as_deref(), put_str);
+    put_u64(out, metadata.len() as u64);
+    for (name, value) in metadata {
+        put_str(out, name);
+        put_str(out, value);
+    }
+    put_timings(out, timings);
+    put_option(out, error.as_ref(), |out, error| {
+        put_str(out, &error.code);
+        put_str(out, &error.message);
+        out.push(u8::from(error.retryable));
+    });
+    put_option(out, output.as_ref(), |out, output| put_str(out, output.get()));
+}
+
+/// Instants after the first are written as the time since it: a few bytes instead of eight.
+fn put_timings(out: &mut Vec<u8>, timings: &Timings) {
+    let Timings { accepted, dispatched, started, finished, waited_ms, ran_ms } = timings;
+    let first = accepted.map_or(0, Timestamp::as_micros);
+    put_option(out, *accepted, |out, instant| put_i64(out, instant.as_micros()));
+    for instant in [dispatched, started, finished] {
+        put_option(out, *instant, |out, instant| put_i64(out, instant.as_micros().wrapping_sub(first)));
+    }
+    put_option(out, *waited_ms, put_f64);
+    put_option(out, *ran_ms, put_f64);
+}
+
+fn timings(reader: &mut Reader<'_>) -> Result<Timings, Malformed> {
+    let accepted = reader.option(Reader::i64)?;
+    let mut later = || {
+        let since = reader.option(Reader::i64)?;
+        Ok(since.map(|since| Timestamp::from_micros(accepted.unwrap_or(0).wrapping_add(since))))
+    };
+    Ok(Timings {
+        accepted: accepted.map(Timestamp::from_micros),
+        dispatched: later()?,
+        started: later()?,
+        finished: later()?,
+        waited_ms: reader.option(Reader::f64)?,
+        ran_ms: reader.option(Reader::f64)?,
+    })
+}
+
+fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Result<TaskResult, Malformed> {
+    let state = state(reader)?;
+    let kind = *KINDS.get(usize::from(reader.u8()?)).ok_or(Malformed)?;
+    let priority = Priority::try_from(reader.u8()?).map_err(|_| Malformed)?;
+    let attempt = reader.u32()?;
+    let tenant = reader.str()?.to_owned();
+    let model = reader.option(Reader::str)?.map(str::to_owned);
+    let worker = reader.option(Reader::str)?.map(str::to_owned);
+    let mut metadata = BTreeMap::new();
+    for _ in 0..reader.u64()? {
+        let name = reader.str()?.to_owned();
+        metadata.insert(name, reader.str()?.to_owned());
+    }
+    let timings = timings(reader)?;
+    let error = reader.option(|reader| {
+        Ok(TaskError {
+            code: reader.str()?.to_owned(),
+            message: reader.str()?.to_owned(),
+            retryable: reader.u8()? != 0,
+        })
+    })?;
+    let output = match reader.option(Reader::str)? {
+        Some(json) if with_output => Some(RawValue::from_string(json.to_owned()).map_err(|_| Malformed)?),
+        _ => None,
+    };
+    Ok(TaskResult { id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata })
+}
+
+/// One record's packed bytes: its identity, with its length before it; its followers once it is finished; the task.
+pub(super) fn pack(identity: &[u8], followers: &[Reply], task: &[u8]) -> Arc<[u8]> {
+    let mut out = Vec::with_capacity(identity.len() + task.len() + 8);
+    put_bytes(&mut out, identity);
+    put_followers(&mut out, followers);
+    out.extend_from_slice(task);
+    out.into()
+}
+
+pub(super) fn identity_of(packed: &[u8]) -> &[u8] {
+    // Packed by this file, or checked when it was read from the journal.
+    Reader::new(packed).bytes().unwrap_or_default()
+}
+
+/// What has become of a task that is not finished, beside what it was accepted with.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Progress {
+    pub attempt: u32,
+    pub model: Option<Arc<str>>,
+    pub worker: Option<Arc<str>>,
+    pub started: Option<Timestamp>,
+}
+
+/// A record as it stood at one moment, to be unpacked when no lock is held.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    pub id: TaskId,
+    pub packed: Arc<[u8]>,
+    /// `None` once it is finished.
+    pub progress: Option<(State, Progress)>,
+}
+
+impl View {
+    pub fn task(&self) -> Result<TaskResult, Malformed> {
+        self.unpack(true)
+    }
+
+    /// Without its output, when that is not needed to tell.
+    pub fn matches(&self, filter: &Filter) -> Result<bool, Malformed> {
+        self.unpack(false).map(|task| filter.matches(&task))
+    }
+
+    /// Those of a finished task.
+    pub fn followers(&self) -> Result<Vec<Reply>, Malformed> {
+        let mut reader = Reader::new(&self.packed);
+        reader.bytes()?;
+        followers(&mut reader)
+    }
+
+    fn unpack(&self, with_output: bool) -> Result<TaskResult, Malformed> {
+        let mut reader = Reader::new(&self.packed);
+        reader.bytes()?;
+        followers(&mut reader)?;
+        let mut task = task(self.id, &mut reader, with_output)?;
+        if let Some((state, progress)) = &self.progress {
+            task.state = *state;
+            task.attempt = progress.attempt;
+            if let Some(model) = &progress.model {
+                task.model = Some(model.to_string());
+            }
+            task.worker = progress.worker.as_deref().map(str::to_owned);
+            task.timings.started = progress.started;
+        }
+        Ok(task)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_task() -> impl Strategy<Value = TaskResult> {
+        let instant = || proptest::option::of(any::<i64>().prop_map(Timestamp::from_micros));
+        let timings = (instant(), instant(), instant(), instant(), any::<Option<f64>>(), any::<Option<f64>>());
+        let error = proptest::option::of(("[a-z_]{1,9}", ".*", any::<bool>()));
+        let output = proptest::option::of(prop_oneof![
+            Just("null".to_owned()),
+            Just("{\"a\":[1.50,2e3]}".to_owned()),
+            ".*".prop_map(|text| serde_json::Value::from(text).to_string()),
+        ]);
+        let rest = (any::<Option<String>>(), ".*", any::<Option<String>>(), any::<BTreeMap<String, String>>());
+        (any::<u128>(), 0..9_usize, 0..5_usize, 0..10_u8, any::<u32>(), timings, error, output, rest).prop_map(
+            |(id, state, kind, priority, attempt, timings, error, output, (model, tenant, worker, metadata))| {
+                let (accepted, dispatched, started, finished, waited_ms, ran_ms) = timings;
+                TaskResult {
+                    id: TaskId(uuid::Uuid::from_u128(id)),
+                    state: State::ALL[state],
+                    kind: KINDS[kind],
+                    model,
+                    tenant,
+                    priority: Priority::try_from(priority).unwrap(),
+                    attempt,
+                    output: output.map(|json| RawValue::from_string(json).unwrap()),
+                    error: error.map(|(code, message, retryable)| TaskError { code, message, retryable }),
+                    timings: Timings { accepted, dispatched, started, finished, waited_ms, ran_ms },
+                    worker,
+                    metadata,
+                }
+            },
+        )
+    }
+
+    fn any_follower() -> impl Strategy<Value = Reply> {
+        (".*", any::<Option<String>>(), any::<bool>()).prop_map(|(to, correlation_id, array)| Reply {
+            to,
+            correlation_id,
+            array,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_is_unpacked(
+            task in any_task(),
+            told in proptest::collection::vec(any_follower(), 0..4),
+            print in prop_oneof!["[0-9a-f]{32}", "[0-9A-F+]{32}", ".*"],
+            alias in any::<Option<String>>(),
+        ) {
+            let mut bytes = Vec::new();
+            put_task(&mut bytes, &task);
+            let identity = identity(&print, alias.as_deref());
+            let view = View { id: task.id, packed: pack(&identity, &told, &bytes), progress: None };
+            prop_assert_eq!(format!("{:?}", view.task().unwrap()), format!("{task:?}"));
+            prop_assert_eq!(view.followers().unwrap(), told);
+            prop_assert_eq!(identity_of(&view.packed), &identity);
+            prop_assert_eq!(alias_of(&identity), alias.as_deref());
+        }
+
+        #[test]
+        fn fingerprints_are_the_same_only_when_they_are(one in "[0-9a-f+]{31,33}", other in "[0-9a-f+]{31,33}") {
+            let bytes = identity(&one, None);
+            prop_assert!(same_content(&bytes, &identity(&one, Some("key"))));
+            prop_assert_eq!(same_content(&bytes, &identity(&other, None)), one == other);
+            prop_assert!(same_content(&bytes, &[]));
+        }
+
+        #[test]
+        fn any_bytes_are_unpacked_or_refused_without_a_panic(bytes in any::<Vec<u8>>()) {
+            let view = View { id: TaskId::new(), packed: bytes.into(), progress: None };
+            let _ = (view.task(), view.followers(), view.matches(&Filter::default()));
+        }
+    }
+}

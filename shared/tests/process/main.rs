@@ -1,0 +1,8 @@
+//! The process kit as the roles use it.
+
+mod admin;
+mod config;
+mod config_refusals;
+mod metrics;
+mod shutdown;
+mod telemetry;

@@ -1,0 +1,226 @@
+//! The HTTP API as the client commands use it: one request, one answer, and a failure that knows its exit code.
+
+use std::time::Duration;
+
+use clap::Args;
+use reqwest::{RequestBuilder, StatusCode, Url, header};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use taskyard_shared::process::exit::Exit;
+
+/// Where the API is when nobody says.
+const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// One request, without what it waits for a result.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Args, Clone, Debug)]
+pub struct ApiArgs {
+    /// Where the API is; also TASKYARD_API. http://127.0.0.1:8080 when neither is given
+    #[arg(long, value_name = "URL", global = true)]
+    pub api: Option<String>,
+}
+
+/// Why a command did not do what it was asked for.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    pub exit: Exit,
+    pub message: String,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+}
+
+/// What of a problem a command needs.
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+    detail: String,
+    #[serde(default)]
+    task_id: Option<String>,
+}
+
+#[derive(Clone)]
+pub struct Api {
+    http: reqwest::Client,
+    base: Url,
+}
+
+impl Api {
+    pub fn new(arguments: &ApiArgs) -> Result<Self, Failure> {
+        let from_environment = || std::env::var("TASKYARD_API").ok().filter(|url| !url.is_empty());
+        let text = arguments.api.clone().or_else(from_environment).unwrap_or_else(|| DEFAULT_URL.to_owned());
+        let usage = |why: &str| Failure::new(Exit::Usage, format!("--api must be a URL such as {DEFAULT_URL}: {why}"));
+        let mut base = Url::parse(&text).map_err(|error| usage(&error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(usage("only http and https are spoken"));
+        }
+        // Paths are joined to it: without the slash its last part would be replaced.
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        base.set_query(None);
+        base.set_fragment(None);
+
+        // Needed once per process; a second time changes nothing.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT_LIMIT);
+        if is_loopback(&base) {
+            http = http.no_proxy();
+        }
+        let http =
+            http.build().map_err(|error| Failure::new(Exit::Failed, format!("no HTTP client can be made: {error}")))?;
+        Ok(Self { http, base })
+    }
+
+    /// `path` begins without a slash.
+    pub async fn get<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(String, String)],
+        wait: Duration,
+    ) -> Result<T, Failure> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let (_, body) = self.send(self.http.get(url), wait).await?;
+        self.decode(&body)
+    }
+
+    /// Posts a body; `wait` is how long the answer may wait for a result.
+    pub async fn post(
+        &self,
+        path: &str,
+        media: &'static str,
+        body: Vec<u8>,
+        wait: Option<Duration>,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut request = self.http.post(self.url(path)?).header(header::CONTENT_TYPE, media).body(body);
+        if let Some(wait) = wait {
+            request = request.header("prefer", format!("wait={}", wait.as_secs_f64().ceil() as u64));
+        }
+        Ok(self.send(request, wait.unwrap_or_default()).await?.1)
+    }
+
+    pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Failure> {
+        let refused =
+            |error| Failure::new(Exit::Failed, format!("{} answers what is not understood: {error}", self.place()));
+        serde_json::from_slice(body).map_err(refused)
+    }
+
+    /// The API's address, for people: without what may be secret.
+    pub fn place(&self) -> String {
+        let mut place = self.base.clone();
+        // A URL that has a host takes both.
+        let _ = place.set_username("");
+        let _ = place.set_password(None);
+        place.as_str().trim_end_matches('/').to_owned()
+    }
+
+    fn url(&self, path: &str) -> Result<Url, Failure> {
+        self.base.join(path).map_err(|error| Failure::new(Exit::Usage, format!("no such address: {error}")))
+    }
+
+    async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<(StatusCode, Vec<u8>), Failure> {
+        let answer = async {
+            let response = request.timeout(REQUEST_LIMIT + wait).send().await?;
+            let media = response.headers().get(header::CONTENT_TYPE);
+            let is = |name: &str| media.is_some_and(|media| media.as_bytes().starts_with(name.as_bytes()));
+            let (is_problem, is_lines) = (is("application/problem+json"), is("application/x-ndjson"));
+            Ok((response.status(), is_problem, is_lines, response.bytes().await?))
+        };
+        let (status, is_problem, is_lines, body) =
+            answer.await.map_err(|error: reqwest::Error| self.unreachable(error))?;
+        // A batch of which nothing was taken has an error's status, and answers like any other.
+        if status.is_success() || is_lines {
+            return Ok((status, body.into()));
+        }
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) if is_problem => Err(failed(status, &problem)),
+            _ => Err(Failure::new(Exit::Failed, format!("{} answers {status}, and is no Taskyard API", self.place()))),
+        }
+    }
+
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
+        let place = self.place();
+        if error.is_timeout() && !error.is_connect() {
+            return Failure::new(Exit::NotReachable, format!("{place} does not answer in time"));
+        }
+        let error = error.without_url();
+        // The innermost cause says what happened; those around it say that something did.
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        let hint = "is `taskyard dev` or `taskyard gateway` running, and --api right?";
+        Failure::new(Exit::NotReachable, format!("{place} cannot be reached: {cause}; {hint}"))
+    }
+}
+
+/// The exit code of a problem.
+fn failed(status: StatusCode, problem: &Problem) -> Failure {
+    let exit = match status.as_u16() {
+        404 if problem.code == "not_found" => Exit::NotFound,
+        400 | 413 | 415 | 422 => Exit::Usage,
+        429 | 503 => Exit::NotReachable,
+        _ => Exit::Failed,
+    };
+    let task = problem.task_id.as_ref().map(|id| format!(" (task {id})")).unwrap_or_default();
+    Failure::new(exit, format!("{}{task} [{}]", problem.detail, problem.code))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn api(url: &str) -> Result<Api, Failure> {
+        Api::new(&ApiArgs { api: Some(url.to_owned()) })
+    }
+
+    #[test]
+    fn paths_are_joined_below_the_address() {
+        for (base, expected) in [
+            ("http://host:1", "http://host:1/v1/tasks"),
+            ("http://host:1/", "http://host:1/v1/tasks"),
+            ("http://host/yard", "http://host/yard/v1/tasks"),
+            ("https://host/yard/?a=1#b", "https://host/yard/v1/tasks"),
+        ] {
+            assert_eq!(api(base).unwrap().url("v1/tasks").unwrap().as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_a_usage_error() {
+        for bad in ["", "host:8080", "ftp://host", "http://", "/v1"] {
+            assert_eq!(api(bad).err().map(|failure| failure.exit), Some(Exit::Usage), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_the_address_is_not_shown() {
+        assert_eq!(api("http://user:secret@host:1/yard").unwrap().place(), "http://host:1/yard");
+    }
+
+    #[test]
+    fn loopback_is_known_in_every_spelling() {
+        for (url, loopback) in [
+            ("http://localhost", true),
+            ("http://127.0.0.1:8080", true),
+            ("http://[::1]", true),
+            ("http://10.0.0.1", false),
+            ("http://localhost.example", false),
+        ] {
+            assert_eq!(is_loopback(&Url::parse(url).unwrap()), loopback, "{url}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! `taskyard task submit`: one task, or one for each input that comes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use futures_util::{StreamExt, stream};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use taskyard_shared::TaskResult;
+use taskyard_shared::process::exit::Exit;
+
+use super::input::Values;
+use super::{WAIT_PIECE, WAITS_AT_ONCE, judge, parse_duration, parse_label, print, rows, until_finished};
+use crate::client::{Api, Failure};
+use crate::commands::{ClientArgs, say};
+use crate::output::Format;
+
+/// One request holds at most so many tasks, and is closed once it is over so many bytes.
+const REQUEST_TASKS: usize = 1000;
+const REQUEST_BYTES: usize = 4 << 20;
+
+#[derive(Args, Clone, Debug)]
+pub struct SubmitArgs {
+    /// Run on this model
+    #[arg(long, conflicts_with_all = ["capability", "tasks"], required_unless_present_any = ["capability", "tasks"])]
+    model: Option<String>,
+    /// Run on any model that offers this
+    #[arg(long, conflicts_with = "tasks")]
+    capability: Option<String>,
+    /// JSON, @FILE, or - for standard input; of several values each is a task of its own
+    #[arg(
+        long,
+        value_name = "JSON|@FILE|-",
+        allow_hyphen_values = true,
+        conflicts_with = "tasks",
+        required_unless_present = "tasks"
+    )]
+    input: Option<String>,
+    /// Whole tasks as JSON lines, from a file or - for standard input
+    #[arg(long, value_name = "FILE|-", allow_hyphen_values = true)]
+    tasks: Option<String>,
+    /// prediction, training, deployment, data_processing or optimization
+    #[arg(long, conflicts_with = "tasks")]
+    kind: Option<String>,
+    /// 0 to 9; bigger is sooner
+    #[arg(long, conflicts_with = "tasks", value_parser = clap::value_parser!(u8).range(0..=9))]
+    priority: Option<u8>,
+    /// Who pays for it
+    #[arg(long, conflicts_with = "tasks")]
+    tenant: Option<String>,
+    /// After so many milliseconds a result is of no more use
+    #[arg(long, value_name = "MS", conflicts_with = "tasks")]
+    deadline_ms: Option<u64>,
+    /// Not to be started for so many milliseconds
+    #[arg(long, value_name = "MS", conflicts_with = "tasks")]
+    delay_ms: Option<u64>,
+    /// Limit of one attempt
+    #[arg(long, value_name = "MS", conflicts_with = "tasks")]
+    timeout_ms: Option<u64>,
+    /// Most attempts
+    #[arg(long, conflicts_with = "tasks")]
+    max_attempts: Option<u32>,
+    /// Size in the model's own unit
+    #[arg(long, conflicts_with = "tasks")]
+    cost: Option<f64>,
+    /// The task's id, for one task
+    #[arg(long, conflicts_with = "tasks")]
+    id: Option<uuid::Uuid>,
+    /// The same key and tenant is the same task, for one task
+    #[arg(long, value_name = "KEY", conflicts_with = "tasks")]
+    idempotency_key: Option<String>,
+    /// A label; may be given several times
+    #[arg(long = "metadata", value_name = "KEY=VALUE", conflicts_with = "tasks", value_parser = parse_label)]
+    metadata: Vec<(String, String)>,
+    /// Wait so long for the result; without a time, 60s
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", value_parser = parse_duration)]
+    wait: Option<Duration>,
+}
+
+/// A task as it is sent; the API checks it.
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<uuid::Uuid>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capability: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    priority: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delay_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    idempotency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<&'a str, &'a str>,
+    input: &'a RawValue,
+}
+
+/// What became of one task of a batch.
+#[derive(Deserialize)]
+struct BatchAnswer {
+    task: Option<TaskResult>,
+    problem: Option<BatchProblem>,
+}
+
+#[derive(Deserialize)]
+struct BatchProblem {
+    code: String,
+    detail: String,
+}
+
+pub(super) async fn run(client: &ClientArgs, arguments: &SubmitArgs) -> Result<Exit, Failure> {
+    let api = client.api()?;
+    let mut bodies = bodies(arguments)?;
+    let nothing = || Failure::new(Exit::Usage, "there is no input: standard input or the file is empty");
+    let first = bodies.next().ok_or_else(nothing)??;
+    match bodies.next().transpose()? {
+        None => single(client, &api, arguments, first).await,
+        Some(_) if arguments.id.is_some() || arguments.idempotency_key.is_some() => {
+            Err(Failure::new(Exit::Usage, "--id and --idempotency-key name one task, and there are several inputs"))
+        }
+        Some(second) => many(client, &api, arguments, [first, second].into_iter().map(Ok).chain(bodies)).await,
+    }
+}
+
+type Bodies<'a> = Box<dyn Iterator<Item = Result<Vec<u8>, Failure>> + 'a>;
+
+/// Tasks as JSON, as their inputs come.
+fn bodies(arguments: &SubmitArgs) -> Result<Bodies<'_>, Failure> {
+    if let Some(path) = &arguments.tasks {
+        return Ok(Box::new(Values::lines(path)?.map(|task| task.map(|task| one_line(&task)))));
+    }
+    let inputs = Values::of(arguments.input.as_deref().unwrap_or_default())?;
+    Ok(Box::new(inputs.map(|input| body(arguments, &input?))))
+}
+
+fn body(arguments: &SubmitArgs, input: &RawValue) -> Result<Vec<u8>, Failure> {
+    let body = Body {
+        id: arguments.id,
+        model: arguments.model.as_deref(),
+        capability: arguments.capability.as_deref(),
+        kind: arguments.kind.as_deref(),
+        priority: arguments.priority,
+        tenant: arguments.tenant.as_deref(),
+        deadline_ms: arguments.deadline_ms,
+        delay_ms: arguments.delay_ms,
+        timeout_ms: arguments.timeout_ms,
+        max_attempts: arguments.max_attempts,
+        cost: arguments.cost,
+        idempotency_key: arguments.idempotency_key.as_deref(),
+        metadata: arguments.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
+        input,
+    };
+    let body = serde_json::value::to_raw_value(&body)
+        .map_err(|error| Failure::new(Exit::Usage, format!("the task cannot be written as JSON: {error}")))?;
+    Ok(one_line(&body))
+}
+
+/// JSON as it came, on one line: line breaks in it can only be space between its parts.
+fn one_line(value: &RawValue) -> Vec<u8> {
+    value.get().bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect()
+}
+
+async fn single(client: &ClientArgs, api: &Api, arguments: &SubmitArgs, body: Vec<u8>) -> Result<Exit, Failure> {
+    let until = arguments.wait.map(|wait| Instant::now() + wait);
+    let piece = arguments.wait.map(|wait| wait.min(WAIT_PIECE));
+    let answer = api.post("v1/tasks", "application/json", body, piece).await?;
+    let mut task: TaskResult = api.decode(&answer)?;
+    if let Some(until) = until
+        && !task.state.is_terminal()
+    {
+        task = until_finished(api, task.id.0, until).await?;
+    }
+    print(client, 1, std::slice::from_ref(&task))?;
+    Ok(if arguments.wait.is_some() { judge(&[task]) } else { Exit::Ok })
+}
+
+async fn many(
+    client: &ClientArgs,
+    api: &Api,
+    arguments: &SubmitArgs,
+    mut bodies: impl Iterator<Item = Result<Vec<u8>, Failure>>,
+) -> Result<Exit, Failure> {
+    let until = arguments.wait.map(|wait| Instant::now() + wait);
+    let (mut all, mut refused, mut sent) = (Vec::new(), 0usize, 0usize);
+    let mut exit = Exit::Ok;
+    loop {
+        let (lines, count) = next_request(&mut bodies)?;
+        if count == 0 {
+            break;
+        }
+        let answer = api.post("v1/batches", "application/x-ndjson", lines, None).await?;
+        let answers = answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let mut tasks = Vec::with_capacity(count);
+        for (number, line) in answers.enumerate() {
+            match api.decode::<BatchAnswer>(line)? {
+                BatchAnswer { task: Some(task), .. } => tasks.push(task),
+                BatchAnswer { problem, .. } => {
+                    refused += 1;
+                    let why =
+                        problem.map_or_else(String::new, |problem| format!("{} [{}]", problem.detail, problem.code));
+                    say(&format!("input {} was refused: {why}", sent + number + 1));
+                }
+            }
+        }
+        sent += count;
+        if let Some(until) = until {
+            let asked = tasks.iter().map(|task| until_finished(api, task.id.0, until));
+            let finished: Vec<_> = stream::iter(asked).buffered(WAITS_AT_ONCE).collect().await;
+            tasks = finished.into_iter().collect::<Result<_, _>>()?;
+            exit = if exit == Exit::Ok { judge(&tasks) } else { exit };
+        }
+        match client.output {
+            // As they come; a table and an array need all.
+            Format::Jsonl => client.print(|output| rows(output, &tasks))?,
+            Format::Table | Format::Json => all.append(&mut tasks),
+        }
+    }
+    if client.output != Format::Jsonl {
+        client.print(|output| rows(output, &all))?;
+    }
+    if refused > 0 {
+        say(&format!("{refused} of {sent} were refused"));
+        exit = Exit::Failed;
+    }
+    Ok(exit)
+}
+
+/// The lines of one request, and how many.
+fn next_request(bodies: &mut impl Iterator<Item = Result<Vec<u8>, Failure>>) -> Result<(Vec<u8>, usize), Failure> {
+    let (mut lines, mut count) = (Vec::new(), 0);
+    while count < REQUEST_TASKS && lines.len() < REQUEST_BYTES {
+        let Some(body) = bodies.next() else { break };
+        lines.append(&mut body?);
+        lines.push(b'\n');
+        count += 1;
+    }
+    Ok((lines, count))
+}

@@ -1,0 +1,68 @@
+//! `taskyard dev`: gateway, scheduler and one worker in one process, embedded, until it is told to stop.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use taskyard_producer::gateway::{Gateway, GatewayParts};
+use taskyard_shared::process::config;
+use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::shutdown::Shutdown;
+use taskyard_shared::process::telemetry;
+use tracing::info;
+
+use crate::demo::find_root;
+use crate::failure::Failure;
+use crate::roles::{bind_gateway, load_models};
+use crate::yard::Yard;
+
+#[derive(Args)]
+pub struct DevArgs {
+    /// Keeps tasks and results in this folder; without it they are in memory and gone at the end.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+}
+
+pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
+    // Without settings of one's own, the models that come with the project.
+    let shipped = match file {
+        Some(_) => None,
+        None => Some(find_root()?.join("models/models.toml")),
+    };
+    let loaded = config::load(file.or(shipped.as_deref()))?;
+    telemetry::init(&loaded.settings.log)?;
+    let shutdown = Shutdown::on_signals()?;
+    let listener = bind_gateway(loaded.settings.gateway.listen).await?;
+    let address = listener.local_addr()?;
+    let registry = Registry::new()?;
+    let models = load_models(&loaded, &[]).await?;
+    let first = models.first().map_or_else(String::new, |model| model.spec.name.clone());
+    let names: Vec<String> = models.iter().map(|model| model.spec.full_name()).collect();
+    let settings = loaded.settings;
+    let yard = Yard::start(settings.clone(), models, args.data.as_deref(), registry.clone()).await?;
+    let worker = yard.worker("dev")?;
+    let gateway = Gateway::new(GatewayParts {
+        broker: yard.broker.clone(),
+        store: yard.store.clone(),
+        topology: yard.topology.clone(),
+        settings: settings.gateway.clone(),
+        registry,
+    })?;
+    println!("Taskyard runs at http://{address} with the models {}.", names.join(", "));
+    match &args.data {
+        Some(folder) => println!("Tasks and results are kept in {}.", folder.display()),
+        None => println!("Tasks and results are in memory; --data DIR keeps them."),
+    }
+    println!("  metrics  http://{address}/metrics");
+    println!("  API      http://{address}/openapi.json");
+    println!("Try, in another terminal:");
+    println!("  taskyard task submit --model {first} --input '{{\"text\": \"my card was stolen\"}}' --wait");
+    println!("Ctrl-C ends it.");
+
+    gateway.run(listener, shutdown.drain.clone()).await;
+    info!("the gateway has stopped");
+    tokio::select! {
+        () = worker.stop() => {}
+        () = shutdown.now.cancelled() => {}
+    }
+    yard.stop().await
+}

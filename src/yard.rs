@@ -1,0 +1,117 @@
+//! Gateway, scheduler and workers in one process, on the embedded broker and store: what `dev` and `demo` run.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use taskyard_scheduler::Scheduler;
+use taskyard_shared::Topology;
+use taskyard_shared::broker::Broker;
+use taskyard_shared::broker::embedded::EmbeddedBroker;
+use taskyard_shared::load::ModelSpec;
+use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::settings::Settings;
+use taskyard_shared::store::Store;
+use taskyard_shared::store::embedded::EmbeddedStore;
+use taskyard_worker::{Handler, Worker};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::Failure;
+
+/// A model and what runs it, shared by all workers of the process.
+pub struct Served {
+    pub spec: ModelSpec,
+    pub handler: Arc<dyn Handler>,
+}
+
+/// A yard without its gateway. Dropping it does not stop what it started: [`Yard::stop`] does.
+pub struct Yard {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    settings: Settings,
+    models: Vec<Served>,
+    registry: Registry,
+    stop: CancellationToken,
+    scheduler: JoinHandle<Result<(), taskyard_shared::broker::BrokerError>>,
+}
+
+/// One worker of a yard.
+pub struct YardWorker {
+    pub id: String,
+    stop: CancellationToken,
+    kill: CancellationToken,
+    task: JoinHandle<Result<(), taskyard_shared::broker::BrokerError>>,
+}
+
+impl Yard {
+    /// Starts the scheduler. `data` keeps broker and store in a folder; without one they are in memory.
+    pub async fn start(
+        settings: Settings,
+        models: Vec<Served>,
+        data: Option<&Path>,
+        registry: Registry,
+    ) -> Result<Self, Failure> {
+        let retention = settings.retention();
+        let (broker, store): (Arc<dyn Broker>, Arc<dyn Store>) = match data {
+            Some(folder) => (
+                Arc::new(EmbeddedBroker::open(&folder.join("broker"))?),
+                Arc::new(EmbeddedStore::open(&folder.join("store"), retention)?),
+            ),
+            None => (Arc::new(EmbeddedBroker::in_memory()), Arc::new(EmbeddedStore::in_memory(retention))),
+        };
+        let topology = Topology::new(&settings.broker.namespace);
+        let stop = CancellationToken::new();
+        let specs = models.iter().map(|served| served.spec.clone()).collect();
+        let scheduler = Scheduler::new(
+            broker.clone(),
+            store.clone(),
+            topology.clone(),
+            settings.scheduler.clone(),
+            specs,
+            &registry,
+        )?;
+        let scheduler = tokio::spawn(scheduler.run(stop.clone()));
+        Ok(Self { broker, store, topology, settings, models, registry, stop, scheduler })
+    }
+
+    /// Starts one more worker that serves every model of the yard.
+    pub fn worker(&self, name: &str) -> Result<YardWorker, Failure> {
+        let settings =
+            taskyard_shared::process::settings::WorkerSettings { id: name.to_owned(), ..self.settings.worker.clone() };
+        let mut worker =
+            Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry)?;
+        for served in &self.models {
+            worker = worker.model(served.spec.clone(), served.handler.clone());
+        }
+        let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
+        let id = worker.id().to_owned();
+        let task = tokio::spawn(worker.run(stop.clone(), kill.clone()));
+        Ok(YardWorker { id, stop, kill, task })
+    }
+
+    /// Stops the scheduler and closes broker and store. The workers are stopped first, by themselves.
+    pub async fn stop(self) -> Result<(), Failure> {
+        self.stop.cancel();
+        let ended = self.scheduler.await;
+        self.broker.close().await;
+        match ended {
+            Ok(answer) => Ok(answer?),
+            Err(failure) => Err(Failure::Internal(format!("the scheduler ended: {failure}"))),
+        }
+    }
+}
+
+impl YardWorker {
+    /// Ends it as a crash would: nothing is finished, given back or acked.
+    pub async fn kill(self) {
+        self.kill.cancel();
+        let _ended = self.task.await;
+    }
+
+    /// Lets it finish what runs.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        let _ended = self.task.await;
+    }
+}

@@ -1,0 +1,267 @@
+//! The client commands as a user types them, against a gateway on the embedded broker and store.
+
+#[path = "../producer/tests/yard/mod.rs"]
+mod yard;
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use taskyard_shared::Timestamp;
+use taskyard_shared::load::{LoadReport, ModelLoad, ModelSpec};
+use taskyard_shared::store::Store;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use yard::{RunningGateway, Yard, within};
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.err))
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+async fn taskyard(gateway: &RunningGateway, arguments: &[&str]) -> Ran {
+    taskyard_reading(gateway, arguments, "").await
+}
+
+async fn taskyard_reading(gateway: &RunningGateway, arguments: &[&str], input: &str) -> Ran {
+    let api = gateway.url("");
+    run(&[arguments, &["--api", &api]].concat(), input).await
+}
+
+async fn run(arguments: &[&str], input: &str) -> Ran {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_taskyard"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that does not read its input closes it early.
+    let _ = stdin.write_all(input.as_bytes()).await;
+    drop(stdin);
+    let output = within(child.wait_with_output()).await.unwrap();
+    Ran {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_submitted_and_its_result_printed() {
+    let yard = Yard::working().await;
+    let gateway = yard.gateway().await;
+    let submit = [
+        "task",
+        "submit",
+        "--model",
+        "echo",
+        "--input",
+        r#"{"text": "good"}"#,
+        "--priority",
+        "7",
+        "--tenant",
+        "blue",
+        "--metadata",
+        "run=1",
+        "--wait",
+        "20s",
+        "-o",
+        "json",
+    ];
+    let ran = taskyard(&gateway, &submit).await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let task = ran.json();
+    assert_eq!(task["state"], "succeeded");
+    assert_eq!(task["output"], json!({"text": "good"}));
+    assert_eq!(
+        (&task["priority"], &task["tenant"], &task["metadata"]["run"]),
+        (&json!(7), &json!("blue"), &json!("1"))
+    );
+    assert!(ran.err.is_empty(), "{}", ran.err);
+
+    let id = task["id"].as_str().unwrap();
+    let table = taskyard(&gateway, &["task", "get", id]).await;
+    assert_eq!(table.code, 0);
+    assert!(table.out.lines().any(|line| line.starts_with("state ") && line.ends_with(" succeeded")), "{}", table.out);
+    let waited = taskyard(&gateway, &["task", "wait", id, "--timeout", "5s", "-o", "jsonl"]).await;
+    assert_eq!((waited.code, waited.lines()), (0, vec![task]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_say_what_happened() {
+    let yard = Yard::working().await;
+    let gateway = yard.gateway().await;
+    let nowhere = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let cases: &[(&[&str], i32, &str)] = &[
+        (&["task", "submit", "--model", "echo", "--input", r#"{"fail": true}"#, "--wait"], 1, ""),
+        (&["task", "submit", "--model", "echo", "--input", r#"{"fail": true}"#], 0, ""),
+        (&["task", "submit", "--model", "echo", "--input", "hello"], 2, "not JSON"),
+        (&["task", "submit", "--model", "echo", "--input", ""], 2, "no input"),
+        (&["task", "submit", "--model", "echo", "--input", "@/no/such/file"], 2, "/no/such/file"),
+        (&["task", "submit", "--model", "No Model", "--input", "1"], 2, "model"),
+        (&["task", "submit", "--model", "echo", "--input", "1", "--priority", "10"], 2, "priority"),
+        (&["task", "submit", "--model", "echo", "--input", "1", "--kind", "party"], 2, "kind"),
+        (&["task", "submit", "--model", "echo", "--input", "1 2", "--id", nowhere], 2, "several"),
+        (&["task", "submit", "--input", "1"], 2, "--model"),
+        (&["task", "submit", "--model", "echo"], 2, "--input"),
+        (&["task", "submit", "--model", "echo", "--capability", "echo", "--input", "1"], 2, "cannot be used with"),
+        (&["task", "get", nowhere], 4, "not_found"),
+        (&["task", "wait", nowhere], 4, "not_found"),
+        (&["task", "get", "42"], 2, "42"),
+        (&["task", "list", "--state", "done"], 2, "succeeded"),
+        (&["task", "list", "--cursor", "forged"], 2, "cursor"),
+        (&["task", "wait", nowhere, "--timeout", "soon"], 2, "soon"),
+    ];
+    for (arguments, code, words) in cases {
+        let ran = taskyard(&gateway, arguments).await;
+        assert_eq!(ran.code, *code, "{arguments:?}: {}{}", ran.out, ran.err);
+        assert!(ran.err.contains(words), "{arguments:?}: {}", ran.err);
+        assert!(*code < 2 || ran.out.is_empty(), "{arguments:?}: {}", ran.out);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_finished_in_time_is_5() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let ran =
+        taskyard(&gateway, &["task", "submit", "--model", "echo", "--input", "1", "--wait", "100ms", "-o", "json"])
+            .await;
+    assert_eq!((ran.code, &ran.json()["state"]), (5, &json!("queued")), "{}", ran.err);
+    assert!(ran.err.contains("still queued"), "{}", ran.err);
+    let id = ran.json()["id"].as_str().unwrap().to_owned();
+    assert_eq!(taskyard(&gateway, &["task", "wait", &id, "--timeout", "100ms"]).await.code, 5);
+    assert_eq!(taskyard(&gateway, &["task", "get", &id]).await.code, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_api_that_cannot_be_reached_is_3_and_one_that_is_none_1() {
+    let ran = run(&["task", "list", "--api", "http://127.0.0.1:1"], "").await;
+    assert_eq!(ran.code, 3);
+    assert!(ran.err.contains("http://127.0.0.1:1 cannot be reached: Connection refused"), "{}", ran.err);
+    assert!(ran.err.contains("--api") && ran.err.lines().count() == 1, "{}", ran.err);
+    let ran = run(&["models", "--api", "host:80"], "").await;
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""));
+
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let ran = run(&["models", "--api", &gateway.url("/healthz")], "").await;
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    yard.broker.go_away(true);
+    let ran = taskyard(&gateway, &["task", "submit", "--model", "echo", "--input", "1"]).await;
+    assert_eq!(ran.code, 3);
+    assert!(ran.err.contains("broker_unavailable"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_inputs_are_many_tasks() {
+    let yard = Yard::working().await;
+    let gateway = yard.gateway().await;
+    let inputs: String = (0..1200).map(|number| format!("{{\"number\":\n {number}}}\n")).collect();
+    let submit = ["task", "submit", "--model", "echo", "--input", "-", "--wait", "20s", "-o", "jsonl"];
+    let ran = taskyard_reading(&gateway, &submit, &inputs).await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let numbers: Vec<u64> = ran.lines().iter().map(|task| task["output"]["number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (0..1200).collect::<Vec<_>>());
+
+    let tasks = r#"{"model": "echo", "input": 1, "priority": 9}
+        {"model": "echo"}
+        {"model": "echo", "input": {"fail": true}}"#;
+    let ran = taskyard_reading(&gateway, &["task", "submit", "--tasks", "-", "--wait", "-o", "json"], tasks).await;
+    assert_eq!(ran.code, 1);
+    let printed = ran.json();
+    assert_eq!(printed.as_array().unwrap().len(), 2);
+    assert_eq!((&printed[0]["priority"], &printed[1]["state"]), (&json!(9), &json!("failed")));
+    assert!(ran.err.contains("input 2 was refused: input: must be given [invalid_field]"), "{}", ran.err);
+
+    let ran = taskyard_reading(&gateway, &["task", "submit", "--tasks", "-"], "{}\n{}\n").await;
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.err.contains("2 of 2 were refused"), "{}", ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_are_filtered_and_go_on_where_they_ended() {
+    let yard = Yard::working().await;
+    let gateway = yard.gateway().await;
+    for tenant in ["blue", "red"] {
+        for number in 0..5 {
+            let body =
+                json!({"model": "echo", "tenant": tenant, "input": number, "metadata": {"n": number.to_string()}});
+            assert_eq!(gateway.post_waiting(&body, "wait=20").await.status, 200);
+        }
+    }
+    let ran = taskyard(&gateway, &["task", "list", "--tenant", "blue", "--limit", "3", "-o", "jsonl"]).await;
+    assert_eq!(ran.code, 0);
+    let outputs = |ran: &Ran| ran.lines().iter().map(|task| task["output"].clone()).collect::<Vec<_>>();
+    assert_eq!(outputs(&ran), [4, 3, 2]);
+    let cursor = ran.err.trim().rsplit(' ').next().unwrap();
+    let ran = taskyard(&gateway, &["task", "list", "--tenant", "blue", "--cursor", cursor, "-o", "jsonl"]).await;
+    assert_eq!(outputs(&ran), [1, 0]);
+    let ran = taskyard(&gateway, &["task", "list", "--metadata", "n=2", "--state", "succeeded"]).await;
+    assert_eq!(ran.out.lines().count(), 3, "{}", ran.out);
+    assert!(ran.out.starts_with("ID "), "{}", ran.out);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_workers_and_queues_are_printed() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let store = yard.store.inner();
+    let spec = ModelSpec {
+        version: "1".to_owned(),
+        name: "echo".into(),
+        handler: "simulated".into(),
+        capabilities: vec!["echoes".into()],
+        slots: 2,
+        timeout_ms: 1000,
+        max_attempts: 3,
+        max_batch: 4,
+        max_delay_ms: 0,
+        memory_mb: 0,
+        expected_ms: None,
+    };
+    store.announce(&[spec]).await.unwrap();
+    let report = LoadReport {
+        worker: "w-1".into(),
+        host: "host".into(),
+        pid: 1,
+        started: Timestamp::now(),
+        at: Timestamp::now(),
+        draining: false,
+        memory_mb: 10,
+        models: [("echo".to_owned(), ModelLoad { slots: 2, busy: 1, max_batch: 4, held: 3, finished: 5 })].into(),
+    };
+    store.report_load(&report, 60_000).await.unwrap();
+
+    let models = taskyard(&gateway, &["models"]).await;
+    assert_eq!(models.code, 0, "{}", models.err);
+    let row: Vec<&str> = models.out.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row, ["echo", "simulated", "echoes", "1", "2", "1", "3", "4", "1000"]);
+    let models = taskyard(&gateway, &["models", "list", "-o", "json"]).await;
+    assert_eq!(models.json()[0]["now"]["held"], 3);
+
+    let workers = taskyard(&gateway, &["workers", "list"]).await;
+    let row: Vec<&str> = workers.out.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row[..9], ["w-1", "host", "serving", "echo", "2", "1", "3", "5", "10"]);
+
+    gateway.post("/v1/tasks", &json!({"model": "echo", "input": 1})).await;
+    let queues = taskyard(&gateway, &["queues", "-o", "jsonl"]).await.lines();
+    assert_eq!(queues.len(), 5);
+    assert_eq!((&queues[0]["queue"], &queues[0]["ready"]), (&json!("intake"), &json!(1)));
+    let model =
+        json!({"queue": "ready.echo", "model": "echo", "ready": 0, "takers": 1, "slots": 2, "busy": 1, "held": 3});
+    assert_eq!(queues[4], model);
+}

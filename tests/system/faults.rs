@@ -1,0 +1,69 @@
+//! Processes that are stopped and killed lose nothing.
+
+use serde_json::json;
+use taskyard_shared::State;
+
+use crate::harness::{eventually, servers};
+use crate::yard::Yard;
+
+const PAUSE: &str = r#"
+[models.pause]
+handler = "simulated"
+slots = 4
+max_attempts = 10
+[models.pause.simulated]
+service_ms = 20.0
+"#;
+
+fn tasks(count: usize) -> Vec<serde_json::Value> {
+    (0..count).map(|n| json!({"model": "pause", "input": {"n": n}, "priority": n % 10})).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_told_to_stop_finishes_what_runs_and_gives_back_the_rest() {
+    let Some(servers) = servers("drain") else { return };
+    let yard = Yard::new(&servers, PAUSE);
+    let _scheduler = yard.scheduler();
+    let mut first = yard.worker();
+    let mut publisher = yard.publisher().await;
+    let ids = publisher.publish(tasks(200)).await;
+    publisher.collect(&ids[..1]).await;
+    first.signal("-TERM");
+    assert_eq!(first.wait(), Some(0), "{:#?}", first.lines());
+    let _second = yard.worker();
+    publisher.collect(&ids).await;
+    for id in &ids {
+        let result = &publisher.results[id];
+        assert_eq!((result.state, result.attempt), (State::Succeeded, 1), "what had begun was finished");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_schedulers_and_workers_lose_nothing_and_leave_nothing() {
+    let Some(servers) = servers("kill") else { return };
+    let yard = Yard::new(&servers, PAUSE);
+    let mut schedulers = vec![yard.scheduler()];
+    let mut workers = vec![yard.worker(), yard.worker()];
+    let standby = yard.role(&["scheduler"]);
+    standby.wait_for_line("standing by");
+    let mut publisher = yard.publisher().await;
+    let ids = publisher.publish(tasks(600)).await;
+    publisher.collect(&ids[..1]).await;
+    schedulers.remove(0).signal("-KILL");
+    standby.wait_for_line("active");
+    workers.remove(0).signal("-KILL");
+    workers.push(yard.worker());
+    publisher.collect(&ids).await;
+    assert!(ids.iter().all(|id| publisher.results[id].state == State::Succeeded));
+    assert_eq!(publisher.differing, 0, "a result took effect twice");
+    // Nothing is left over in any queue.
+    eventually("empty queues", || {
+        let left: Vec<_> = yard
+            .place
+            .queues()
+            .into_iter()
+            .filter(|(name, ready, unacked)| name.starts_with(&yard.place.namespace) && ready + unacked > 0)
+            .collect();
+        left.is_empty().then_some(())
+    });
+}

@@ -1,0 +1,10 @@
+//! The real binary on real RabbitMQ and Redis: what a publisher and an operator rely on.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod clients;
+mod faults;
+mod order;
+mod refusals;
+mod yard;

@@ -1,0 +1,118 @@
+//! The handler `process`: a model in a program of its own, in any language.
+//!
+//! The program is a child that lives as long as the worker does, one for each slot that is in use: the first is started
+//! with the worker, so that a wrong command shows at once. [`protocol`] says what the two write to each other.
+//!
+//! The command is a program and its arguments; no shell reads it, and nothing of a task gets into it. The child has an
+//! environment of its own (`PATH`, `HOME`, `LANG` and what the settings say), leads a process group, and inherits no
+//! file but its three pipes. It should end when its stdin does: that is all it learns of a worker that was killed.
+//!
+//! A task that is cancelled or out of time is told to the child as `{"cancel": "id"}`. If it has not answered by then,
+//! the group gets SIGTERM after one second and SIGKILL after another, and a new child takes its place. A process that
+//! leaves the group escapes this, and limits of memory or files are not set here: both can be had by starting the
+//! program through one that sees to it, such as `prlimit` or `bwrap`.
+
+mod child;
+mod keeper;
+mod lines;
+mod protocol;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use taskyard_shared::process::settings::ProcessSettings;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::child::Command;
+use self::keeper::{Call, Idle, Keeper, closed};
+use crate::handler::{Answer, Handler, Job};
+use crate::handlers::LoadError;
+
+/// Each is a process; more of them than this are a mistake.
+const MOST_SLOTS: usize = 256;
+
+/// A model's program, and those who keep its children.
+pub struct ProcessHandler {
+    slots: Arc<Semaphore>,
+    /// As many as there are free slots.
+    idle: Idle,
+    keepers: TaskTracker,
+    closing: CancellationToken,
+    protocol_errors: Arc<AtomicU64>,
+}
+
+impl ProcessHandler {
+    /// Starts the first child and watches it for a second.
+    ///
+    /// # Errors
+    /// When the program cannot be started, or has ended by then.
+    pub async fn start(
+        name: &str,
+        settings: &ProcessSettings,
+        slots: u32,
+        max_batch: u32,
+        base_dir: &Path,
+    ) -> Result<Self, LoadError> {
+        let command = Arc::new(Command::new(name, settings, base_dir)?);
+        let slots = usize::try_from(slots).ok().filter(|slots| *slots <= MOST_SLOTS).ok_or_else(|| {
+            LoadError::process(name, format!("slots must be at most {MOST_SLOTS}: each is a process"))
+        })?;
+        let closing = CancellationToken::new();
+        let protocol_errors = Arc::default();
+        let keeper = || Keeper::new(Arc::clone(&command), max_batch > 1, closing.clone(), Arc::clone(&protocol_errors));
+        let mut first = keeper();
+        first.start_and_watch().await?;
+
+        let (idle, keepers) = (Idle::default(), TaskTracker::new());
+        for keeper in (1..slots).map(|_| keeper()).chain([first]) {
+            let (own, calls) = mpsc::channel(1);
+            idle.push(own.clone());
+            keepers.spawn(keeper.run(own, calls, idle.clone()));
+        }
+        Ok(Self { slots: Arc::new(Semaphore::new(slots)), idle, keepers, closing, protocol_errors })
+    }
+
+    /// Lines that children wrote and that were no answers.
+    pub fn protocol_errors(&self) -> u64 {
+        self.protocol_errors.load(Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl Handler for ProcessHandler {
+    async fn execute(&self, batch: Vec<Job>) -> Vec<Answer> {
+        let tasks = batch.len();
+        if tasks == 0 {
+            return Vec::new();
+        }
+        let unavailable = || vec![Err(closed()); tasks];
+        let slot = tokio::select! {
+            biased;
+            () = self.closing.cancelled() => return unavailable(),
+            slot = Arc::clone(&self.slots).acquire_owned() => slot,
+        };
+        let (Ok(slot), Some(keeper)) = (slot, self.idle.pop()) else { return unavailable() };
+        let (reply, answers) = oneshot::channel();
+        if keeper.try_send(Call { jobs: batch, reply, slot }).is_err() {
+            return unavailable();
+        }
+        answers.await.unwrap_or_else(|_| unavailable())
+    }
+
+    /// Ends the children: idle ones by closing their stdin, those that work by cancelling their tasks.
+    async fn close(&self) {
+        self.closing.cancel();
+        self.keepers.close();
+        self.keepers.wait().await;
+    }
+}
+
+impl Drop for ProcessHandler {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
+}

@@ -1,0 +1,26 @@
+//! A task in hand.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use taskyard_shared::Envelope;
+use taskyard_shared::broker::Receipt;
+
+use crate::leases::Lease;
+
+pub(crate) struct Held {
+    pub envelope: Arc<Envelope>,
+    pub receipt: Receipt,
+    pub received: Instant,
+    /// How long the slot that runs it had nothing to run before.
+    pub idle: Duration,
+    /// From its claim until it is settled; renewed for as long as it is here.
+    pub lease: Option<Lease>,
+}
+
+impl Held {
+    pub fn leased(mut self, lease: Lease) -> Self {
+        self.lease = Some(lease);
+        self
+    }
+}

@@ -1,0 +1,326 @@
+//! One model on this worker: takes deliveries as there is room, forms batches, and gives each a slot.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use taskyard_shared::broker::{
+    Acker, Broker, BrokerError, Consumer, Delivery, Need, QueueSpec, Receipt, Verdict, publish_surely, settle,
+};
+use taskyard_shared::load::{ModelLoad, ModelSpec};
+use taskyard_shared::retry::Backoff;
+use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::attempt::{Yard, attempt};
+use crate::handler::Handler;
+use crate::held::Held;
+use crate::metrics::Metrics;
+
+/// Writing a state, telling and acking take about so long.
+const SETTLING_MS: f64 = 10.0;
+const SETTLING_MOST: f64 = 256.0;
+/// A model that does not say how long its tasks take is taken for one whose tasks are long.
+const LONG_MS: f64 = 50.0;
+
+/// What is fixed about a model here, and what is counted of it.
+pub(crate) struct ModelLane {
+    pub spec: ModelSpec,
+    pub full_name: String,
+    pub handler: Arc<dyn Handler>,
+    /// Since when each free slot is free.
+    free_since: Mutex<VecDeque<Instant>>,
+    pub busy: AtomicU32,
+    pub held: AtomicU32,
+    pub finished: AtomicU64,
+}
+
+impl ModelLane {
+    pub fn new(spec: ModelSpec, handler: Arc<dyn Handler>) -> Self {
+        let full_name = spec.full_name();
+        let counter = AtomicU32::default;
+        let free_since = Mutex::new((0..spec.slots).map(|_| Instant::now()).collect());
+        Self { spec, full_name, handler, free_since, busy: counter(), held: counter(), finished: AtomicU64::default() }
+    }
+
+    fn free_since(&self) -> MutexGuard<'_, VecDeque<Instant>> {
+        self.free_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn load(&self) -> ModelLoad {
+        ModelLoad {
+            slots: self.spec.slots,
+            busy: self.busy.load(Ordering::Relaxed),
+            max_batch: self.spec.max_batch,
+            held: self.held.load(Ordering::Relaxed),
+            finished: self.finished.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// What serving a model takes.
+pub(crate) struct Serving {
+    pub lane: Arc<ModelLane>,
+    pub yard: Arc<Yard>,
+    pub broker: Arc<dyn Broker>,
+    pub topology: Topology,
+    pub metrics: Metrics,
+    /// Deliveries in hand beyond what the slots run.
+    pub prefetch: u16,
+    /// Takes nothing new from then on.
+    pub draining: CancellationToken,
+    /// Ends what runs.
+    pub closing: CancellationToken,
+}
+
+impl Serving {
+    /// Serves until draining, and then until everything that runs has ended. A session that is cut is taken up again.
+    ///
+    /// Answers the consumer: with it goes what is not settled, so it is to be kept until everything is.
+    pub async fn run(self) -> Option<Box<dyn Consumer>> {
+        let slots = Arc::new(Semaphore::new(self.lane.spec.slots as usize));
+        let mut running = JoinSet::new();
+        let mut tries = 0;
+        while !self.draining.is_cancelled() {
+            match self.session(&slots, &mut running).await {
+                Ok(consumer) => return Some(consumer),
+                Err(failure) if failure.is_transient() => {
+                    tries = if running.is_empty() { tries + 1 } else { 1 };
+                    warn!(%failure, task.model = %self.lane.spec.name, "the queue is taken up again");
+                }
+                Err(failure) => {
+                    tries += 1;
+                    error!(%failure, task.model = %self.lane.spec.name, "the model's queue cannot be read");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
+                () = self.draining.cancelled() => {}
+            }
+        }
+        while running.join_next().await.is_some() {}
+        None
+    }
+
+    async fn session(
+        &self,
+        slots: &Arc<Semaphore>,
+        running: &mut JoinSet<Vec<Held>>,
+    ) -> Result<Box<dyn Consumer>, BrokerError> {
+        let spec = &self.lane.spec;
+        let queue = self.topology.ready(&spec.name);
+        self.broker.declare(&[QueueSpec::durable(&queue)]).await?;
+        let prefetch = self.unacked_most();
+        let mut consumer = self.broker.consume(&queue, prefetch).await?;
+        info!(task.model = %spec.name, prefetch, "takes tasks");
+        let mut waiting: VecDeque<Held> = VecDeque::new();
+        let ended = self.take(&mut *consumer, slots, running, &mut waiting, usize::from(prefetch)).await;
+        self.lane.held.fetch_sub(waiting.len() as u32, Ordering::Relaxed);
+        // After a cut the tags are void and everything comes again.
+        ended?;
+        // Draining: what was not begun goes back at once, for others.
+        consumer.cancel().await?;
+        self.give_back(waiting.into()).await;
+        while let Some(ended) = running.join_next().await {
+            self.give_back(ended.unwrap_or_default()).await;
+        }
+        Ok(consumer)
+    }
+
+    /// Deliveries that may be unacked: what the slots run, the small prefetch, and what passes through the slots while a
+    /// finished task is being settled. What waits here is bounded by the scheduler's credits too.
+    fn unacked_most(&self) -> u16 {
+        let spec = &self.lane.spec;
+        let in_slots = f64::from(spec.slots) * f64::from(spec.max_batch);
+        let each_ms = spec.expected_ms.unwrap_or(LONG_MS).max(SETTLING_MS / 64.0);
+        let settling = (in_slots * SETTLING_MS / each_ms).floor().min(SETTLING_MOST);
+        (in_slots + settling + f64::from(self.prefetch)).clamp(1.0, f64::from(u16::MAX)) as u16
+    }
+
+    async fn take(
+        &self,
+        consumer: &mut dyn Consumer,
+        slots: &Arc<Semaphore>,
+        running: &mut JoinSet<Vec<Held>>,
+        waiting: &mut VecDeque<Held>,
+        most: usize,
+    ) -> Result<(), BrokerError> {
+        let acker = consumer.acker();
+        loop {
+            let closes = self.batch_closes(waiting);
+            tokio::select! {
+                biased;
+                () = self.draining.cancelled() => return Ok(()),
+                Some(ended) = running.join_next(), if !running.is_empty() => {
+                    self.give_back(ended.unwrap_or_default()).await;
+                }
+                permit = slot(slots, closes), if closes.is_some() => {
+                    let size = waiting.len().min(self.lane.spec.max_batch as usize);
+                    let mut batch: Vec<Held> = waiting.drain(..size).collect();
+                    // Of several free slots the one that was free last: the others are not needed yet.
+                    let idle = self.lane.free_since().pop_back().map_or(Duration::ZERO, |since| since.elapsed());
+                    batch.iter_mut().for_each(|held| held.idle = idle);
+                    running.spawn(self.begin(permit, batch));
+                }
+                deliveries = consumer.next_batch(most) => {
+                    for delivery in deliveries? {
+                        self.receive(delivery, &acker, waiting).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// When the batch that is forming goes, once a slot is free; `None` while there is nothing to go.
+    fn batch_closes(&self, waiting: &VecDeque<Held>) -> Option<Instant> {
+        let first = waiting.front()?;
+        let spec = &self.lane.spec;
+        let now = Instant::now();
+        if spec.max_delay_ms == 0 || waiting.len() >= spec.max_batch as usize {
+            return Some(now);
+        }
+        let mut closes = first.received + Duration::from_millis(spec.max_delay_ms);
+        let wall = Timestamp::now();
+        for held in waiting.iter().take(spec.max_batch as usize) {
+            if let Some(deadline) = held.envelope.deadline {
+                let left_ms = deadline.ms_since(wall) - spec.expected_ms.unwrap_or(0.0);
+                closes = closes.min(now + Duration::from_secs_f64((left_ms / 1e3).clamp(0.0, 86_400.0)));
+            }
+        }
+        Some(closes)
+    }
+
+    fn begin(
+        &self,
+        permit: tokio::sync::OwnedSemaphorePermit,
+        batch: Vec<Held>,
+    ) -> impl Future<Output = Vec<Held>> + use<> {
+        let (yard, lane, closing, metrics) =
+            (self.yard.clone(), self.lane.clone(), self.closing.clone(), self.metrics.clone());
+        async move {
+            let size = batch.len();
+            lane.busy.fetch_add(1, Ordering::Relaxed);
+            metrics.batch(&lane.spec.name, size);
+            let not_begun = tokio::select! {
+                not_begun = attempt(&yard, &lane, batch) => not_begun,
+                // The deliveries are not acked, and their leases run out: they come again.
+                () = closing.cancelled() => Vec::new(),
+            };
+            lane.busy.fetch_sub(1, Ordering::Relaxed);
+            lane.held.fetch_sub((size - not_begun.len()) as u32, Ordering::Relaxed);
+            lane.finished.fetch_add((size - not_begun.len()) as u64, Ordering::Relaxed);
+            lane.free_since().push_back(Instant::now());
+            drop(permit);
+            not_begun
+        }
+    }
+
+    async fn receive(&self, delivery: Delivery, acker: &Arc<dyn Acker>, waiting: &mut VecDeque<Held>) {
+        let received = Instant::now();
+        match decode(&delivery.body) {
+            Ok(envelopes) => {
+                self.lane.held.fetch_add(envelopes.len() as u32, Ordering::Relaxed);
+                let receipts = Receipt::split(delivery.tag, acker, envelopes.len());
+                for (envelope, receipt) in envelopes.into_iter().zip(receipts) {
+                    waiting.push_back(Held {
+                        envelope: Arc::new(envelope),
+                        receipt,
+                        received,
+                        idle: Duration::ZERO,
+                        lease: None,
+                    });
+                }
+            }
+            Err(reason) => self.bury(delivery, acker, &reason).await,
+        }
+    }
+
+    /// What cannot be read never blocks the queue.
+    async fn bury(&self, delivery: Delivery, acker: &Arc<dyn Acker>, reason: &Unreadable) {
+        warn!(task.model = %self.lane.spec.name, %reason, "a message in the ready queue cannot be read");
+        self.metrics.dead_lettered(reason.code());
+        let dead = messages::dead(&self.topology, reason.code(), &reason.to_string(), None, delivery.body);
+        let work = vec![(dead, Need::Work)];
+        if publish_surely(&*self.broker, work, &self.closing).await.is_ok() {
+            acker.settle(vec![delivery.tag], Verdict::Ack).await;
+        }
+    }
+
+    async fn give_back(&self, held: Vec<Held>) {
+        if held.is_empty() {
+            return;
+        }
+        info!(task.model = %self.lane.spec.name, tasks = held.len(), "given back, not begun");
+        settle(held.into_iter().map(|held| held.receipt).collect(), Verdict::Requeue).await;
+    }
+}
+
+/// A slot, not before the batch closes.
+async fn slot(slots: &Arc<Semaphore>, closes: Option<Instant>) -> tokio::sync::OwnedSemaphorePermit {
+    if let Some(closes) = closes {
+        tokio::time::sleep_until(closes.into()).await;
+    }
+    match slots.clone().acquire_owned().await {
+        Ok(permit) => permit,
+        // The semaphore is never closed.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Unreadable {
+    #[error("not an envelope: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("an envelope of version {0}, of which this worker knows nothing")]
+    Version(u32),
+    #[error("no envelope in it")]
+    Empty,
+}
+
+impl Unreadable {
+    fn code(&self) -> &'static str {
+        match self {
+            Self::Json(_) | Self::Empty => "unreadable",
+            Self::Version(_) => "unsupported_version",
+        }
+    }
+}
+
+/// One envelope, or an array of them.
+fn decode(body: &[u8]) -> Result<Vec<Envelope>, Unreadable> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Version {
+        One { v: u32 },
+        Many(Vec<MemberVersion>),
+    }
+    #[derive(Deserialize)]
+    struct MemberVersion {
+        v: u32,
+    }
+    let envelopes: Result<Vec<Envelope>, _> = match body.first() {
+        Some(b'[') => serde_json::from_slice(body),
+        _ => serde_json::from_slice(body).map(|envelope| vec![envelope]),
+    };
+    match envelopes {
+        Ok(envelopes) => match envelopes.iter().find(|envelope| envelope.v != envelope::VERSION) {
+            Some(other) => Err(Unreadable::Version(other.v)),
+            None if envelopes.is_empty() => Err(Unreadable::Empty),
+            None => Ok(envelopes),
+        },
+        // A later major version need not have these fields at all: say so rather than what is missing.
+        Err(failure) => match serde_json::from_slice(body) {
+            Ok(Version::One { v }) if v != envelope::VERSION => Err(Unreadable::Version(v)),
+            Ok(Version::Many(members)) => match members.iter().find(|member| member.v != envelope::VERSION) {
+                Some(other) => Err(Unreadable::Version(other.v)),
+                None => Err(failure.into()),
+            },
+            _ => Err(failure.into()),
+        },
+    }
+}

@@ -1,0 +1,94 @@
+//! Tells the store what this worker serves and how busy it is, until it leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskyard_shared::Timestamp;
+use taskyard_shared::load::{LoadReport, ModelSpec};
+use taskyard_shared::store::Store;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::lane::ModelLane;
+use crate::metrics::Metrics;
+
+/// A report outlives so many that fail to follow it.
+const OUTLIVES: u32 = 6;
+/// Announcements are repeated every so many reports, for a store that was emptied.
+const ANNOUNCE_EVERY: u32 = 10;
+
+pub(crate) struct Reporter {
+    pub store: Arc<dyn Store>,
+    pub worker: String,
+    pub every: Duration,
+    pub lanes: Vec<Arc<ModelLane>>,
+    pub metrics: Metrics,
+    pub draining: CancellationToken,
+}
+
+impl Reporter {
+    /// Reports until `done`, and then takes the report away.
+    pub async fn run(self, done: CancellationToken) {
+        let started = Timestamp::now();
+        let specs: Vec<ModelSpec> = self.lanes.iter().map(|lane| lane.spec.clone()).collect();
+        let ttl_ms = (self.every * OUTLIVES).as_millis() as u64;
+        let mut ticks = tokio::time::interval(self.every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut count, mut failing) = (0u32, false);
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = done.cancelled() => break,
+            }
+            for lane in &self.lanes {
+                self.metrics.slots(&lane.spec.name, &lane.load());
+            }
+            let announced =
+                if count.is_multiple_of(ANNOUNCE_EVERY) { self.store.announce(&specs).await } else { Ok(()) };
+            let report = LoadReport {
+                worker: self.worker.clone(),
+                host: host_name(),
+                pid: std::process::id(),
+                started,
+                at: Timestamp::now(),
+                draining: self.draining.is_cancelled(),
+                memory_mb: resident_mb(),
+                models: self.lanes.iter().map(|lane| (lane.spec.name.clone(), lane.load())).collect(),
+            };
+            match announced.and(self.store.report_load(&report, ttl_ms).await) {
+                Ok(()) => {
+                    failing = false;
+                    count = count.wrapping_add(1);
+                }
+                Err(failure) => {
+                    if !failing {
+                        warn!(%failure, "the load cannot be reported");
+                    }
+                    failing = true;
+                    // The announcement comes first when the store is back.
+                    count = 0;
+                }
+            }
+        }
+        if let Err(failure) = self.store.remove_load(&self.worker).await {
+            warn!(%failure, "the load report stays until it expires");
+        }
+    }
+}
+
+/// The host's name, as the kernel has it.
+pub(crate) fn host_name() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .map(|name| name.trim().to_owned())
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "localhost".to_owned())
+}
+
+fn resident_mb() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    pages * 4096 / (1 << 20)
+}

@@ -1,0 +1,176 @@
+//! What a worker counts. Labels are its own models, priorities and states: closed sets.
+
+use std::sync::Arc;
+
+use taskyard_shared::State;
+use taskyard_shared::broker::Missed;
+use taskyard_shared::load::ModelLoad;
+use taskyard_shared::process::metrics::{HistogramVec, IntCounterVec, IntGaugeVec};
+use taskyard_shared::process::metrics::{MetricsError, Registry};
+
+use crate::settle::{Outcome, Settlement, Told};
+
+/// Shared by all parts of the service.
+#[derive(Clone)]
+pub(crate) struct Metrics(Arc<Inner>);
+
+struct Inner {
+    finished: IntCounterVec,
+    retried: IntCounterVec,
+    dead_lettered: IntCounterVec,
+    wait_seconds: HistogramVec,
+    run_seconds: HistogramVec,
+    deadline_met: IntCounterVec,
+    deadline_missed: IntCounterVec,
+    slots: IntGaugeVec,
+    batch_size: HistogramVec,
+    stale: IntCounterVec,
+    void_acks: IntCounterVec,
+    replies_missed: IntCounterVec,
+}
+
+const SECONDS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0];
+const SIZES: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+impl Metrics {
+    pub fn new(registry: &Registry) -> Result<Self, MetricsError> {
+        Ok(Self(Arc::new(Inner {
+            finished: registry.counters(
+                "tasks_finished_total",
+                "Tasks that reached a terminal state, by model and state.",
+                &["model", "outcome"],
+            )?,
+            retried: registry.counters(
+                "tasks_retried_total",
+                "Attempts that are to be followed by another, by the code of their error.",
+                &["model", "reason"],
+            )?,
+            dead_lettered: registry.counters(
+                "tasks_dead_lettered_total",
+                "Messages put into the dead letters, by reason.",
+                &["reason"],
+            )?,
+            wait_seconds: registry.histograms(
+                "task_wait_seconds",
+                "From acceptance to the start of the attempt that ended the task.",
+                &["model", "priority"],
+                SECONDS,
+            )?,
+            run_seconds: registry.histograms(
+                "task_run_seconds",
+                "Execution time of the attempt that ended the task.",
+                &["model", "outcome"],
+                SECONDS,
+            )?,
+            deadline_met: registry.counters(
+                "deadline_met_total",
+                "Tasks that ended before their deadline.",
+                &["model"],
+            )?,
+            deadline_missed: registry.counters(
+                "deadline_missed_total",
+                "Tasks with a deadline that ended after it or never ran.",
+                &["model"],
+            )?,
+            slots: registry.gauges(
+                "worker_slots",
+                "Slots of this worker, by state (busy or free).",
+                &["model", "state"],
+            )?,
+            batch_size: registry.histograms("batch_size", "Tasks in one call of a handler.", &["model"], SIZES)?,
+            stale: registry.counters(
+                "attempts_fenced_total",
+                "Attempts that had lost their right when they came to be settled.",
+                &["model"],
+            )?,
+            void_acks: registry.counters(
+                "void_acks_total",
+                "Deliveries settled after their session was cut: they come again.",
+                &[],
+            )?,
+            replies_missed: registry.counters(
+                "replies_missed_total",
+                "Results whose reply queue is gone or does not take them.",
+                &["reason"],
+            )?,
+        })))
+    }
+
+    pub fn settled(&self, settlement: &Settlement, told: &Told) {
+        let envelope = &settlement.held.envelope;
+        let model = envelope.model().unwrap_or("_unknown");
+        match (&settlement.outcome, told) {
+            (_, Told::Stale) => self.0.stale.with_label_values(&[model]).inc(),
+            (Outcome::Terminal { result, dead, .. }, Told::End(_)) => {
+                let outcome = result.state.as_str();
+                self.0.finished.with_label_values(&[model, outcome]).inc();
+                if *dead {
+                    self.dead_lettered(result.error.as_ref().map_or("failed", |error| known_code(&error.code)));
+                }
+                if let Some(ran_ms) = result.timings.ran_ms {
+                    self.0.run_seconds.with_label_values(&[model, outcome]).observe(ran_ms / 1e3);
+                }
+                if let Some(waited_ms) = result.timings.waited_ms {
+                    let priority = PRIORITIES[usize::from(result.priority.get())];
+                    self.0.wait_seconds.with_label_values(&[model, priority]).observe(waited_ms / 1e3);
+                }
+                if let Some(deadline) = envelope.deadline {
+                    let in_time = result.state == State::Succeeded
+                        && result.timings.finished.is_some_and(|finished| finished <= deadline);
+                    let counter = if in_time { &self.0.deadline_met } else { &self.0.deadline_missed };
+                    counter.with_label_values(&[model]).inc();
+                }
+            }
+            (Outcome::Retry { error, .. }, Told::Again) => {
+                self.0.retried.with_label_values(&[model, known_code(&error.code)]).inc();
+            }
+            _ => {}
+        }
+    }
+
+    pub fn dead_lettered(&self, reason: &str) {
+        self.0.dead_lettered.with_label_values(&[reason]).inc();
+    }
+
+    pub fn batch(&self, model: &str, size: usize) {
+        self.0.batch_size.with_label_values(&[model]).observe(size as f64);
+    }
+
+    pub fn slots(&self, model: &str, load: &ModelLoad) {
+        let free = i64::from(load.slots.saturating_sub(load.busy));
+        self.0.slots.with_label_values(&[model, "busy"]).set(load.busy.into());
+        self.0.slots.with_label_values(&[model, "free"]).set(free);
+    }
+
+    pub fn void_acks(&self, acks: usize) {
+        self.0.void_acks.with_label_values::<&str>(&[]).inc_by(acks as u64);
+    }
+
+    pub fn missed(&self, missed: Missed) {
+        let Missed { unroutable, too_large, hints: _ } = missed;
+        self.0.replies_missed.with_label_values(&["unroutable"]).inc_by(unroutable as u64);
+        self.0.replies_missed.with_label_values(&["too_large"]).inc_by(too_large as u64);
+    }
+}
+
+const PRIORITIES: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+
+/// A model's own codes are its own affair, and no label.
+fn known_code(code: &str) -> &'static str {
+    use crate::handler::codes::*;
+    [
+        BAD_INPUT,
+        HANDLER_FAILED,
+        BAD_ANSWER,
+        TIMED_OUT,
+        CRASHED,
+        UNAVAILABLE,
+        OUTPUT_TOO_LARGE,
+        LEASE_LOST,
+        ATTEMPTS_EXHAUSTED,
+    ]
+    .into_iter()
+    .find(|known| *known == code)
+    .unwrap_or("model_error")
+}

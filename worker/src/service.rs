@@ -1,0 +1,209 @@
+//! The worker service: serves its models until it is told to stop, finishes what runs, and gives back the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
+use taskyard_shared::load::ModelSpec;
+use taskyard_shared::process::metrics::{MetricsError, Registry};
+use taskyard_shared::process::settings::WorkerSettings;
+use taskyard_shared::retry::Backoff;
+use taskyard_shared::store::Store;
+use taskyard_shared::{Topology, messages};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::attempt::Yard;
+use crate::claims::Claimer;
+use crate::handler::Handler;
+use crate::lane::{ModelLane, Serving};
+use crate::leases::Leases;
+use crate::load_report::{Reporter, host_name};
+use crate::metrics::Metrics;
+use crate::settle::Settler;
+
+/// Settlements that wait for the settler; attempts wait when there are more.
+const SETTLEMENTS: usize = 1024;
+
+/// Serves models. Built from the two ports and the models, then [run](Worker::run).
+pub struct Worker {
+    broker: Arc<dyn Broker>,
+    store: Arc<dyn Store>,
+    topology: Topology,
+    settings: WorkerSettings,
+    id: String,
+    lanes: Vec<Arc<ModelLane>>,
+    metrics: Metrics,
+}
+
+impl Worker {
+    /// A worker without models. Its id is the one in the settings, or made from the host's name and a random part.
+    ///
+    /// # Errors
+    /// When the registry has other metrics of the same names.
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        store: Arc<dyn Store>,
+        topology: Topology,
+        settings: WorkerSettings,
+        registry: &Registry,
+    ) -> Result<Self, MetricsError> {
+        let id = match settings.id.as_str() {
+            "" => format!("{}-{:08x}", host_name(), fastrand::u32(..)),
+            id => id.to_owned(),
+        };
+        Ok(Self { broker, store, topology, settings, id, lanes: Vec::new(), metrics: Metrics::new(registry)? })
+    }
+
+    /// Serves one more model.
+    pub fn model(mut self, spec: ModelSpec, handler: Arc<dyn Handler>) -> Self {
+        self.lanes.push(Arc::new(ModelLane::new(spec, handler)));
+        self
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Serves until `stop`; then takes nothing new, and finishes what runs within the drain time of the settings.
+    /// `kill` ends it at once, as a crash would: what is not acked comes again.
+    ///
+    /// # Errors
+    /// When a queue cannot be declared for a reason that trying again would not mend.
+    pub async fn run(self, stop: CancellationToken, kill: CancellationToken) -> Result<(), BrokerError> {
+        let Self { broker, store, topology, settings, id, lanes, metrics } = self;
+        declare(&*broker, &topology, &lanes, &stop).await?;
+
+        let closing = kill.child_token();
+        let lease = Duration::from_millis(settings.lease_ms);
+        let leases = Leases::default();
+        let (settlements, queue) = mpsc::channel(SETTLEMENTS);
+        let settler = Settler {
+            broker: broker.clone(),
+            store: store.clone(),
+            topology: topology.clone(),
+            worker: id.clone(),
+            metrics: metrics.clone(),
+            closing: closing.clone(),
+        };
+        let settler = tokio::spawn(settler.run(queue));
+        let renewing = CancellationToken::new();
+        let renewer = tokio::spawn(leases.clone().renew_until(store.clone(), lease, renewing.clone()));
+        let yard = Arc::new(Yard {
+            worker: id.clone(),
+            lease,
+            claimer: Claimer::start(store.clone(), closing.clone()),
+            leases: leases.clone(),
+            settler: settlements,
+            retry: Backoff::new(
+                Duration::from_millis(settings.retry_first_ms),
+                Duration::from_millis(settings.retry_most_ms),
+            ),
+            max_output_bytes: settings.max_output_bytes,
+        });
+        let reporting = CancellationToken::new();
+        let reporter = Reporter {
+            store: store.clone(),
+            worker: id.clone(),
+            every: Duration::from_millis(settings.report_every_ms),
+            lanes: lanes.clone(),
+            metrics: metrics.clone(),
+            draining: stop.clone(),
+        };
+        let reporter = tokio::spawn(reporter.run(reporting.clone()));
+
+        let mut serving = JoinSet::new();
+        for lane in &lanes {
+            let serves = Serving {
+                lane: lane.clone(),
+                yard: yard.clone(),
+                broker: broker.clone(),
+                topology: topology.clone(),
+                metrics: metrics.clone(),
+                prefetch: settings.prefetch,
+                draining: stop.clone(),
+                closing: closing.clone(),
+            };
+            serving.spawn(serves.run());
+        }
+        drop(yard);
+        info!(worker.id = %id, models = lanes.len(), "serving");
+
+        tokio::select! {
+            () = stop.cancelled() => info!(worker.id = %id, "draining"),
+            () = kill.cancelled() => {}
+        }
+        // With its consumer goes what a lane has not settled: they are kept until the settler is done.
+        let mut consumers = Vec::new();
+        let drained = async {
+            while let Some(ended) = serving.join_next().await {
+                consumers.extend(ended.ok().flatten());
+            }
+        };
+        let patience = Duration::from_secs(settings.drain_s);
+        let in_time = tokio::select! {
+            () = drained => true,
+            () = tokio::time::sleep(patience) => false,
+            () = kill.cancelled() => false,
+        };
+        if !in_time && !kill.is_cancelled() {
+            warn!(worker.id = %id, "tasks still run at the end of the drain time: they are stopped and tried elsewhere");
+            leases.lose_all();
+            // Their attempts end as lost and are settled like any other, for as long as a lease lasts.
+            let ended = async {
+                while let Some(ended) = serving.join_next().await {
+                    consumers.extend(ended.ok().flatten());
+                }
+            };
+            let _in_time = tokio::time::timeout(lease, ended).await;
+        }
+        if kill.is_cancelled() {
+            serving.shutdown().await;
+        }
+        drop(serving);
+        // Every sender is gone: the settler ends when it has settled what it has.
+        let _settled = tokio::time::timeout(patience, settler).await;
+        drop(consumers);
+        closing.cancel();
+        renewing.cancel();
+        reporting.cancel();
+        let _renewer = renewer.await;
+        if kill.is_cancelled() {
+            reporter.abort();
+        }
+        let _reporter = reporter.await;
+        for lane in &lanes {
+            lane.handler.close().await;
+        }
+        info!(worker.id = %id, "stopped");
+        Ok(())
+    }
+}
+
+/// Declares what this worker reads and writes, waiting for a broker that is away.
+async fn declare(
+    broker: &dyn Broker,
+    topology: &Topology,
+    lanes: &[Arc<ModelLane>],
+    stop: &CancellationToken,
+) -> Result<(), BrokerError> {
+    let mut queues: Vec<QueueSpec> =
+        lanes.iter().map(|lane| QueueSpec::durable(topology.ready(&lane.spec.name))).collect();
+    queues.extend(messages::work_queues(topology));
+    let mut tries = 0;
+    loop {
+        match broker.declare(&queues).await {
+            Err(failure) if failure.is_transient() && !stop.is_cancelled() => {
+                tries += 1;
+                warn!(%failure, "the queues cannot be declared yet");
+                tokio::select! {
+                    () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
+                    () = stop.cancelled() => return Err(failure),
+                }
+            }
+            answer => return answer,
+        }
+    }
+}

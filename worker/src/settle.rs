@@ -1,0 +1,274 @@
+//! Carries out what attempts came to, many at once: write the state, tell who waits, then ack.
+//!
+//! Up to [`GROUPS`] groups are under way at a time, so that one round trip to the store or the broker does not hold up
+//! the next. The order within a group is the promise: the record first, under its fence; then every message, confirmed;
+//! the ack last. A crash at any point repeats a step and loses nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use taskyard_shared::broker::{self, Broker, Message, Need, Verdict, publish_surely};
+use taskyard_shared::load::Completion;
+use taskyard_shared::messages;
+use taskyard_shared::store::{Guard, Release, Released, Settle, Settled, Store, until_answered};
+use taskyard_shared::{Envelope, Reply, State, TaskError, TaskId, TaskResult, Timestamp, Topology};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::held::Held;
+use crate::metrics::Metrics;
+
+/// Most settlements that travel together.
+const GROUP: usize = 256;
+/// Groups under way at once.
+const GROUPS: usize = 4;
+
+/// What is to become of a task in hand.
+pub(crate) enum Outcome {
+    /// The end. `fence` is the nonce of the attempt that came to it; without one no attempt was begun.
+    Terminal { result: Box<TaskResult>, fence: Option<u128>, dead: bool },
+    /// Another attempt, after a while.
+    Retry { attempt: u32, nonce: u128, after: Duration, error: TaskError, ran_ms: f64 },
+    /// Another attempt is under way elsewhere: see again later.
+    Later { after_ms: u64 },
+    /// It had ended before, and its result may not have been told.
+    TellAgain { result: Box<TaskResult>, followers: Vec<Reply> },
+}
+
+pub(crate) struct Settlement {
+    pub held: Held,
+    pub outcome: Outcome,
+}
+
+impl Settlement {
+    /// The end of a task that was not begun here.
+    pub fn unclaimed(held: Held, state: State, code: &str, message: &str) -> Self {
+        let mut result = held.envelope.result(state);
+        result.error = Some(TaskError { code: code.to_owned(), message: message.to_owned(), retryable: false });
+        result.timings.finished = Some(Timestamp::now());
+        Self { held, outcome: Outcome::Terminal { result: Box::new(result), fence: None, dead: false } }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Settler {
+    pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
+    pub topology: Topology,
+    pub worker: String,
+    pub metrics: Metrics,
+    /// Nothing more can be settled: what is not acked comes again.
+    pub closing: CancellationToken,
+}
+
+impl Settler {
+    /// Settles what comes until every sender is gone, and ends when all of it is done.
+    pub async fn run(self, mut queue: mpsc::Receiver<Settlement>) {
+        let room = Arc::new(Semaphore::new(GROUPS));
+        let mut group = Vec::with_capacity(GROUP);
+        while queue.recv_many(&mut group, GROUP).await > 0 {
+            let Ok(permit) = room.clone().acquire_owned().await else { return };
+            let (settler, group) = (self.clone(), std::mem::take(&mut group));
+            tokio::spawn(async move {
+                settler.settle(group).await;
+                drop(permit);
+            });
+        }
+        let _all_done = room.acquire_many(GROUPS as u32).await;
+    }
+
+    async fn settle(&self, group: Vec<Settlement>) {
+        let Some(told) = self.write_states(&group).await else { return };
+        let outgoing = self.outgoing(&group, &told);
+        match publish_surely(&*self.broker, outgoing, &self.closing).await {
+            Ok(missed) => self.metrics.missed(missed),
+            Err(closing) => {
+                warn!(%closing, tasks = group.len(), "settled tasks come again to be told");
+                return;
+            }
+        }
+        let mut done = Vec::with_capacity(group.len());
+        for (settlement, told) in group.into_iter().zip(told) {
+            self.metrics.settled(&settlement, &told);
+            done.push(settlement.held.receipt);
+        }
+        self.metrics.void_acks(broker::settle(done, Verdict::Ack).await);
+    }
+
+    /// Writes every state under its fence, and answers what is to be told of each.
+    async fn write_states(&self, group: &[Settlement]) -> Option<Vec<Told>> {
+        let mut told: Vec<Told> = group.iter().map(|_| Told::Nothing).collect();
+        let mut settles = Vec::new();
+        let mut releases = Vec::new();
+        let mut dispatched_again = Vec::new();
+        for (at, Settlement { held, outcome }) in group.iter().enumerate() {
+            match outcome {
+                Outcome::Terminal { result, fence, .. } => {
+                    let guard = match fence {
+                        Some(nonce) => Guard::Fence { attempt: result.attempt, nonce: *nonce },
+                        None => Guard::Unclaimed,
+                    };
+                    settles.push((at, Settle { guard, result: (**result).clone() }));
+                }
+                Outcome::Retry { nonce, .. } => {
+                    releases.push((at, Release { id: held.envelope.id, nonce: *nonce, counts: true }));
+                }
+                Outcome::Later { .. } => dispatched_again.push(at),
+                Outcome::TellAgain { followers, .. } => told[at] = Told::End(followers.clone()),
+            }
+        }
+        for at in dispatched_again {
+            told[at] = Told::Again;
+        }
+        if !settles.is_empty() {
+            let calls: Vec<Settle> = settles.iter().map(|(_, settle)| settle.clone()).collect();
+            let settled = until_answered("results", &self.closing, || self.store.settle(calls.clone())).await?;
+            for ((at, _), settled) in settles.into_iter().zip(settled) {
+                told[at] = match settled {
+                    Settled::Done { followers } | Settled::Again { followers } => Told::End(followers),
+                    Settled::Already(_) => Told::Elsewhere,
+                    Settled::Stale => Told::Stale,
+                };
+            }
+        }
+        if !releases.is_empty() {
+            let calls: Vec<Release> = releases.iter().map(|(_, release)| release.clone()).collect();
+            let released = until_answered("results", &self.closing, || self.store.release(calls.clone())).await?;
+            for ((at, _), released) in releases.into_iter().zip(released) {
+                told[at] = match released {
+                    Released::Released => Told::Again,
+                    Released::Stale => Told::Stale,
+                };
+            }
+        }
+        self.settle_doubt(group, &mut told).await?;
+        Some(told)
+    }
+
+    /// An attempt that is no longer the record's may have been followed by another, which has a delivery of its own; or
+    /// the store lost what it knew, or gave an answer that did not arrive. Then this delivery is the only copy.
+    async fn settle_doubt(&self, group: &[Settlement], told: &mut [Told]) -> Option<()> {
+        let doubtful: Vec<usize> = (0..told.len()).filter(|&at| matches!(told[at], Told::Stale)).collect();
+        if doubtful.is_empty() {
+            return Some(());
+        }
+        let ids: Vec<TaskId> = doubtful.iter().map(|&at| group[at].held.envelope.id).collect();
+        let records = until_answered("results", &self.closing, || self.store.get(ids.clone())).await?;
+        for (at, record) in doubtful.into_iter().zip(records) {
+            let elsewhere = record.is_some_and(|record| record.state == State::Running || record.state.is_terminal());
+            if !elsewhere {
+                told[at] = Told::Again;
+            }
+        }
+        Some(())
+    }
+
+    fn outgoing(&self, group: &[Settlement], told: &[Told]) -> Vec<(Message, Need)> {
+        let mut outgoing = Vec::new();
+        let mut completions = Vec::new();
+        let mut arrays: BTreeMap<&str, Vec<&TaskResult>> = BTreeMap::new();
+        for (Settlement { held, outcome }, told) in group.iter().zip(told) {
+            let envelope = &*held.envelope;
+            match (outcome, told) {
+                (Outcome::Terminal { result, .. } | Outcome::TellAgain { result, .. }, Told::End(followers)) => {
+                    // Whoever is named twice is told once.
+                    let also = followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower));
+                    for reply in envelope.reply.iter().chain(also) {
+                        if reply.array {
+                            arrays.entry(&reply.to).or_default().push(result);
+                        } else {
+                            self.push(&mut outgoing, messages::result(reply, result), Need::Reply);
+                        }
+                    }
+                    if let Outcome::Terminal { dead: true, .. } = outcome {
+                        outgoing.push((self.dead_letter(envelope, result), Need::Work));
+                    }
+                }
+                (Outcome::Retry { attempt, after, error, .. }, Told::Again) => {
+                    info!(task.id = %envelope.id.0, task.model = envelope.model(), attempt, code = %error.code,
+                        after_ms = after.as_millis() as u64, "to be tried again");
+                    let retry = Envelope {
+                        attempts: *attempt,
+                        not_before: Some(Timestamp::now().plus_ms(after.as_millis() as u64)),
+                        last_error: Some(error.clone()),
+                        ..envelope.clone()
+                    };
+                    self.push(&mut outgoing, messages::retry(&self.topology, &retry), Need::Work);
+                }
+                (Outcome::Terminal { result, .. }, Told::Again) => {
+                    warn!(task.id = %envelope.id.0, "the store had forgotten the attempt: the task is tried again");
+                    let again = Envelope { attempts: result.attempt, ..envelope.clone() };
+                    self.push(&mut outgoing, messages::retry(&self.topology, &again), Need::Work);
+                }
+                (Outcome::Later { after_ms }, _) => {
+                    let later = Envelope { not_before: Some(Timestamp::now().plus_ms(*after_ms)), ..envelope.clone() };
+                    self.push(&mut outgoing, messages::retry(&self.topology, &later), Need::Work);
+                }
+                (_, Told::Stale) => {
+                    warn!(task.id = %envelope.id.0, "the attempt was given up for dead before it was settled: fenced off");
+                }
+                _ => {}
+            }
+            completions.extend(completion(&self.worker, held, outcome));
+        }
+        for (queue, results) in arrays {
+            self.push(&mut outgoing, messages::results(queue, &results), Need::Reply);
+        }
+        if !completions.is_empty() {
+            self.push(&mut outgoing, messages::completions(&self.topology, &completions), Need::Hint);
+        }
+        outgoing
+    }
+
+    fn push(&self, outgoing: &mut Vec<(Message, Need)>, message: Result<Message, messages::Unwritable>, need: Need) {
+        match message {
+            Ok(message) => outgoing.push((message, need)),
+            Err(failure) => warn!(%failure, "a message could not be built"),
+        }
+    }
+
+    fn dead_letter(&self, envelope: &Envelope, result: &TaskResult) -> Message {
+        let (code, detail) = match &result.error {
+            Some(error) => (error.code.as_str(), error.message.as_str()),
+            None => ("failed", ""),
+        };
+        warn!(task.id = %envelope.id.0, task.model = envelope.model(), attempt = result.attempt, code, detail, "failed");
+        let body = serde_json::to_vec(envelope).map_or_else(|_| Bytes::new(), Bytes::from);
+        messages::dead(&self.topology, code, detail, Some(envelope.id), body)
+    }
+}
+
+/// What is left to tell of a task once its state is written.
+pub(crate) enum Told {
+    Nothing,
+    /// It ended, here and now or before: these follow it, beside whom the envelope names.
+    End(Vec<Reply>),
+    /// It goes back to the scheduler.
+    Again,
+    /// It ended by another attempt, which tells.
+    Elsewhere,
+    /// The attempt had lost its right: nothing of it counts.
+    Stale,
+}
+
+fn completion(worker: &str, held: &Held, outcome: &Outcome) -> Option<Completion> {
+    let (state, ran_ms, started) = match outcome {
+        Outcome::Terminal { result, .. } => {
+            (result.state, result.timings.ran_ms.unwrap_or(0.0), result.timings.started)
+        }
+        Outcome::Retry { ran_ms, .. } => (State::Queued, *ran_ms, None),
+        Outcome::TellAgain { result, .. } => (result.state, 0.0, None),
+        Outcome::Later { .. } => return None,
+    };
+    Some(Completion {
+        id: held.envelope.id,
+        model: held.envelope.model().unwrap_or_default().to_owned(),
+        state,
+        ran_ms: if started.is_some() || matches!(outcome, Outcome::Retry { .. }) { ran_ms } else { 0.0 },
+        idle_ms: held.idle.as_secs_f64() * 1e3,
+        worker: worker.to_owned(),
+    })
+}

@@ -1,0 +1,306 @@
+//! The handler `process` with real children: what they are asked, what they answer, and what else they may do.
+
+mod handlers_kit;
+
+use std::collections::BTreeSet;
+
+use futures_util::future::join;
+use handlers_kit::python::{BATCHES, PRELUDE, Python, WORKING, runs};
+use handlers_kit::{eventually, failure, in_time, job, load_error, message, models_in, output, root};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use taskyard_worker::Handler;
+use taskyard_worker::handlers::{ModelCache, build};
+
+#[tokio::test]
+async fn the_example_shouts_in_batches_and_alone() {
+    let folder = root().join("examples");
+    let settings = &models_in(&folder.join("models.toml"))["shout"];
+    let handler = build("shout", settings, &folder, &ModelCache::default()).await.unwrap();
+    let batch = [r#"{"text": "one"}"#, "{\n \"text\":\r\n \"zwölf\"}", "[]", r#"{"text": 7}"#, r#"{"text": "a\nb"}"#];
+    let answers = in_time("the answers", handler.execute(batch.map(job).to_vec())).await;
+    assert_eq!(output(&answers[0]), json!({"text": "ONE"}));
+    assert_eq!(output(&answers[1]), json!({"text": "ZWÖLF"}));
+    assert_eq!(failure(&answers[2]), ("bad_input", false));
+    assert_eq!(failure(&answers[3]), ("bad_input", false));
+    assert_eq!(output(&answers[4]), json!({"text": "A\nB"}));
+    let answers = handler.execute(vec![job(r#"{"text": "alone"}"#)]).await;
+    assert_eq!(output(&answers[0]), json!({"text": "ALONE"}));
+    handler.close().await;
+}
+
+#[tokio::test]
+async fn answers_come_in_any_order_among_progress_and_noise() {
+    let script = r#"
+for batch in batches():
+    print("loading: 40%")
+    for task in batch:
+        say({"id": task["id"], "progress": 0.5, "message": "half"})
+        say({"id": task["id"], "partial": None})
+    say({"id": "00000000-0000-7000-8000-000000000000", "output": "of a stranger"})
+    for task in reversed(batch):
+        answer(task, [task["attempt"], task["input"]])
+        answer(task, "once more")
+"#;
+    let child = Python::start(BATCHES, script).await;
+    let answers = child.ask((0..5).map(job).collect()).await;
+    assert_eq!(answers.iter().map(output).collect::<Vec<_>>(), [0, 1, 2, 3, 4].map(|n| json!([1, n])));
+    assert!(child.ask(Vec::new()).await.is_empty());
+    // The last repetition comes after the call.
+    eventually("the noise is counted", || child.handler.protocol_errors() == 7).await;
+}
+
+#[tokio::test]
+async fn a_models_own_error_passes_through() {
+    let script = r#"
+for task in tasks():
+    say({"id": task["id"], "error": {"code": "out_of_memory", "message": "no room", "retryable": True}})
+"#;
+    let child = Python::start("", script).await;
+    let answer = child.ask_one("{}").await;
+    assert_eq!((failure(&answer), message(&answer)), (("out_of_memory", true), "no room"));
+}
+
+#[tokio::test]
+async fn no_shell_reads_the_command_and_nothing_of_a_task_gets_into_it() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(
+        folder.path().join("child.py"),
+        format!("{PRELUDE}\nfor task in tasks():\n    answer(task, [sys.argv[1:], task['input']])\n"),
+    )
+    .unwrap();
+    let toml = r#"
+        [models.child]
+        handler = "process"
+        [models.child.process]
+        command = ["python3", "child.py", "; touch pwned", "$(touch pwned)", "a\nb", "*"]
+    "#;
+    let handler = handlers_kit::load(toml, folder.path()).await.unwrap();
+    for text in
+        ["; touch pwned", "$(touch pwned)", "`touch pwned`", "--output=pwned", "a\n{\"cancel\": 1}\n", "\"'\\\0"]
+    {
+        let answers = in_time("an answer", handler.execute(vec![job(json!(text))])).await;
+        assert_eq!(output(&answers[0]), json!([["; touch pwned", "$(touch pwned)", "a\nb", "*"], text]));
+    }
+    assert!(!folder.path().join("pwned").exists());
+    handler.close().await;
+}
+
+#[tokio::test]
+async fn a_child_has_its_own_environment_its_own_group_and_three_files() {
+    // Not Python, which adds to its environment.
+    let script = r#"
+while read -r line; do
+    id=${line#*:\"}
+    echo "{\"id\": \"${id%%\"*}\", \"output\": $$}"
+done
+"#;
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("child.sh"), script).unwrap();
+    let toml = r#"
+        [models.child]
+        handler = "process"
+        [models.child.process]
+        command = ["/bin/sh", "child.sh"]
+        environment = { MODEL_SIZE = "large" }
+    "#;
+    let handler = handlers_kit::load(toml, folder.path()).await.unwrap();
+    let answers = in_time("an answer", handler.execute(vec![job("{}")])).await;
+    let pid = output(&answers[0]);
+    let environment = std::fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
+    let keys: BTreeSet<&str> = environment.split_terminator('\0').filter_map(|pair| pair.split('=').next()).collect();
+    let expected = ["HOME", "LANG", "PATH"].into_iter().filter(|key| std::env::var_os(key).is_some());
+    assert_eq!(keys, expected.chain(["MODEL_SIZE"]).collect());
+    assert!(environment.contains("MODEL_SIZE=large"));
+    let files: BTreeSet<_> = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|file| file.parse::<u32>().unwrap() < 10) // a shell keeps its own ones above
+        .collect();
+    assert_eq!(files, ["0", "1", "2"].map(str::to_owned).into());
+    let group = nix::unistd::getpgid(Some(Pid::from_raw(i32::try_from(pid.as_i64().unwrap()).unwrap()))).unwrap();
+    assert_eq!(i64::from(group.as_raw()), pid.as_i64().unwrap());
+    handler.close().await;
+    assert!(!runs(&pid));
+}
+
+#[tokio::test]
+async fn a_child_that_dies_in_a_batch_fails_what_it_has_not_answered() {
+    let script = r#"
+for batch in batches():
+    answer(batch[0], os.getpid())
+    if len(batch) > 1:
+        os._exit(3)
+"#;
+    let child = Python::start(BATCHES, script).await;
+    let answers = child.ask((0..3).map(job).collect()).await;
+    let first = output(&answers[0]);
+    for answer in &answers[1..] {
+        assert_eq!(failure(answer), ("crashed", true));
+        assert!(message(answer).contains("exit status: 3"), "{}", message(answer));
+    }
+    assert!(!runs(&first));
+    assert_ne!(output(&child.ask_one(1).await), first);
+}
+
+#[tokio::test]
+async fn what_a_child_said_before_its_end_counts() {
+    let script = r#"
+for batch in batches():
+    for task in batch:
+        sys.stdout.write(json.dumps({"id": task["id"], "output": [os.getpid(), "x" * 100000]}) + "\n")
+    sys.stdout.flush()
+    os._exit(1)
+"#;
+    let child = Python::start(BATCHES, script).await;
+    for _ in 0..3 {
+        let answers = child.ask((0..8).map(job).collect()).await;
+        let outputs: Vec<Value> = answers.iter().map(output).collect();
+        assert!(outputs.iter().all(|output| output[1].as_str().unwrap().len() == 100_000));
+        eventually("it is gone", || !runs(&outputs[0][0])).await;
+    }
+}
+
+#[tokio::test]
+async fn a_line_that_is_too_long_fails_its_own_task_only() {
+    let script = r#"
+for batch in batches():
+    for task in batch:
+        answer(task, "x" * (9 << 20) if task["input"] == "huge" else os.getpid())
+"#;
+    let child = Python::start(BATCHES, script).await;
+    let answers = child.ask(vec![job(1), job("\"huge\""), job(3)]).await;
+    assert_eq!(failure(&answers[1]), ("output_too_large", false));
+    assert_eq!(output(&answers[0]), output(&answers[2]));
+    assert_eq!(output(&answers[0]), output(&child.ask_one(1).await), "the child is kept");
+}
+
+#[tokio::test]
+async fn a_huge_line_that_may_be_anybodys_fails_the_batch() {
+    let script = r#"
+for batch in batches():
+    print("{" + " " * (9 << 20), flush=True)
+"#;
+    let child = Python::start(BATCHES, script).await;
+    let answers = child.ask(vec![job(1), job(2)]).await;
+    assert_eq!(answers.iter().map(failure).collect::<Vec<_>>(), [("bad_answer", true); 2]);
+}
+
+#[tokio::test]
+async fn a_child_that_only_makes_noise_is_given_up() {
+    let script = r#"
+for task in tasks():
+    if task["input"] == "noise":
+        while True:
+            print("noise")
+    answer(task, os.getpid())
+"#;
+    let child = Python::start("", script).await;
+    let first = output(&child.ask_one(1).await);
+    let answer = child.ask_one("\"noise\"").await;
+    assert_eq!(failure(&answer), ("bad_answer", true), "{}", message(&answer));
+    assert!(!runs(&first));
+    assert_ne!(output(&child.ask_one(1).await), first);
+}
+
+#[tokio::test]
+async fn noise_without_being_asked_ends_the_child() {
+    let script = format!(
+        "{WORKING}{}",
+        r#"
+for task in tasks():
+    answer(task, os.getpid())
+    working()
+    while task["input"] == "then noise":
+        print("noise")
+"#
+    );
+    let child = Python::start("", &script).await;
+    let first = output(&child.ask_one("\"then noise\"").await);
+    eventually("it is gone", || !runs(&first)).await;
+    assert_ne!(output(&child.ask_one(1).await), first);
+}
+
+#[tokio::test]
+async fn stderr_may_be_flooded_and_a_pipe_may_be_read_late() {
+    let script = r#"
+sys.stderr.write("one line of five megabytes " + "x" * (5 << 20))
+for n in range(20000):
+    print("line", n, file=sys.stderr)
+# A megabyte of noise, while a request of megabytes waits to be read.
+for n in range(500):
+    print("x" * 2000)
+sys.stdout.flush()
+for task in tasks():
+    answer(task, len(task["input"]))
+"#;
+    let child = Python::start("", script).await;
+    let text = json!("y".repeat(4 << 20));
+    assert_eq!(output(&child.ask_one(text).await), json!(4 << 20));
+}
+
+#[tokio::test]
+async fn a_child_that_reads_no_more_is_replaced() {
+    let script = r#"
+if os.path.exists("second"):
+    for task in tasks():
+        answer(task, "second")
+os.close(0)
+open("second", "w").close()
+time.sleep(1000)
+"#;
+    let child = Python::start("", script).await;
+    eventually("it has closed its stdin", || child.folder.path().join("second").exists()).await;
+    assert_eq!(failure(&child.ask_one(1).await), ("crashed", true));
+    assert_eq!(output(&child.ask_one(1).await), json!("second"));
+}
+
+#[tokio::test]
+async fn one_child_serves_calls_in_a_row_and_each_slot_has_its_own() {
+    let script = r#"
+for task in tasks():
+    me = os.getpid()
+    if task["input"] == "both":
+        open("here-%d" % me, "w").close()
+        # Answers only once another child is at work at the same time.
+        while len([name for name in os.listdir() if name.startswith("here-")]) < 2:
+            time.sleep(0.001)
+    answer(task, me)
+"#;
+    let child = Python::start("slots = 3", script).await;
+    let mut alone = BTreeSet::new();
+    for n in 0..5 {
+        alone.insert(output(&child.ask_one(n).await).as_i64().unwrap());
+    }
+    assert_eq!(alone.len(), 1);
+    let (first, second) = join(child.ask_one("\"both\""), child.ask_one("\"both\"")).await;
+    assert_ne!(output(&first), output(&second));
+    let (handler, pids) = (child.handler, json!([output(&first), output(&second)]));
+    in_time("the close", handler.close()).await;
+    for pid in pids.as_array().unwrap() {
+        assert!(!runs(pid), "close waits for their ends");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_command_shows_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("notes.txt"), "no program").unwrap();
+    let cases = [
+        ("command = []", "process.command is empty"),
+        ("command = [\"\"]", "process.command is empty"),
+        ("command = [\"no-such-program-here\"]", "no-such-program-here cannot be started"),
+        ("command = [\"./notes.txt\"]", "notes.txt cannot be started"),
+        ("command = [\"sh\", \"gone.sh\"]", "sh ended at once, exit status: 2"),
+        ("command = [\"sh\", \"-c\", \"echo no weights >&2; exit 7\"]", "sh ended at once, exit status: 7: no weights"),
+        ("command = [\"sh\", \"-c\", \"kill -9 $$\"]", "signal: 9"),
+        ("command = [\"sh\"]\ndirectory = \"gone\"", "gone is not a folder"),
+        ("command = [\"sh\"]\nenvironment = { \"A=B\" = \"canary\" }", "\"A=B\" is not a name"),
+    ];
+    for (process, expected) in cases {
+        let toml = format!("[models.child]\nhandler = \"process\"\n[models.child.process]\n{process}");
+        let error = load_error(&toml, folder.path()).await;
+        assert!(error.starts_with("model child: ") && error.contains(expected), "{error}");
+        assert!(!error.contains('\n') && !error.contains("canary"), "{error}");
+    }
+}
