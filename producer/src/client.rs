@@ -97,8 +97,8 @@ struct Inner {
     publisher: Publisher,
     inbox: Inbox,
     limits: Limits,
-    /// What to ask again after a cut, by task and waiter.
-    awaited: Mutex<HashMap<(TaskId, u64), Asked>>,
+    /// What to ask again after a cut, by waiter.
+    awaited: Mutex<HashMap<Uuid, Asked>>,
     running: OnceLock<DropGuard>,
 }
 
@@ -155,7 +155,7 @@ impl Client {
         }
     }
 
-    /// Declares the tasks exchange and the intake queue, for a client that comes before every other process.
+    /// Declares the tasks exchange and the queues that all roles share, for a client that comes before every other process.
     ///
     /// # Errors
     /// As [`Broker::declare`] has them.
@@ -195,8 +195,7 @@ impl Client {
         let prepared = Prepared::new(task)?;
         self.start().await?;
         let waiter = self.inner.inbox.wait_for(prepared.envelope.id)?;
-        let mut reply = self.inner.inbox.reply();
-        reply.correlation_id = Some(prepared.envelope.id.0.to_string());
+        let mut reply = waiter.reply();
         reply.array = !prepared.may_be_another(named);
         let message = self.inner.publisher.single(&prepared.envelope, prepared.body.clone(), Some(&reply));
         let pending = Pending::new(&self.inner, prepared.submitted(), waiter, Asked::Alone(Box::new(message.clone())));
@@ -334,7 +333,7 @@ impl Inner {
         self.publish(messages).await.iter().all(Result::is_ok)
     }
 
-    fn awaited(&self) -> MutexGuard<'_, HashMap<(TaskId, u64), Asked>> {
+    fn awaited(&self) -> MutexGuard<'_, HashMap<Uuid, Asked>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -366,7 +365,7 @@ pub struct Pending {
 
 impl Pending {
     fn new(client: &Arc<Inner>, submitted: Submitted, waiter: Waiter, asked: Asked) -> Self {
-        client.awaited().insert((submitted.id, waiter.number()), asked);
+        client.awaited().insert(waiter.correlation(), asked);
         Self { submitted, waiter, client: client.clone() }
     }
 
@@ -392,6 +391,6 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.client.awaited().remove(&(self.submitted.id, self.waiter.number()));
+        self.client.awaited().remove(&self.waiter.correlation());
     }
 }
