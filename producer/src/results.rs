@@ -134,12 +134,10 @@ impl Inbox {
         slots.into_iter().map(|slot| slot.sender.send(result.clone())).filter(Result::is_ok).count()
     }
 
-    /// Hands a result to the one who asked with this correlation id.
-    fn answer(&self, correlation: Uuid, result: &Arc<TaskResult>) {
-        let mut waiting = self.inner.lock();
-        if let Some(slot) = waiting.take_out(correlation) {
-            let _ = slot.sender.send(result.clone());
-        }
+    /// Hands a result to the one who asked with this correlation id; `false` when nobody did, or not any more.
+    fn answer(&self, correlation: Uuid, result: &Arc<TaskResult>) -> bool {
+        let slot = self.inner.lock().take_out(correlation);
+        slot.is_some_and(|slot| slot.sender.send(result.clone()).is_ok())
     }
 
     /// Keeps the reply queue, through every cut, until `stop`.
@@ -194,12 +192,12 @@ impl Inbox {
         };
         for result in results.into_iter().filter(|result| result.state.is_terminal()) {
             let result = Arc::new(result);
-            if let Some(correlation) = correlation {
-                // Whatever its id: a task that was known under another one is answered with the other's result.
-                self.answer(correlation, &result);
+            // Whatever its id: a task that was known under another one is answered with the other's result.
+            if correlation.is_some_and(|correlation| self.answer(correlation, &result)) {
+                continue;
             }
             // A refusal of a second task under one id is for who sent that, not for who waits for the first.
-            if !is_conflict(&result) || (correlation.is_none() && self.waiters_of(result.id) == 1) {
+            if !is_conflict(&result) || self.waiters_of(result.id) == 1 {
                 self.deliver(&result);
             }
         }

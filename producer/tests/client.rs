@@ -11,7 +11,7 @@ use taskyard_producer::client::task;
 use taskyard_producer::{Client, Limits, SubmitError, WaitError};
 use taskyard_shared::broker::{Broker, Message, PublishError};
 use taskyard_shared::messages::RESULTS_HEADER;
-use taskyard_shared::{Priority, State, Task, TaskId, decode_tasks};
+use taskyard_shared::{Priority, State, Task, TaskId, TaskResult, decode_tasks};
 use yard::{Yard, eventually, within};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -20,7 +20,7 @@ fn echo(input: &Value) -> Task {
     task("echo", input).unwrap()
 }
 
-fn output(result: &taskyard_shared::TaskResult) -> Value {
+fn output(result: &TaskResult) -> Value {
     serde_json::from_str(result.output.as_ref().unwrap().get()).unwrap()
 }
 
@@ -182,23 +182,27 @@ async fn an_idempotency_key_of_another_id_is_answered_with_that_ones_result() {
 
 #[tokio::test]
 async fn a_conflict_is_told_to_who_made_it_and_to_nobody_else() {
-    let yard = Yard::new();
+    let yard = Yard::working().await;
     let client = Client::new(yard.broker.clone(), yard.topology.clone());
-    client.declare().await.unwrap();
-    let id = TaskId::new();
-    let asked = |input| Task { id: Some(id), ..echo(&input) };
-    let mut first = client.request(asked(json!({"hold_ms": 100}))).await.unwrap();
-    let second = client.request(asked(json!("other"))).await.unwrap();
-    // The same in a batch, where no correlation id tells: nobody else waits for that one.
-    let alone = TaskId::new();
-    client.submit(Task { id: Some(alone), ..echo(&json!(1)) }).await.unwrap();
-    let batch = client.request_batch(vec![Task { id: Some(alone), ..echo(&json!(2)) }]).await.unwrap();
-    yard.work().await;
-    for mut pending in [second, batch.into_iter().next().unwrap().unwrap()] {
-        let refused = pending.result(LONG).await.unwrap();
-        assert_eq!((refused.state, refused.error.as_ref().unwrap().code.as_str()), (State::Rejected, "conflict"));
-    }
-    assert_eq!(first.result(LONG).await.unwrap().state, State::Succeeded);
+    let asked = |id, input| Task { id: Some(id), ..echo(&input) };
+    let is_refused = |result: &TaskResult| {
+        result.state == State::Rejected && result.error.as_ref().is_some_and(|error| error.code == "conflict")
+    };
+    // All three are in intake before the first is run: the worker is busy.
+    let held = TaskId::new();
+    client.submit(echo(&json!({"hold_ms": 300}))).await.unwrap();
+    let mut first = client.request(asked(held, json!(1))).await.unwrap();
+    let mut others = client.request_batch(vec![asked(held, json!(2)), asked(held, json!(3))]).await.unwrap();
+    let result = first.result(LONG).await.unwrap();
+    assert_eq!((result.state, output(&result)), (State::Succeeded, json!(1)));
+    others.clear();
+
+    // Finished: who comes with something else under its id hears so, alone or in a batch.
+    let late = client.submit_and_wait(asked(held, json!(2)), LONG).await.unwrap().unwrap();
+    assert!(is_refused(&late), "{late:?}");
+    let mut batch = client.request_batch(vec![asked(held, json!(2))]).await.unwrap();
+    let late = batch[0].as_mut().unwrap().result(LONG).await.unwrap();
+    assert!(is_refused(&late), "{late:?}");
 }
 
 #[tokio::test]
