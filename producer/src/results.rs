@@ -196,8 +196,9 @@ impl Inbox {
             if correlation.is_some_and(|correlation| self.answer(correlation, &result)) {
                 continue;
             }
-            // A refusal of a second task under one id is for who sent that, not for who waits for the first.
-            if !is_conflict(&result) || self.waiters_of(result.id) == 1 {
+            // A refusal of a second task under one id is for who sent that, not for who waits for the first. Without a
+            // correlation id it is told only when there is nobody else whom it could mean.
+            if !is_conflict(&result) || (correlation.is_none() && self.waiters_of(result.id) == 1) {
                 self.deliver(&result);
             }
         }
@@ -282,5 +283,28 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         self.inner.lock().take_out(self.correlation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_leaves_leaves_nothing_behind() {
+        let inbox = Inbox::new("replies".into(), 2);
+        let (id, other) = (TaskId::new(), TaskId::new());
+        let first = inbox.wait_for(id).unwrap();
+        let second = inbox.wait_for(id).unwrap();
+        assert_eq!(inbox.wait_for(other).err(), Some(TooManyWaiting(2)));
+        assert_eq!(inbox.waited_for(Duration::ZERO), [id]);
+        drop(first);
+        assert_eq!((inbox.waited_for(Duration::ZERO), inbox.waiting()), (vec![id], 1));
+        drop(second);
+        assert_eq!((inbox.waited_for(Duration::ZERO), inbox.waiting()), (vec![], 0));
+        let waiting = inbox.inner.lock();
+        assert!(waiting.by_task.is_empty() && waiting.by_correlation.is_empty());
+        drop(waiting);
+        assert!(inbox.wait_for(other).is_ok());
     }
 }

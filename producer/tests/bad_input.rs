@@ -281,11 +281,33 @@ async fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
     assert!(answer.contains(r#""code":"too_large""#), "{answer}");
 
     // Whoever sends it all the same hears why: the answer survives.
+    let head = format!(
+        "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        9 << 20
+    );
+    let answer = raw(&gateway, &[head.as_bytes(), &vec![b' '; 9 << 20]].concat()).await;
+    assert_eq!(status(&answer), 413, "{answer}");
     for path in ["/v1/tasks", "/v1/batches"] {
         let request = gateway.http.post(gateway.url(path)).header("content-type", "application/json");
         let got = gateway.send(request.body(vec![b' '; (8 << 20) + 1])).await;
         assert_eq!((got.status, got.problem()), (413, "too_large"));
     }
+}
+
+#[tokio::test]
+async fn what_a_refused_caller_still_sends_is_read_for_a_moment() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    // A reset in place of that can take the answer away again on its way to the caller.
+    eventually("the rest can be sent after the answer", || async {
+        let mut stream = TcpStream::connect(&gateway.address).await.unwrap();
+        let head =
+            "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9999999\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.unwrap();
+        assert_eq!(status(&read(&mut stream).await), 413);
+        stream.write_all(&vec![b' '; 9_999_999]).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]

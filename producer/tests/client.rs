@@ -10,8 +10,10 @@ use serde_json::{Value, json};
 use taskyard_producer::client::task;
 use taskyard_producer::{Client, Limits, SubmitError, WaitError};
 use taskyard_shared::broker::{Broker, Message, PublishError};
-use taskyard_shared::messages::RESULTS_HEADER;
-use taskyard_shared::{Priority, State, Task, TaskId, TaskResult, decode_tasks};
+use taskyard_shared::messages::{self, RESULTS_HEADER};
+use taskyard_shared::{
+    Carried, Envelope, Priority, Reply, State, Task, TaskError, TaskId, TaskResult, Timestamp, decode_tasks,
+};
 use yard::{Yard, eventually, within};
 
 const LONG: Duration = Duration::from_secs(20);
@@ -203,6 +205,37 @@ async fn a_conflict_is_told_to_who_made_it_and_to_nobody_else() {
     let mut batch = client.request_batch(vec![asked(held, json!(2))]).await.unwrap();
     let late = batch[0].as_mut().unwrap().result(LONG).await.unwrap();
     assert!(is_refused(&late), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_second_task_does_not_reach_who_waits_for_the_first() {
+    let yard = Yard::new();
+    let client = Client::new(yard.broker.clone(), yard.topology.clone());
+    client.declare().await.unwrap();
+    let asked = |input| Task { id: Some(TaskId(uuid::Uuid::from_u128(7))), ..echo(&input) };
+    let mut first = client.request(asked(json!(1))).await.unwrap();
+    let mut second = client.request(asked(json!(2))).await.unwrap();
+    let taken = yard.drain(&yard.topology.intake()).await;
+    let answer = async |asked: usize, state: State| {
+        let task = decode_tasks(&taken[asked].body).unwrap().remove(0).unwrap();
+        let mut result = Envelope::new(task, &Carried::default(), Timestamp::now()).unwrap().result(state);
+        if state == State::Rejected {
+            result.error = Some(TaskError { code: "conflict".into(), message: String::new(), retryable: false });
+        }
+        let properties = &taken[asked].properties;
+        let reply = Reply {
+            to: properties.reply_to.clone().unwrap(),
+            correlation_id: properties.correlation_id.clone(),
+            array: false,
+        };
+        assert_eq!(yard.broker.inner().publish(vec![messages::result(&reply, &result).unwrap()]).await, [Ok(())]);
+    };
+    answer(1, State::Rejected).await;
+    assert_eq!(second.result(LONG).await.unwrap().state, State::Rejected);
+    answer(1, State::Rejected).await;
+    eventually("the second copy is read too", || async { yard.depth(&client.reply_queue()).await == 0 }).await;
+    answer(0, State::Succeeded).await;
+    assert_eq!(first.result(LONG).await.unwrap().state, State::Succeeded);
 }
 
 #[tokio::test]
