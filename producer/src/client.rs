@@ -97,8 +97,8 @@ struct Inner {
     publisher: Publisher,
     inbox: Inbox,
     limits: Limits,
-    /// What to ask again after a cut, by waiter.
-    awaited: Mutex<HashMap<Uuid, Asked>>,
+    /// What to ask again after a cut, by task and waiter.
+    awaited: Mutex<HashMap<(TaskId, u64), Asked>>,
     running: OnceLock<DropGuard>,
 }
 
@@ -155,7 +155,7 @@ impl Client {
         }
     }
 
-    /// Declares the tasks exchange and the queues that all roles share, for a client that comes before every other process.
+    /// Declares the tasks exchange and the intake queue, for a client that comes before every other process.
     ///
     /// # Errors
     /// As [`Broker::declare`] has them.
@@ -195,7 +195,8 @@ impl Client {
         let prepared = Prepared::new(task)?;
         self.start().await?;
         let waiter = self.inner.inbox.wait_for(prepared.envelope.id)?;
-        let mut reply = waiter.reply();
+        let mut reply = self.inner.inbox.reply();
+        reply.correlation_id = Some(prepared.envelope.id.0.to_string());
         reply.array = !prepared.may_be_another(named);
         let message = self.inner.publisher.single(&prepared.envelope, prepared.body.clone(), Some(&reply));
         let pending = Pending::new(&self.inner, prepared.submitted(), waiter, Asked::Alone(Box::new(message.clone())));
@@ -333,7 +334,7 @@ impl Inner {
         self.publish(messages).await.iter().all(Result::is_ok)
     }
 
-    fn awaited(&self) -> MutexGuard<'_, HashMap<Uuid, Asked>> {
+    fn awaited(&self) -> MutexGuard<'_, HashMap<(TaskId, u64), Asked>> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -365,7 +366,7 @@ pub struct Pending {
 
 impl Pending {
     fn new(client: &Arc<Inner>, submitted: Submitted, waiter: Waiter, asked: Asked) -> Self {
-        client.awaited().insert(waiter.correlation(), asked);
+        client.awaited().insert((submitted.id, waiter.number()), asked);
         Self { submitted, waiter, client: client.clone() }
     }
 
@@ -391,6 +392,6 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.client.awaited().remove(&self.waiter.correlation());
+        self.client.awaited().remove(&(self.submitted.id, self.waiter.number()));
     }
 }

@@ -5,28 +5,35 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use taskyard_shared::broker::{Broker, BrokerError, Destination, Message, Properties, PublishError, QueueSpec};
-use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
 use taskyard_shared::{Envelope, Invalid, Reply, Topology};
+
+/// Header that lets several results travel in one message.
+pub const RESULTS_HEADER: &str = "x-taskyard-results";
+
+/// The intake queue with its binding: everything in the tasks exchange goes to it.
+pub fn intake_queue(topology: &Topology) -> QueueSpec {
+    QueueSpec::durable(topology.intake()).bound(topology.tasks_exchange(), "#")
+}
 
 /// Publishes to the tasks exchange of one yard.
 #[derive(Clone)]
 pub struct Publisher {
     broker: Arc<dyn Broker>,
     exchange: String,
-    queues: Vec<QueueSpec>,
+    intake: QueueSpec,
 }
 
 impl Publisher {
     pub fn new(broker: Arc<dyn Broker>, topology: &Topology) -> Self {
-        Self { broker, exchange: topology.tasks_exchange(), queues: work_queues(topology) }
+        Self { broker, exchange: topology.tasks_exchange(), intake: intake_queue(topology) }
     }
 
-    /// Declares the tasks exchange and the queues that all roles share.
+    /// Declares the tasks exchange and the intake queue.
     ///
     /// # Errors
     /// As [`Broker::declare`] has them.
     pub async fn declare(&self) -> Result<(), BrokerError> {
-        self.broker.declare(&self.queues).await
+        self.broker.declare(std::slice::from_ref(&self.intake)).await
     }
 
     /// The message of one task.

@@ -4,16 +4,15 @@
 //! [`Inbox::sessions`] tells: what was sent to it in between is gone, so whoever waits has to ask again.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{Broker, BrokerError, Delivery, QueueSpec, Verdict};
 use taskyard_shared::retry::Backoff;
-use taskyard_shared::{Reply, State, TaskId, TaskResult};
+use taskyard_shared::{Reply, TaskId, TaskResult};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
 /// Results in hand that are not yet acked.
 const PREFETCH: u16 = 512;
@@ -33,18 +32,13 @@ struct Inner {
     queue: String,
     most: usize,
     room: Arc<Semaphore>,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<HashMap<TaskId, Vec<Slot>>>,
+    next_number: AtomicU64,
     sessions: watch::Sender<Session>,
 }
 
-#[derive(Default)]
-struct Waiting {
-    by_task: HashMap<TaskId, Vec<Slot>>,
-    by_correlation: HashMap<Uuid, TaskId>,
-}
-
 struct Slot {
-    correlation: Uuid,
+    number: u64,
     since: Instant,
     sender: oneshot::Sender<Arc<TaskResult>>,
 }
@@ -67,12 +61,13 @@ impl Inbox {
                 most,
                 room: Arc::new(Semaphore::new(most)),
                 waiting: Mutex::default(),
+                next_number: AtomicU64::new(0),
                 sessions: watch::Sender::default(),
             }),
         }
     }
 
-    /// Where results are to be sent that are told by their ids alone. Several may travel in one message.
+    /// Where results are to be sent. Several may travel in one message.
     pub fn reply(&self) -> Reply {
         Reply { to: self.inner.queue.clone(), correlation_id: None, array: true }
     }
@@ -102,13 +97,10 @@ impl Inbox {
         let Ok(room) = self.inner.room.clone().try_acquire_owned() else {
             return Err(TooManyWaiting(self.inner.most));
         };
-        let correlation = Uuid::new_v4();
+        let number = self.inner.next_number.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
-        let mut waiting = self.inner.lock();
-        waiting.by_task.entry(id).or_default().push(Slot { correlation, since: Instant::now(), sender });
-        waiting.by_correlation.insert(correlation, id);
-        drop(waiting);
-        Ok(Waiter { id, correlation, receiver, received: None, inner: self.inner.clone(), _room: room })
+        self.inner.lock().entry(id).or_default().push(Slot { number, since: Instant::now(), sender });
+        Ok(Waiter { id, number, receiver, received: None, inner: self.inner.clone(), _room: room })
     }
 
     /// How many results are waited for.
@@ -119,27 +111,14 @@ impl Inbox {
     /// The tasks whose results are waited for since `age` or longer.
     pub fn waited_for(&self, age: Duration) -> Vec<TaskId> {
         let old = |slots: &Vec<Slot>| slots.iter().any(|slot| slot.since.elapsed() >= age);
-        self.inner.lock().by_task.iter().filter(|(_, slots)| old(slots)).map(|(id, _)| *id).collect()
+        self.inner.lock().iter().filter(|(_, slots)| old(slots)).map(|(id, _)| *id).collect()
     }
 
     /// Hands a terminal result, wherever it came from, to all who wait for it; the number of them.
-    pub fn deliver(&self, result: &Arc<TaskResult>) -> usize {
-        let mut waiting = self.inner.lock();
-        let slots = waiting.by_task.remove(&result.id).unwrap_or_default();
-        for slot in &slots {
-            waiting.by_correlation.remove(&slot.correlation);
-        }
-        drop(waiting);
+    pub fn deliver(&self, id: TaskId, result: &Arc<TaskResult>) -> usize {
+        let slots = self.inner.lock().remove(&id).unwrap_or_default();
         // A waiter that has left in this moment is no error: its place is free already.
         slots.into_iter().map(|slot| slot.sender.send(result.clone())).filter(Result::is_ok).count()
-    }
-
-    /// Hands a result to the one who asked with this correlation id.
-    fn answer(&self, correlation: Uuid, result: &Arc<TaskResult>) {
-        let mut waiting = self.inner.lock();
-        if let Some(slot) = waiting.take_out(correlation) {
-            let _ = slot.sender.send(result.clone());
-        }
     }
 
     /// Keeps the reply queue, through every cut, until `stop`.
@@ -188,30 +167,19 @@ impl Inbox {
                 return;
             }
         };
-        let correlation = match &delivery.properties.correlation_id {
-            Some(text) if delivery.body.first() == Some(&b'{') => Uuid::parse_str(text).ok(),
+        let asked = match &delivery.properties.correlation_id {
+            Some(text) if delivery.body.first() == Some(&b'{') => text.parse().ok().map(TaskId),
             _ => None,
         };
         for result in results.into_iter().filter(|result| result.state.is_terminal()) {
             let result = Arc::new(result);
-            if let Some(correlation) = correlation {
-                // Whatever its id: a task that was known under another one is answered with the other's result.
-                self.answer(correlation, &result);
-            }
-            // A refusal of a second task under one id is for who sent that, not for who waits for the first.
-            if !is_conflict(&result) || (correlation.is_none() && self.waiters_of(result.id) == 1) {
-                self.deliver(&result);
+            self.deliver(result.id, &result);
+            // A task that was known under another id is answered with the other one's result.
+            if let Some(asked) = asked.filter(|asked| *asked != result.id) {
+                self.deliver(asked, &result);
             }
         }
     }
-
-    fn waiters_of(&self, id: TaskId) -> usize {
-        self.inner.lock().by_task.get(&id).map_or(0, Vec::len)
-    }
-}
-
-fn is_conflict(result: &TaskResult) -> bool {
-    result.state == State::Rejected && result.error.as_ref().is_some_and(|error| error.code == "conflict")
 }
 
 fn decode(body: &[u8]) -> Result<Vec<TaskResult>, serde_json::Error> {
@@ -224,28 +192,15 @@ fn decode(body: &[u8]) -> Result<Vec<TaskResult>, serde_json::Error> {
 
 impl Inner {
     /// The map is whole between any two statements, so a panic elsewhere does not spoil it.
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<TaskId, Vec<Slot>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Waiting {
-    fn take_out(&mut self, correlation: Uuid) -> Option<Slot> {
-        let id = self.by_correlation.remove(&correlation)?;
-        let slots = self.by_task.get_mut(&id)?;
-        let at = slots.iter().position(|slot| slot.correlation == correlation)?;
-        let slot = slots.swap_remove(at);
-        if slots.is_empty() {
-            self.by_task.remove(&id);
-        }
-        Some(slot)
     }
 }
 
 /// A place in the line for one result.
 pub struct Waiter {
     id: TaskId,
-    correlation: Uuid,
+    number: u64,
     receiver: oneshot::Receiver<Arc<TaskResult>>,
     received: Option<Arc<TaskResult>>,
     inner: Arc<Inner>,
@@ -258,14 +213,8 @@ impl Waiter {
     }
 
     /// Tells this waiter from others of the same task.
-    pub fn correlation(&self) -> Uuid {
-        self.correlation
-    }
-
-    /// Where the result is to be sent for this waiter.
-    pub fn reply(&self) -> Reply {
-        let correlation_id = Some(self.correlation.to_string());
-        Reply { to: self.inner.queue.clone(), correlation_id, array: true }
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The result, once it is there. Never resolves when nobody sends it: bound the wait. Cancel safe.
@@ -283,6 +232,12 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.inner.lock().take_out(self.correlation);
+        let mut waiting = self.inner.lock();
+        if let Some(slots) = waiting.get_mut(&self.id) {
+            slots.retain(|slot| slot.number != self.number);
+            if slots.is_empty() {
+                waiting.remove(&self.id);
+            }
+        }
     }
 }

@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use taskyard_producer::client::task;
+use taskyard_producer::publish::RESULTS_HEADER;
 use taskyard_producer::{Client, Limits, SubmitError, WaitError};
 use taskyard_shared::broker::{Broker, Message, PublishError};
-use taskyard_shared::messages::RESULTS_HEADER;
 use taskyard_shared::{Priority, State, Task, TaskId, decode_tasks};
 use yard::{Yard, eventually, within};
 
@@ -181,27 +181,6 @@ async fn an_idempotency_key_of_another_id_is_answered_with_that_ones_result() {
 }
 
 #[tokio::test]
-async fn a_conflict_is_told_to_who_made_it_and_to_nobody_else() {
-    let yard = Yard::new();
-    let client = Client::new(yard.broker.clone(), yard.topology.clone());
-    client.declare().await.unwrap();
-    let id = TaskId::new();
-    let asked = |input| Task { id: Some(id), ..echo(&input) };
-    let mut first = client.request(asked(json!({"hold_ms": 100}))).await.unwrap();
-    let second = client.request(asked(json!("other"))).await.unwrap();
-    // The same in a batch, where no correlation id tells: nobody else waits for that one.
-    let alone = TaskId::new();
-    client.submit(Task { id: Some(alone), ..echo(&json!(1)) }).await.unwrap();
-    let batch = client.request_batch(vec![Task { id: Some(alone), ..echo(&json!(2)) }]).await.unwrap();
-    yard.work().await;
-    for mut pending in [second, batch.into_iter().next().unwrap().unwrap()] {
-        let refused = pending.result(LONG).await.unwrap();
-        assert_eq!((refused.state, refused.error.as_ref().unwrap().code.as_str()), (State::Rejected, "conflict"));
-    }
-    assert_eq!(first.result(LONG).await.unwrap().state, State::Succeeded);
-}
-
-#[tokio::test]
 async fn so_many_results_are_awaited_and_no_more() {
     let yard = Yard::new();
     let limits = Limits { waiting: 3, ..Limits::default() };
@@ -291,8 +270,8 @@ async fn results_may_come_as_arrays_unless_the_task_may_be_another() {
     let header = |index: usize| deliveries[index].properties.headers.get(RESULTS_HEADER).map(String::as_str);
     assert_eq!((header(0), header(1)), (Some("array"), None));
     let correlation = |index: usize| deliveries[index].properties.correlation_id.clone().unwrap();
-    assert_ne!(correlation(0), correlation(1));
-    drop((plain, named));
+    assert_eq!(correlation(0), plain.id().0.to_string());
+    assert_eq!(correlation(1), named.id().0.to_string());
     assert_eq!(deliveries[0].properties.reply_to, Some(client.reply_queue()));
     assert!(client.reply_queue().starts_with("yard.replies.client-"));
 }

@@ -17,7 +17,6 @@ use taskyard_producer::client::task;
 use taskyard_producer::{Client, GatewayParts};
 use taskyard_shared::broker::Broker;
 use taskyard_shared::broker::rabbitmq::RabbitMq;
-use taskyard_shared::messages::work_queues;
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::{BrokerSettings, QueueType, StoreSettings};
 use taskyard_shared::store::Retention;
@@ -142,9 +141,7 @@ impl Servers {
         self.stop.cancel();
         self.broker.close().await;
         let broker = RabbitMq::connect(&broker_settings(&self.direct_amqp, &self.topology)).await.unwrap();
-        for queue in work_queues(&self.topology) {
-            broker.delete_queue(&queue.name).await.unwrap();
-        }
+        broker.delete_queue(&self.topology.intake()).await.unwrap();
         broker.delete_exchange(&self.topology.tasks_exchange()).await.unwrap();
         broker.close().await;
         let client = redis::Client::open(self.direct_redis).unwrap();

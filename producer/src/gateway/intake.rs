@@ -60,8 +60,6 @@ impl Shared {
     /// A named task that has a record was accepted before: it is answered from there, or refused when it differs.
     async fn answer_known(&self, incoming: &[Incoming], reply: Option<&Reply>, taken: &mut [Option<Taken>]) {
         let named: Vec<usize> = (0..incoming.len()).filter(|index| incoming[*index].named).collect();
-        // By id alone: however many wait here for one task, they are one follower.
-        let follower = reply.map(|reply| Reply { correlation_id: None, ..reply.clone() });
         for named in named.chunks(STORE_TASKS) {
             let ids: Vec<TaskId> = named.iter().map(|index| incoming[*index].envelope.id).collect();
             let records = self.records.ask(STORE_LIMIT, |store| async move { store.get(ids).await }).await;
@@ -71,7 +69,7 @@ impl Shared {
             if known.is_empty() {
                 continue;
             }
-            let accepts = known.iter().map(|index| accept(&incoming[*index].envelope, follower.clone())).collect();
+            let accepts = known.iter().map(|index| accept(&incoming[*index].envelope, reply.cloned())).collect();
             let answers = self.records.ask(STORE_LIMIT, |store| async move { store.accept(accepts).await }).await;
             for (index, answer) in known.into_iter().zip(answers.unwrap_or_default()) {
                 taken[index] = match answer {

@@ -72,7 +72,7 @@ async fn submit(gateway: &Shared, headers: &HeaderMap, task: Task) -> Result<Res
         return Ok(accepted(gateway.take_one(incoming, None).await?, None));
     };
     let mut waiter = gateway.waiter(id)?;
-    let task = gateway.take_one(incoming, Some(waiter.reply())).await?;
+    let task = gateway.take_one(incoming, Some(gateway.inbox.reply())).await?;
     if task.id != id && !task.state.is_terminal() {
         // The idempotency key belongs to a task of another id: that one's result is the answer.
         let other = gateway.waiter(task.id);

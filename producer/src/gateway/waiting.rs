@@ -83,7 +83,8 @@ impl Shared {
                 for record in
                     records.unwrap_or_default().into_iter().flatten().filter(|record| record.state.is_terminal())
                 {
-                    if self.inbox.deliver(&Arc::new(record)) > 0 {
+                    let record = Arc::new(record);
+                    if self.inbox.deliver(record.id, &record) > 0 {
                         self.metrics.rechecked.inc();
                     }
                 }

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
+use taskyard_producer::publish::{RESULTS_HEADER, intake_queue};
 use taskyard_producer::{Gateway, GatewayParts};
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::broker::{Broker, Delivery, Message, Verdict};
-use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::GatewaySettings;
 use taskyard_shared::store::embedded::EmbeddedStore;
@@ -255,7 +255,7 @@ pub struct Worker {
 
 impl Worker {
     pub async fn start(self, stop: CancellationToken) {
-        self.broker.declare(&work_queues(&self.topology)).await.unwrap();
+        self.broker.declare(&[intake_queue(&self.topology)]).await.unwrap();
         let mut consumer = self.broker.consume(&self.topology.intake(), 1000).await.unwrap();
         tokio::spawn(stop.run_until_cancelled_owned(async move {
             let acker = consumer.acker();
@@ -299,14 +299,7 @@ impl Worker {
             follower: None,
         };
         match self.store.accept(vec![accept]).await.unwrap().remove(0) {
-            Accepted::Conflict(_) => {
-                let mut refused = envelope.result(State::Rejected);
-                let error = TaskError { code: "conflict".into(), message: "as it is".into(), retryable: false };
-                refused.error = Some(error);
-                return self
-                    .tell(envelope.reply.map(|reply| Reply { array: false, ..reply }).into_iter().collect(), &refused)
-                    .await;
-            }
+            Accepted::Conflict(_) => return,
             Accepted::Known(record) if record.state.is_terminal() => {
                 return self.tell(envelope.reply.into_iter().collect(), &record).await;
             }
