@@ -170,7 +170,13 @@ async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdi
     let Member { held, attempt, lease } = member;
     let run = Run { attempt, started, ran_ms };
     let outcome = match verdict {
-        Verdict::Retry { after, error } => Outcome::Retry { attempt, nonce: lease.nonce, after, error, ran_ms },
+        Verdict::Retry { after, error } => {
+            Outcome::Retry { attempt, counts: true, nonce: lease.nonce, after, error, ran_ms }
+        }
+        Verdict::GiveBack(error) => {
+            let (attempt, after) = (attempt.saturating_sub(1), Duration::ZERO);
+            Outcome::Retry { attempt, counts: false, nonce: lease.nonce, after, error, ran_ms }
+        }
         Verdict::Succeed(output) => {
             let mut result = run.result(yard, lane, &held.envelope, State::Succeeded);
             result.output = Some(output);

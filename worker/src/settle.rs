@@ -30,8 +30,8 @@ const GROUPS: usize = 4;
 pub(crate) enum Outcome {
     /// The end. `fence` is the nonce of the attempt that came to it; without one no attempt was begun.
     Terminal { result: Box<TaskResult>, fence: Option<u128>, dead: bool },
-    /// Another attempt, after a while.
-    Retry { attempt: u32, nonce: u128, after: Duration, error: TaskError, ran_ms: f64 },
+    /// Another attempt, after a while. `attempt` are those that count so far.
+    Retry { attempt: u32, counts: bool, nonce: u128, after: Duration, error: TaskError, ran_ms: f64 },
     /// Another attempt is under way elsewhere: see again later.
     Later { after_ms: u64 },
     /// It had ended before, and its result may not have been told.
@@ -113,8 +113,8 @@ impl Settler {
                     };
                     settles.push((at, Settle { guard, result: (**result).clone() }));
                 }
-                Outcome::Retry { nonce, .. } => {
-                    releases.push((at, Release { id: held.envelope.id, nonce: *nonce, counts: true }));
+                Outcome::Retry { nonce, counts, .. } => {
+                    releases.push((at, Release { id: held.envelope.id, nonce: *nonce, counts: *counts }));
                 }
                 Outcome::Later { .. } => dispatched_again.push(at),
                 Outcome::TellAgain { followers, .. } => told[at] = Told::End(followers.clone()),

@@ -11,7 +11,12 @@ use crate::lane::ModelLane;
 
 pub(crate) enum Verdict {
     Succeed(Box<RawValue>),
-    Retry { after: Duration, error: TaskError },
+    Retry {
+        after: Duration,
+        error: TaskError,
+    },
+    /// The attempt was cut short, and does not count.
+    GiveBack(TaskError),
     Fail(TaskError),
 }
 
@@ -24,6 +29,7 @@ pub(crate) fn judge(yard: &Yard, lane: &ModelLane, envelope: &Envelope, attempt:
             Verdict::Fail(error(codes::OUTPUT_TOO_LARGE, format!("{size} bytes are over the limit of {limit}"), false))
         }
         Ok(output) => Verdict::Succeed(output),
+        Err(error) if error.code == codes::LEASE_LOST => Verdict::GiveBack(error),
         Err(error) if error.retryable && attempt < most => {
             Verdict::Retry { after: yard.retry.delay(attempt, fastrand::f64()), error }
         }
