@@ -326,113 +326,118 @@ async fn any_node_of_a_cluster_leads_to_the_one_that_has_the_tasks() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_list_goes_back_no_further_than_it_may_and_drops_what_is_forgotten() {
-    let Some(url) = server::shared_url() else { return };
-    let topology = topology();
-    let retention = Retention { listed: 10, ..contract::LASTING };
-    let store = RedisStore::connect(&settings(&url, 5_000), &topology, retention).expect("a store");
-    let tasks = tasks(25);
-    for batch in tasks.chunks(4) {
-        store.accept(batch.to_vec()).await.expect("accept");
-    }
-    let newest = |count: usize| -> Vec<TaskId> { tasks.iter().rev().take(count).map(|task| task.id).collect() };
-    let page = store.list(&Filter::default(), None, 100).await.expect("list");
-    assert_eq!(page.tasks.iter().map(|task| task.id).collect::<Vec<_>>(), newest(10));
-    assert_eq!(page.cursor, None);
-    assert!(store.get(vec![tasks[0].id]).await.expect("get")[0].is_some(), "it is only not listed");
+    server::in_a_namespace(async |url, topology| {
+        let retention = Retention { listed: 10, ..contract::LASTING };
+        let store = RedisStore::connect(&settings(url, 5_000), topology, retention).expect("a store");
+        let tasks = tasks(25);
+        for batch in tasks.chunks(4) {
+            store.accept(batch.to_vec()).await.expect("accept");
+        }
+        let newest = |count: usize| -> Vec<TaskId> { tasks.iter().rev().take(count).map(|task| task.id).collect() };
+        let page = store.list(&Filter::default(), None, 100).await.expect("list");
+        assert_eq!(page.tasks.iter().map(|task| task.id).collect::<Vec<_>>(), newest(10));
+        assert_eq!(page.cursor, None);
+        assert!(store.get(vec![tasks[0].id]).await.expect("get")[0].is_some(), "it is only not listed");
 
-    // The task that a page ended with is forgotten, and dropped from the list, before the next page is asked for.
-    let page = store.list(&Filter::default(), None, 4).await.expect("list");
-    let cursor = page.cursor.expect("a cursor");
-    let anchor = tasks[21].id.0.simple().to_string();
-    server::command(&url, &["DEL", &topology.key(&format!("task:{anchor}"))]).await.expect("DEL");
-    let page = store.list(&Filter::default(), None, 100).await.expect("list");
-    assert_eq!(page.tasks.len(), 9);
-    let listed = server::command(&url, &["ZSCORE", &topology.key("listed"), &anchor]).await.expect("ZSCORE");
-    assert_eq!(listed, redis::Value::Nil);
-    let page = store.list(&Filter::default(), Some(&cursor), 100).await.expect("list");
-    assert_eq!(page.tasks.iter().map(|task| task.id).collect::<Vec<_>>(), newest(10)[4..]);
-    server::forget(&url, &topology).await;
+        // The task that a page ended with is forgotten, and dropped from the list, before the next page is asked for.
+        let page = store.list(&Filter::default(), None, 4).await.expect("list");
+        let cursor = page.cursor.expect("a cursor");
+        let anchor = tasks[21].id.0.simple().to_string();
+        server::command(url, &["DEL", &topology.key(&format!("task:{anchor}"))]).await.expect("DEL");
+        let page = store.list(&Filter::default(), None, 100).await.expect("list");
+        assert_eq!(page.tasks.len(), 9);
+        let listed = server::command(url, &["ZSCORE", &topology.key("listed"), &anchor]).await.expect("ZSCORE");
+        assert_eq!(listed, redis::Value::Nil);
+        let page = store.list(&Filter::default(), Some(&cursor), 100).await.expect("list");
+        assert_eq!(page.tasks.iter().map(|task| task.id).collect::<Vec<_>>(), newest(10)[4..]);
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_of_the_same_microsecond_are_each_listed_once() {
-    let Some(url) = server::shared_url() else { return };
-    let topology = topology();
-    let store = RedisStore::connect(&settings(&url, 5_000), &topology, contract::LASTING).expect("a store");
-    let mut tasks = tasks(1_500);
-    let (first, label) = (tasks[0].record.timings.accepted, "one of many");
-    for (number, task) in tasks.iter_mut().enumerate() {
-        task.record.timings.accepted = first;
-        if number % 100 == 0 {
-            task.record.tenant = label.to_owned();
-        }
-    }
-    store.accept(tasks).await.expect("accept");
-    for (tenant, expected) in [(None, 1_500), (Some(label.to_owned()), 15)] {
-        let filter = Filter { tenant, ..Filter::default() };
-        let (mut seen, mut cursor, mut calls) = (std::collections::HashSet::new(), None, 0);
-        loop {
-            let page = store.list(&filter, cursor.as_deref(), 100).await.expect("list");
-            let before = seen.len();
-            seen.extend(page.tasks.iter().map(|task| task.id));
-            assert_eq!(seen.len(), before + page.tasks.len(), "a task was listed twice");
-            calls += 1;
-            cursor = page.cursor;
-            if cursor.is_none() {
-                break;
+    server::in_a_namespace(async |url, topology| {
+        let store = RedisStore::connect(&settings(url, 5_000), topology, contract::LASTING).expect("a store");
+        let mut tasks = tasks(1_500);
+        let (first, label) = (tasks[0].record.timings.accepted, "one of many");
+        for (number, task) in tasks.iter_mut().enumerate() {
+            task.record.timings.accepted = first;
+            if number % 100 == 0 {
+                task.record.tenant = label.to_owned();
             }
         }
-        assert_eq!(seen.len(), expected);
-        assert!(calls <= 17, "{calls} calls");
-    }
-    server::forget(&url, &topology).await;
+        store.accept(tasks).await.expect("accept");
+        for (tenant, expected) in [(None, 1_500), (Some(label.to_owned()), 15)] {
+            let filter = Filter { tenant, ..Filter::default() };
+            let (mut seen, mut cursor, mut calls) = (std::collections::HashSet::new(), None, 0);
+            loop {
+                let page = store.list(&filter, cursor.as_deref(), 100).await.expect("list");
+                let before = seen.len();
+                seen.extend(page.tasks.iter().map(|task| task.id));
+                assert_eq!(seen.len(), before + page.tasks.len(), "a task was listed twice");
+                calls += 1;
+                cursor = page.cursor;
+                if cursor.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(seen.len(), expected);
+            assert!(calls <= 17, "{calls} calls");
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_report_that_expired_leaves_nothing_behind() {
-    let Some(url) = server::shared_url() else { return };
-    let topology = topology();
-    let store = RedisStore::connect(&settings(&url, 5_000), &topology, contract::LASTING).expect("a store");
-    let report = LoadReport {
-        worker: "worker-1".to_owned(),
-        host: "host-1".to_owned(),
-        pid: 1,
-        started: Timestamp::now(),
-        at: Timestamp::now(),
-        draining: false,
-        memory_mb: 1,
-        models: Default::default(),
-    };
-    store.report_load(&report, 50).await.expect("report");
-    eventually("the report expires", || async { store.loads().await.expect("loads").is_empty().then_some(()) }).await;
-    eventually("its key expires", || async { server::keys(&url, &topology).await.is_empty().then_some(()) }).await;
+    server::in_a_namespace(async |url, topology| {
+        let store = RedisStore::connect(&settings(url, 5_000), topology, contract::LASTING).expect("a store");
+        let report = LoadReport {
+            worker: "worker-1".to_owned(),
+            host: "host-1".to_owned(),
+            pid: 1,
+            started: Timestamp::now(),
+            at: Timestamp::now(),
+            draining: false,
+            memory_mb: 1,
+            models: Default::default(),
+        };
+        store.report_load(&report, 50).await.expect("report");
+        eventually("the report expires", || async { store.loads().await.expect("loads").is_empty().then_some(()) })
+            .await;
+        eventually("its key expires", || async { server::keys(url, topology).await.is_empty().then_some(()) }).await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_that_is_kept_of_a_task_is_forgotten_some_day() {
-    let Some(url) = server::shared_url() else { return };
-    let topology = topology();
-    let store = RedisStore::connect(&settings(&url, 5_000), &topology, contract::LASTING).expect("a store");
-    let mut tasks = tasks(8);
-    for (number, task) in tasks.iter_mut().enumerate() {
-        task.alias = Some(format!("key {number}"));
-    }
-    let ids: Vec<_> = tasks.iter().map(|task| task.id).collect();
-    let orphan = self::task(TaskId::new());
-    store.accept(tasks.clone()).await.expect("accept");
-    store.dispatched(ids[1..].iter().map(|id| (*id, "sentiment@1".to_owned())).collect()).await.expect("dispatched");
-    store.claim(ids[2..].iter().map(|id| claim(*id, 1)).collect()).await.expect("claim");
-    store.renew(vec![Renew { id: ids[3], nonce: 1, lease_ms: 1_000 }]).await.expect("renew");
-    store.release(vec![Release { id: ids[4], nonce: 1, counts: true }]).await.expect("release");
-    store.settle(vec![settle(&tasks[5], 1), settle(&orphan, 1)]).await.expect("settle");
-    store.accept(tasks).await.expect("accept");
+    server::in_a_namespace(async |url, topology| {
+        let store = RedisStore::connect(&settings(url, 5_000), topology, contract::LASTING).expect("a store");
+        let mut tasks = tasks(8);
+        for (number, task) in tasks.iter_mut().enumerate() {
+            task.alias = Some(format!("key {number}"));
+        }
+        let ids: Vec<_> = tasks.iter().map(|task| task.id).collect();
+        let orphan = self::task(TaskId::new());
+        store.accept(tasks.clone()).await.expect("accept");
+        store
+            .dispatched(ids[1..].iter().map(|id| (*id, "sentiment@1".to_owned())).collect())
+            .await
+            .expect("dispatched");
+        store.claim(ids[2..].iter().map(|id| claim(*id, 1)).collect()).await.expect("claim");
+        store.renew(vec![Renew { id: ids[3], nonce: 1, lease_ms: 1_000 }]).await.expect("renew");
+        store.release(vec![Release { id: ids[4], nonce: 1, counts: true }]).await.expect("release");
+        store.settle(vec![settle(&tasks[5], 1), settle(&orphan, 1)]).await.expect("settle");
+        store.accept(tasks).await.expect("accept");
 
-    let keys = server::keys(&url, &topology).await;
-    let of_tasks: Vec<_> = keys.iter().filter(|key| key.contains(":task:") || key.contains(":alias:")).collect();
-    assert_eq!(of_tasks.len(), 8 + 8 + 1, "{keys:?}");
-    for key in of_tasks {
-        let ms = server::command(&url, &["PTTL", key]).await.expect("PTTL");
-        assert!(matches!(ms, redis::Value::Int(1..)), "{key}: {ms:?}");
-    }
-    server::forget(&url, &topology).await;
+        let keys = server::keys(url, topology).await;
+        let of_tasks: Vec<_> = keys.iter().filter(|key| key.contains(":task:") || key.contains(":alias:")).collect();
+        assert_eq!(of_tasks.len(), 8 + 8 + 1, "{keys:?}");
+        for key in of_tasks {
+            let ms = server::command(url, &["PTTL", key]).await.expect("PTTL");
+            assert!(matches!(ms, redis::Value::Int(1..)), "{key}: {ms:?}");
+        }
+    })
+    .await;
 }
