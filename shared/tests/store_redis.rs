@@ -21,7 +21,7 @@ taskyard_shared::store_contract!(run);
 
 async fn run(retention: Retention, check: Check) {
     server::in_a_namespace(async |url, topology| {
-        let store = RedisStore::connect(&settings(url, 5_000), topology, retention).expect("a store");
+        let store = RedisStore::connect(&settings(url, 30_000), topology, retention).expect("a store");
         check(Arc::new(store)).await;
     })
     .await;

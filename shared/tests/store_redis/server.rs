@@ -9,7 +9,7 @@ use redis::Value;
 use taskyard_shared::{TaskId, Topology};
 
 /// How long a test waits for what has to happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `None`, said aloud, when there is none and none is demanded.
 fn shared_url() -> Option<String> {
@@ -158,6 +158,13 @@ impl Server {
             child.kill().expect("it runs");
             child.wait().expect("it has ended");
         }
+    }
+
+    /// `STOP` holds it up, `CONT` lets it go on.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill");
+        assert!(sent.success(), "{name}");
     }
 
     pub fn url(&self) -> String {
