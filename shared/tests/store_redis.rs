@@ -12,24 +12,19 @@ mod tls;
 
 use std::sync::Arc;
 
-use futures_util::FutureExt;
 use taskyard_shared::process::settings::StoreSettings;
 use taskyard_shared::store::Retention;
 use taskyard_shared::store::contract::Check;
 use taskyard_shared::store::redis::RedisStore;
-use taskyard_shared::{TaskId, Topology};
 
 taskyard_shared::store_contract!(run);
 
 async fn run(retention: Retention, check: Check) {
-    let Some(url) = server::shared_url() else { return };
-    let namespace = Topology::new(format!("test-{}", TaskId::new().0.simple()));
-    let store = RedisStore::connect(&settings(&url, 5_000), &namespace, retention).expect("a store");
-    let outcome = std::panic::AssertUnwindSafe(check(Arc::new(store))).catch_unwind().await;
-    server::forget(&url, &namespace).await;
-    if let Err(panic) = outcome {
-        std::panic::resume_unwind(panic);
-    }
+    server::in_a_namespace(async |url, topology| {
+        let store = RedisStore::connect(&settings(url, 30_000), topology, retention).expect("a store");
+        check(Arc::new(store)).await;
+    })
+    .await;
 }
 
 fn settings(url: &str, timeout_ms: u64) -> StoreSettings {

@@ -136,7 +136,7 @@ pub const BRIEF: Retention = Retention { finished_ms: 150, unfinished_ms: 600_00
 const LONG_MS: u64 = 600_000;
 
 /// How long a check waits for something that has to happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks until the answer is there; panics with `what` when it does not come.
 async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {

@@ -6,7 +6,8 @@
 //! them are in one slot of a cluster.
 //!
 //! Redis as it is often installed is not durable, and is not asked to be: losing it costs repeats, never a task.
-//! It needs `maxmemory-policy noeviction`, since evicting a record would drop a fence.
+//! It needs `maxmemory-policy noeviction`, since evicting a record would drop a fence. A user with
+//! `+@read +@write +@scripting +time -@dangerous ~<namespace>:*` has all the rights that it takes.
 
 mod link;
 mod record;

@@ -4,14 +4,15 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use redis::Value;
 use taskyard_shared::{TaskId, Topology};
 
 /// How long a test waits for what has to happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// `None`, said aloud, when there is none and none is demanded.
-pub fn shared_url() -> Option<String> {
+fn shared_url() -> Option<String> {
     let url = std::env::var("TASKYARD_TEST_REDIS").ok().filter(|url| !url.is_empty());
     if url.is_none() {
         skip("TASKYARD_TEST_REDIS is not set");
@@ -52,7 +53,18 @@ pub async fn keys(url: &str, topology: &Topology) -> Vec<String> {
     }
 }
 
-pub async fn forget(url: &str, topology: &Topology) {
+/// Hands a namespace on the shared server to a test, and deletes what is in it afterwards, whatever came of the test.
+pub async fn in_a_namespace(test: impl AsyncFnOnce(&str, &Topology)) {
+    let Some(url) = shared_url() else { return };
+    let topology = topology();
+    let outcome = std::panic::AssertUnwindSafe(test(&url, &topology)).catch_unwind().await;
+    forget(&url, &topology).await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn forget(url: &str, topology: &Topology) {
     for keys in keys(url, topology).await.chunks(500) {
         let mut words = vec!["UNLINK"];
         words.extend(keys.iter().map(String::as_str));
@@ -146,6 +158,13 @@ impl Server {
             child.kill().expect("it runs");
             child.wait().expect("it has ended");
         }
+    }
+
+    /// `STOP` holds it up, `CONT` lets it go on.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.as_ref().expect("it runs").id().to_string();
+        let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().expect("kill");
+        assert!(sent.success(), "{name}");
     }
 
     pub fn url(&self) -> String {

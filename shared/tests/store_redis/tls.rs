@@ -29,7 +29,7 @@ fn certificates(directory: &std::path::Path) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn only_a_certificate_of_a_trusted_authority_is_taken() {
-    let connect = |url: &str| RedisStore::connect(&settings(url, 10_000), &topology(), contract::LASTING);
+    let connect = |url: &str| RedisStore::connect(&settings(url, 30_000), &topology(), contract::LASTING);
     if let Ok(url) = std::env::var(TRUSTING) {
         let product = connect(&url).expect("a store").ping().await.expect("the server is trusted");
         assert!(product.contains('.'), "{product}");
