@@ -11,6 +11,7 @@ mod capacity;
 mod decision;
 mod describe;
 mod explain;
+mod groups;
 mod index;
 mod lane;
 mod line;
