@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::decision::DispatchReason;
 use super::groups::Groups;
-use super::line::{Line, Rank};
+use super::line::Rank;
+use super::oldest::Oldest;
 use super::policy::{Policy, Stage, Waiting};
 use super::tasks::{Handle, Place, Record, Tasks};
 
@@ -13,8 +14,8 @@ pub(super) struct Backlog {
     pub(super) groups: Groups,
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
-    /// Tasks that their lanes do not keep in the order of arrival, in that order.
-    arrivals: Line,
+    /// The oldest of the tasks that their lanes do not keep in the order of arrival.
+    oldest: Oldest,
     /// Tasks in lanes.
     pub(super) queued: usize,
     /// Tasks that may not start yet.
@@ -47,7 +48,7 @@ impl Backlog {
     /// Since when the longest waiting of the tasks that may start waits.
     pub(super) fn oldest_arrival_us(&self) -> Option<u64> {
         let heads = self.groups.heads().iter().map(|head| head.arrival_us);
-        heads.chain(self.arrivals.first().map(|(rank, _)| rank.arrival_us)).min()
+        heads.chain(self.oldest.arrival_us()).min()
     }
 
     pub(super) fn count_delayed(&mut self, waiting: &Waiting) {
@@ -68,7 +69,7 @@ impl Backlog {
         self.weighted_us += weighted_us(&record.waiting);
         let key = policy.lane_key(&record.waiting);
         if key.is_some() {
-            self.arrivals.insert(rank(&record.waiting, None), task);
+            self.oldest.insert((record.waiting.arrival_us, record.waiting.sequence, task));
         }
         self.enter_stage(task, record, stage, rank(&record.waiting, key));
     }
@@ -80,7 +81,9 @@ impl Backlog {
         self.weighted_us -= weighted_us(&record.waiting);
         let key = policy.lane_key(&record.waiting);
         if key.is_some() {
-            self.arrivals.remove(rank(&record.waiting, None));
+            self.oldest.handle_left(self.queued, |&(_, sequence, other)| {
+                other != task && tasks.get(other).is_some_and(|record| record.is_queued(sequence))
+            });
         }
         self.leave_stage(record, stage, rank(&record.waiting, key), tasks);
     }

@@ -17,6 +17,7 @@ mod lane;
 mod line;
 mod models;
 mod names;
+mod oldest;
 pub mod policy;
 mod tasks;
 
