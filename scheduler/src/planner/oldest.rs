@@ -44,3 +44,38 @@ impl Oldest {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::Oldest;
+
+    proptest! {
+        /// Long enough that those who left are cleared away several times.
+        #[test]
+        fn it_knows_the_oldest_and_keeps_few_who_left(
+            steps in prop::collection::vec((0..1000u64, any::<u16>(), 0..3u8), 0..1500),
+        ) {
+            let mut oldest = Oldest::default();
+            let mut waiting = BTreeSet::new();
+            for (sequence, (back, leaver, leave)) in (0u64..).zip(steps) {
+                let arrival_us = 10 * sequence + 1000 - if back < 100 { 10 * back } else { 0 };
+                let entry = (arrival_us, sequence, sequence as u32);
+                waiting.insert(entry);
+                oldest.insert(entry);
+                // Mostly the young leave, so that the old ones hold the others up.
+                for _ in 0..leave {
+                    let from = waiting.len() / 2 + usize::from(leaver) % waiting.len().div_ceil(2).max(1);
+                    let Some(&entry) = waiting.iter().nth(from) else { break };
+                    waiting.remove(&entry);
+                    oldest.handle_left(waiting.len(), |entry| waiting.contains(entry));
+                    prop_assert!(oldest.queue.len() + oldest.strays.len() <= 2 * waiting.len() + 64);
+                }
+                prop_assert_eq!(oldest.arrival_us(), waiting.first().map(|&(arrival_us, ..)| arrival_us));
+            }
+        }
+    }
+}
