@@ -2,35 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use taskyard_shared::Priority;
-
 use super::decision::DispatchReason;
-use super::lane::Group;
-use super::line::{Line, Rank};
-use super::policy::{CostBucket, Policy, Stage, Waiting};
+use super::groups::Groups;
+use super::line::Rank;
+use super::oldest::Oldest;
+use super::policy::{Policy, Stage, Waiting};
 use super::tasks::{Handle, Place, Record, Tasks};
-
-/// What tasks have in common whose scores a policy never reorders.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Class {
-    pub(super) priority: Priority,
-    pub(super) cost: CostBucket,
-    pub(super) stage: u8,
-}
-
-impl Class {
-    fn of(waiting: &Waiting, stage: Stage) -> Self {
-        Self { priority: waiting.priority, cost: waiting.cost, stage: stage.number }
-    }
-}
 
 #[derive(Default)]
 pub(super) struct Backlog {
-    pub(super) groups: BTreeMap<Class, Group>,
+    pub(super) groups: Groups,
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
-    /// Tasks that their lanes do not keep in the order of arrival, in that order.
-    arrivals: Line,
+    /// The oldest of the tasks that their lanes do not keep in the order of arrival.
+    oldest: Oldest,
     /// Tasks in lanes.
     pub(super) queued: usize,
     /// Tasks that may not start yet.
@@ -62,8 +47,8 @@ impl Backlog {
 
     /// Since when the longest waiting of the tasks that may start waits.
     pub(super) fn oldest_arrival_us(&self) -> Option<u64> {
-        let heads = self.groups.values().map(|group| group.head.arrival_us);
-        heads.chain(self.arrivals.first().map(|(rank, _)| rank.arrival_us)).min()
+        let heads = self.groups.heads().iter().map(|head| head.arrival_us);
+        heads.chain(self.oldest.arrival_us()).min()
     }
 
     pub(super) fn count_delayed(&mut self, waiting: &Waiting) {
@@ -84,7 +69,7 @@ impl Backlog {
         self.weighted_us += weighted_us(&record.waiting);
         let key = policy.lane_key(&record.waiting);
         if key.is_some() {
-            self.arrivals.insert(rank(&record.waiting, None), task);
+            self.oldest.insert((record.waiting.arrival_us, record.waiting.sequence, task));
         }
         self.enter_stage(task, record, stage, rank(&record.waiting, key));
     }
@@ -96,37 +81,26 @@ impl Backlog {
         self.weighted_us -= weighted_us(&record.waiting);
         let key = policy.lane_key(&record.waiting);
         if key.is_some() {
-            self.arrivals.remove(rank(&record.waiting, None));
+            self.oldest.handle_left(self.queued, |&(_, sequence, other)| {
+                other != task && tasks.get(other).is_some_and(|record| record.is_queued(sequence))
+            });
         }
         self.leave_stage(record, stage, rank(&record.waiting, key), tasks);
     }
 
     /// The task to dispatch now, and why.
     pub(super) fn choose(&self, policy: &dyn Policy, now_us: u64) -> Option<(Handle, DispatchReason)> {
-        let mut groups = self.groups.values();
-        let mut best = groups.next()?;
-        if self.groups.len() == 1 {
-            let reason = match best.lanes.len() {
-                1 => DispatchReason::OnlyLane,
-                _ if best.best_by_key() => DispatchReason::BestScore,
-                _ => DispatchReason::Oldest,
-            };
-            return Some((best.best()?, reason));
-        }
-        let mut top = policy.score(&best.head, now_us);
-        let mut reason = DispatchReason::BestScore;
-        for group in groups {
-            let score = policy.score(&group.head, now_us);
-            if score > top {
-                (best, top, reason) = (group, score, DispatchReason::BestScore);
-            } else if score == top {
-                reason = DispatchReason::Oldest;
-                if group.head.came_before(&best.head) {
-                    best = group;
-                }
-            }
-        }
-        Some((best.best()?, reason))
+        let heads = self.groups.heads();
+        let best = policy.best(heads, now_us)?;
+        let group = self.groups.group(best.index)?;
+        let reason = if heads.len() == 1 && group.lanes().len() == 1 {
+            DispatchReason::OnlyLane
+        } else if best.is_level || heads.len() == 1 && !group.best_by_key() {
+            DispatchReason::Oldest
+        } else {
+            DispatchReason::BestScore
+        };
+        Some((group.best()?, reason))
     }
 
     /// Moves the tasks whose stage has ended.
@@ -151,34 +125,20 @@ impl Backlog {
     /// Tasks before this one in its lane, counted up to a limit.
     pub(super) fn ahead(&self, record: &Record, stage: Stage, policy: &dyn Policy, limit: usize) -> usize {
         let rank = rank(&record.waiting, policy.lane_key(&record.waiting));
-        let group = self.groups.get(&Class::of(&record.waiting, stage));
-        group.map_or(0, |group| group.ahead(rank, record.tenant, limit))
+        self.groups.find(&record.waiting, stage).map_or(0, |group| group.ahead(rank, record.tenant, limit))
     }
 
     fn enter_stage(&mut self, task: Handle, record: &Record, stage: Stage, rank: Rank) {
-        let Record { waiting, tenant, .. } = record;
         if let Some(until_us) = stage.until_us {
-            self.stage_ends.insert((until_us, waiting.sequence), task);
+            self.stage_ends.insert((until_us, record.waiting.sequence), task);
         }
-        match self.groups.entry(Class::of(waiting, stage)) {
-            std::collections::btree_map::Entry::Occupied(group) => {
-                group.into_mut().insert(rank, *tenant, task, waiting);
-            }
-            std::collections::btree_map::Entry::Vacant(place) => {
-                place.insert(Group::new(rank, *tenant, task, waiting));
-            }
-        }
+        self.groups.insert(task, record, stage, rank);
     }
 
     fn leave_stage(&mut self, record: &Record, stage: Stage, rank: Rank, tasks: &Tasks) {
         if let Some(until_us) = stage.until_us {
             self.stage_ends.remove(&(until_us, record.waiting.sequence));
         }
-        let class = Class::of(&record.waiting, stage);
-        if let Some(group) = self.groups.get_mut(&class)
-            && !group.remove(rank, record.tenant, tasks)
-        {
-            self.groups.remove(&class);
-        }
+        self.groups.remove(record, stage, rank, tasks);
     }
 }

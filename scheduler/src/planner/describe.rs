@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 
 use super::Planner;
-use super::backlog::Class;
+use super::groups::Class;
 use super::models::Model;
 use super::tasks::{Place, Record};
 
@@ -30,9 +30,9 @@ impl Planner {
                 backlog.delayed,
                 backlog.weighted_seconds(),
             )?;
-            for (Class { priority, cost, stage }, group) in &backlog.groups {
+            for (Class { priority, cost, stage }, group) in backlog.groups.iter() {
                 let lanes: BTreeMap<_, _> =
-                    group.lanes.iter().map(|(&tenant, lane)| (self.tenants.name(tenant), lane)).collect();
+                    group.lanes().iter().map(|(&tenant, lane)| (self.tenants.name(tenant), lane)).collect();
                 for (tenant, lane) in lanes {
                     let priority = priority.get();
                     writeln!(out, "  priority {priority}, about {:.3e} s, stage {stage}, {tenant}", cost.seconds())?;

@@ -6,47 +6,47 @@
 use std::collections::BTreeMap;
 
 use super::line::{Line, Rank};
-use super::policy::Waiting;
-use super::tasks::{Handle, Tasks};
+use super::tasks::Handle;
 
-/// The lanes of one class. It has at least one task.
+/// The lanes of one class.
 pub(super) struct Group {
-    /// The best head, copied so that groups are compared without reaching for their tasks.
-    pub(super) head: Waiting,
     /// Each lane's head, and whose lane it is.
     heads: BTreeMap<Rank, (u32, Handle)>,
     /// By tenant. None is empty.
-    pub(super) lanes: BTreeMap<u32, Line>,
+    lanes: BTreeMap<u32, Line>,
 }
 
 impl Group {
-    pub(super) fn new(rank: Rank, tenant: u32, task: Handle, waiting: &Waiting) -> Self {
+    pub(super) fn new(rank: Rank, tenant: u32, task: Handle) -> Self {
         Self {
-            head: waiting.clone(),
             heads: BTreeMap::from([(rank, (tenant, task))]),
             lanes: BTreeMap::from([(tenant, Line::from((rank, task)))]),
         }
     }
 
-    pub(super) fn insert(&mut self, rank: Rank, tenant: u32, task: Handle, waiting: &Waiting) {
+    pub(super) fn lanes(&self) -> &BTreeMap<u32, Line> {
+        &self.lanes
+    }
+
+    /// Puts a task into its lane. Answers whether it is now the best of the group.
+    pub(super) fn insert(&mut self, rank: Rank, tenant: u32, task: Handle) -> bool {
         let lane = self.lanes.entry(tenant).or_default();
         let head = lane.first().map(|(head, _)| head);
         lane.insert(rank, task);
         if head.is_some_and(|head| head < rank) {
-            return;
+            return false;
         }
         if let Some(head) = head {
             self.heads.remove(&head);
         }
-        if self.heads.first_key_value().is_none_or(|(&best, _)| rank < best) {
-            self.head = waiting.clone();
-        }
+        let is_best = self.heads.first_key_value().is_none_or(|(&best, _)| rank < best);
         self.heads.insert(rank, (tenant, task));
+        is_best
     }
 
-    /// Takes a task out. Answers whether any is left; when none is, the group is to be dropped.
-    pub(super) fn remove(&mut self, rank: Rank, tenant: u32, tasks: &Tasks) -> bool {
-        let Some(lane) = self.lanes.get_mut(&tenant) else { return true };
+    /// Takes a task out of its lane. Answers whether it was the best of the group.
+    pub(super) fn remove(&mut self, rank: Rank, tenant: u32) -> bool {
+        let Some(lane) = self.lanes.get_mut(&tenant) else { return false };
         lane.remove(rank);
         let next = lane.first();
         if next.is_none() {
@@ -58,14 +58,10 @@ impl Group {
         {
             self.heads.insert(rank, (tenant, task));
         }
-        let Some((_, &(_, best))) = self.heads.first_key_value() else { return false };
-        if was_best && let Some(record) = tasks.get(best) {
-            self.head = record.waiting.clone();
-        }
-        true
+        was_best
     }
 
-    /// The task to take from this group.
+    /// The task to take from this group; none when it is empty.
     pub(super) fn best(&self) -> Option<Handle> {
         self.heads.first_key_value().map(|(_, &(_, task))| task)
     }

@@ -11,11 +11,13 @@ mod capacity;
 mod decision;
 mod describe;
 mod explain;
+mod groups;
 mod index;
 mod lane;
 mod line;
 mod models;
 mod names;
+mod oldest;
 pub mod policy;
 mod tasks;
 

@@ -28,6 +28,11 @@ pub(super) enum Place {
 }
 
 impl Record {
+    /// Whether it is the task of this sequence, and in a lane.
+    pub(super) fn is_queued(&self, sequence: u64) -> bool {
+        self.waiting.sequence == sequence && matches!(self.place, Place::Lane { .. })
+    }
+
     pub(super) fn is_delayed(&self) -> bool {
         matches!(self.place, Place::Delayed { .. })
     }

@@ -8,7 +8,7 @@ use super::{Policy, Stage, Waiting};
 /// a smooth curve would not give.
 #[derive(Clone, Copy, Debug)]
 pub struct Cmu {
-    ageing_seconds: f64,
+    ageing_us: f64,
 }
 
 /// From how many expected run times of slack on the slope is how much steeper.
@@ -17,7 +17,7 @@ pub(crate) const STEPS: [(f64, f64); 2] = [(8.0, 2.0), (2.0, 4.0)];
 impl Cmu {
     /// After `ageing_seconds` (T) the slope has doubled. Taken as a millisecond at least.
     pub fn new(ageing_seconds: f64) -> Self {
-        Self { ageing_seconds: ageing_seconds.max(1e-3) }
+        Self { ageing_us: ageing_seconds.max(1e-3) * 1e6 }
     }
 }
 
@@ -33,13 +33,13 @@ impl Policy for Cmu {
     }
 
     fn score(&self, task: &Waiting, now_us: u64) -> f64 {
-        let age_seconds = now_us.saturating_sub(task.arrival_us) as f64 / 1e6;
-        let slope = task.weight() * (1.0 + age_seconds / self.ageing_seconds);
+        let age_us = now_us.saturating_sub(task.arrival_us) as f64;
+        let slope = task.weight() * (1.0 + age_us / self.ageing_us);
         let steeper = match self.stage(task, now_us).number {
             0 => 1.0,
             step => STEPS[usize::from(step) - 1].1,
         };
-        steeper * slope / task.cost.seconds()
+        steeper * slope * task.cost.rate()
     }
 
     fn stage(&self, task: &Waiting, now_us: u64) -> Stage {
