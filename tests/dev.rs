@@ -26,6 +26,8 @@ fn command(arguments: &[&str], environment: &[(&str, &str)]) -> Command {
 struct Dev {
     child: Child,
     printed: Arc<Mutex<Vec<String>>>,
+    /// What it logs, told when its test fails.
+    logged: Arc<Mutex<Vec<String>>>,
     url: String,
 }
 
@@ -33,15 +35,11 @@ impl Dev {
     fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let arguments = [&["dev"], arguments].concat();
         let environment = [environment, &[("TASKYARD__GATEWAY__LISTEN", "127.0.0.1:0")]].concat();
-        let mut child = command(&arguments, &environment).stdout(Stdio::piped()).spawn().unwrap();
-        let printed = Arc::new(Mutex::new(Vec::new()));
-        let (kept, stdout) = (printed.clone(), child.stdout.take().unwrap());
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                kept.lock().unwrap().push(line);
-            }
-        });
-        let mut dev = Self { child, printed, url: String::new() };
+        let mut command = command(&arguments, &environment);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let printed = kept(child.stdout.take().unwrap());
+        let logged = kept(child.stderr.take().unwrap());
+        let mut dev = Self { child, printed, logged, url: String::new() };
         dev.wait_for("Ctrl-C ends it.");
         let first = dev.printed()[0].clone();
         dev.url = first.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_owned();
@@ -100,7 +98,24 @@ impl Drop for Dev {
     fn drop(&mut self) {
         let _killed = self.child.kill();
         let _reaped = self.child.wait();
+        if std::thread::panicking() {
+            for line in self.logged.lock().unwrap().iter().rev().take(40).rev() {
+                eprintln!("[{}] {line}", self.child.id());
+            }
+        }
     }
+}
+
+/// The lines of a pipe, as they come.
+fn kept(pipe: impl Read + Send + 'static) -> Arc<Mutex<Vec<String>>> {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let kept = lines.clone();
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            kept.lock().unwrap().push(line);
+        }
+    });
+    lines
 }
 
 const MODELS: &str = r#"
