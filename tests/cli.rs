@@ -299,7 +299,8 @@ fn what_the_servers_refuse_is_2_and_an_unknown_model_too() {
 fn outside_the_projects_folder_there_is_nothing_to_demonstrate() {
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("taskyard");
-    std::fs::copy(env!("CARGO_BIN_EXE_taskyard"), &program).unwrap();
+    // Copied by another process: while this one has it open for writing, no thread of it can run it.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_taskyard")).arg(&program).status().unwrap().success());
     for role in ["demo", "dev"] {
         let mut command = command(&program, &[role], &[]);
         command.current_dir(folder.path());
