@@ -16,8 +16,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage, 3 not reachable, 4 not found, 5 not finished in time.";
+
 #[derive(Parser)]
-#[command(name = "taskyard", version, about = "A work queue for AI models")]
+#[command(name = "taskyard", version, about = "A work queue for AI models", after_help = EXIT_CODES)]
 struct Cli {
     /// Settings file (TOML), over the built-in defaults and under the environment.
     #[arg(long, global = true, value_name = "FILE")]
@@ -34,9 +36,9 @@ enum Command {
     Dev(dev::DevArgs),
     /// The HTTP API.
     Gateway,
-    /// The scheduler service.
+    /// Decides what runs next; a second one stands by.
     Scheduler,
-    /// A worker.
+    /// Serves the models of the settings.
     Worker(roles::WorkerArgs),
     /// Tasks: submit, get, wait, list.
     Task(commands::task::TaskArgs),

@@ -35,7 +35,7 @@ const HEALTH_PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Args)]
 pub struct WorkerArgs {
-    /// Serve only these models of the settings.
+    /// Serve only these models of the settings, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "NAMES")]
     models: Vec<String>,
 }

@@ -50,7 +50,7 @@ fn command(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> 
     for (name, _) in std::env::vars_os().filter(|(name, _)| ours(name)) {
         command.env_remove(name);
     }
-    command.args(arguments).env("TASKYARD__LOG__LEVEL", "error").envs(environment.iter().copied());
+    command.args(arguments).env("TASKYARD__LOG__LEVEL", "error,lapin=off").envs(environment.iter().copied());
     command.current_dir(root()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
