@@ -8,10 +8,11 @@ use taskyard_shared::process::config;
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::shutdown::Shutdown;
 use taskyard_shared::process::telemetry;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::demo::find_root;
 use crate::failure::Failure;
+use crate::output::tell;
 use crate::roles::{bind_gateway, load_models};
 use crate::yard::Yard;
 
@@ -30,6 +31,11 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
     };
     let loaded = config::load(file.or(shipped.as_deref()))?;
     telemetry::init(&loaded.settings.log)?;
+    for (key, url) in [("broker.url", &loaded.settings.broker.url), ("store.url", &loaded.settings.store.url)] {
+        if url != "embedded:" {
+            warn!("{key} is not used: dev has a broker and a store of its own, which --data DIR keeps");
+        }
+    }
     let shutdown = Shutdown::on_signals()?;
     let listener = bind_gateway(loaded.settings.gateway.listen).await?;
     let address = listener.local_addr()?;
@@ -47,16 +53,16 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
         settings: settings.gateway.clone(),
         registry,
     })?;
-    println!("Taskyard runs at http://{address} with the models {}.", names.join(", "));
+    tell!("Taskyard runs at http://{address} with the models {}.", names.join(", "));
     match &args.data {
-        Some(folder) => println!("Tasks and results are kept in {}.", folder.display()),
-        None => println!("Tasks and results are in memory; --data DIR keeps them."),
+        Some(folder) => tell!("Tasks and results are kept in {}.", folder.display()),
+        None => tell!("Tasks and results are in memory; --data DIR keeps them."),
     }
-    println!("  metrics  http://{address}/metrics");
-    println!("  API      http://{address}/openapi.json");
-    println!("Try, in another terminal:");
-    println!("  taskyard task submit --model {first} --input '{{\"text\": \"my card was stolen\"}}' --wait");
-    println!("Ctrl-C ends it.");
+    tell!("  metrics  http://{address}/metrics");
+    tell!("  API      http://{address}/openapi.json");
+    tell!("Try, in another terminal:");
+    tell!("  taskyard task submit --model {first} --input '{{\"text\": \"my card was stolen\"}}' --wait");
+    tell!("Ctrl-C ends it.");
 
     gateway.run(listener, shutdown.drain.clone()).await;
     info!("the gateway has stopped");

@@ -1,5 +1,6 @@
 //! Why a command ended without doing what was asked, and the exit code that says so.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use taskyard_shared::broker::BrokerError;
@@ -43,7 +44,17 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Config(_) | Self::Telemetry(_) | Self::Listen(_) | Self::Model(_) | Self::Usage(_) => Exit::Usage,
-            Self::Broker(_) | Self::Store(_) => Exit::NotReachable,
+            Self::Broker(failure) => match failure {
+                failure if failure.is_transient() => Exit::NotReachable,
+                // It answered, and what the settings say does not suit it: credentials, a queue's type, a folder in use.
+                BrokerError::Refused(_) | BrokerError::Mismatch { .. } => Exit::Usage,
+                _ => Exit::Failed,
+            },
+            Self::Store(failure) => match failure {
+                failure if failure.is_transient() => Exit::NotReachable,
+                StoreError::Refused(_) => Exit::Usage,
+                _ => Exit::Failed,
+            },
             Self::NotFound(_) => Exit::NotFound,
             Self::System(_) | Self::Metrics(_) | Self::Failed(_) | Self::Internal(_) => Exit::Failed,
         }
@@ -51,7 +62,8 @@ impl Failure {
 
     /// Says so on stderr.
     pub fn report(self) -> ExitCode {
-        eprintln!("taskyard: {self}");
+        // With standard error gone as well, the exit code is all that is left.
+        let _gone = writeln!(std::io::stderr(), "taskyard: {self}");
         self.exit().into()
     }
 }

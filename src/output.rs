@@ -104,7 +104,17 @@ fn visible(text: &str) -> String {
     out
 }
 
-fn pipe_may_close(written: io::Result<()>) -> io::Result<()> {
+/// A line on standard output for people. Whoever stops reading, as `head` does, misses the rest, and nothing else happens.
+macro_rules! tell {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _gone = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+pub(crate) use tell;
+
+/// A reader that stops reading is no error.
+pub fn pipe_may_close(written: io::Result<()>) -> io::Result<()> {
     match written {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,

@@ -1,24 +1,309 @@
-//! The binary as a user types it.
+//! The binary as a user types it: what cannot be done ends with one sentence on stderr and the exit code that
+//! docs/reference.md gives it.
 
-use std::process::{Command, Output};
+mod harness;
 
-fn taskyard(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_taskyard")).args(arguments).output().unwrap()
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use harness::{eventually, root, servers};
+
+/// Broker and store that nothing listens for.
+const NOBODY: [(&str, &str); 2] = [
+    ("TASKYARD__BROKER__URL", "amqp://operator:s3cret-word@127.0.0.1:1/%2f"),
+    ("TASKYARD__STORE__URL", "redis://:s3cret-word@127.0.0.1:1/0"),
+];
+const ROLES: [&str; 3] = ["gateway", "scheduler", "worker"];
+
+/// What a command came to.
+struct Ran {
+    what: String,
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    /// It ended with this exit code and one sentence, which holds all of these words.
+    #[track_caller]
+    fn refuses(&self, code: i32, words: &[&str]) {
+        let Self { what, out, err, .. } = self;
+        assert_eq!(self.code, Some(code), "{what}: {out}{err}");
+        assert!(out.is_empty(), "{what}: data is for stdout, words are for stderr: {out}");
+        assert_eq!(err.lines().count(), 1, "{what}: one line: {err}");
+        assert!(err.starts_with("taskyard: "), "{what}: {err}");
+        for word in words {
+            assert!(err.contains(word), "{what}: {word:?} is not in: {err}");
+        }
+        assert!(!err.contains("s3cret-word"), "{what}: a password is shown: {err}");
+    }
+}
+
+/// A command with the settings of these variables and no others.
+fn command(program: &Path, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(program);
+    let ours = |name: &OsString| name.to_string_lossy().starts_with("TASKYARD_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| ours(name)) {
+        command.env_remove(name);
+    }
+    command.args(arguments).env("TASKYARD__LOG__LEVEL", "error").envs(environment.iter().copied());
+    command.current_dir(root()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn taskyard(arguments: &[&str], environment: &[(&str, &str)]) -> Ran {
+    run(command(Path::new(env!("CARGO_BIN_EXE_taskyard")), arguments, environment))
+}
+
+/// Runs to the end, which must come: a command that serves instead of refusing is killed.
+fn run(mut command: Command) -> Ran {
+    let what = format!("{command:?}");
+    let mut child = command.spawn().unwrap();
+    let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let read = std::thread::spawn(move || {
+        let mut text = String::new();
+        stdout.read_to_string(&mut text).unwrap();
+        text
+    });
+    let begun = Instant::now();
+    let code = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status.code();
+        }
+        if begun.elapsed() > Duration::from_secs(60) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::park_timeout(Duration::from_millis(10));
+    };
+    let mut err = String::new();
+    stderr.read_to_string(&mut err).unwrap();
+    Ran { what, code, out: read.join().unwrap(), err }
+}
+
+fn written(folder: &tempfile::TempDir, name: &str, text: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    path
 }
 
 #[test]
 fn schema_export_prints_the_schema_of_every_message() {
-    let output = taskyard(&["schema", "export"]);
-    assert!(output.status.success());
-    let schemas: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let ran = taskyard(&["schema", "export"], &[]);
+    assert_eq!(ran.code, Some(0));
+    let schemas: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!(schemas["task"]["properties"]["deadline_ms"]["minimum"], 0);
     assert!(schemas["result"]["required"].as_array().unwrap().contains(&"state".into()));
 }
 
 #[test]
+fn a_reader_that_stops_reading_is_no_error() {
+    for arguments in [["schema", "export"], ["config", "show"]] {
+        let mut child = command(Path::new(env!("CARGO_BIN_EXE_taskyard")), &arguments, &[]).spawn().unwrap();
+        drop(child.stdout.take());
+        let status = eventually("the command to end", || child.try_wait().unwrap());
+        let mut err = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
+        assert_eq!((status.code(), err.as_str()), (Some(0), ""), "{arguments:?}");
+    }
+}
+
+#[test]
 fn a_wrong_command_is_a_usage_error_on_stderr() {
-    let output = taskyard(&["dance"]);
-    assert_eq!(output.status.code(), Some(2));
-    assert!(output.stdout.is_empty());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("dance"));
+    let cases: [(&[&str], &str); 6] = [
+        (&["dance"], "dance"),
+        (&[], "Usage"),
+        (&["task"], "Usage"),
+        (&["worker", "--modles", "a"], "--modles"),
+        (&["demo", "--policy", "best"], "best"),
+        (&["config", "mend"], "mend"),
+    ];
+    for (arguments, words) in cases {
+        let ran = taskyard(arguments, &[]);
+        assert_eq!(ran.code, Some(2), "{}: {}", ran.what, ran.err);
+        assert!(ran.out.is_empty() && ran.err.contains(words), "{}: {}", ran.what, ran.err);
+    }
+}
+
+#[test]
+fn bad_settings_name_the_key_and_the_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: [(&str, &str, &[&str]); 7] = [
+        ("broken.toml", "[broker]\nurl = \"amqp://host\n", &["broken.toml:2:", "not TOML"]),
+        ("section.toml", "[broker\n", &["section.toml:1:", "not TOML"]),
+        ("unknown.toml", "[broker]\n\nulr = \"x\"\n", &["unknown.toml:3", "broker.ulr", "did you mean broker.url?"]),
+        ("choice.toml", "[scheduler]\npolicy = \"best\"\n", &["choice.toml:2", "scheduler.policy", "cmu", "best"]),
+        ("bounds.toml", "[worker]\nlease_ms = 3\n", &["bounds.toml:2", "worker.lease_ms", "200", "3"]),
+        ("type.toml", "[broker]\nheartbeat_s = \"ten\"\n", &["type.toml:2", "broker.heartbeat_s", "a whole number"]),
+        ("model.toml", "[models.a]\nslots = 2\n", &["model.toml:1", "models.a.handler", "must be given"]),
+    ];
+    for (name, text, words) in cases {
+        let path = written(&folder, name, text);
+        let path = path.to_str().unwrap();
+        for arguments in
+            [&["gateway"][..], &["scheduler"], &["worker"], &["dev"], &["config", "check"], &["config", "show"]]
+        {
+            taskyard(&[arguments, &["--config", path]].concat(), &NOBODY).refuses(2, words);
+        }
+        let doctor = taskyard(&["doctor", "--config", path], &NOBODY);
+        assert_eq!(doctor.code, Some(2), "{}: {}", doctor.what, doctor.err);
+        assert!(words.iter().all(|word| doctor.out.contains(word)), "{}: {}", doctor.what, doctor.out);
+    }
+    let missing = folder.path().join("missing.toml");
+    taskyard(&["dev", "--config", missing.to_str().unwrap()], &[]).refuses(2, &["missing.toml", "No such file"]);
+}
+
+#[test]
+fn bad_settings_in_the_environment_name_the_variable() {
+    let cases: [(&str, &str, &[&str]); 5] = [
+        ("TASKYARD__BROKER__ULR", "x", &["broker.ulr", "broker.url"]),
+        ("TASKYARD__GATEWAY__LISTEN", "8080", &["gateway.listen", "127.0.0.1:8080"]),
+        ("TASKYARD__WORKER__PREFETCH", "s3cret-word", &["worker.prefetch", "a whole number"]),
+        ("TASKYARD__BROKER__URL_FILE", "/no/such/file", &["broker.url", "/no/such/file"]),
+        ("TASKYARD__LOG__LEVEL", "loud", &["log.level", "loud"]),
+    ];
+    for (variable, value, words) in cases {
+        taskyard(&["scheduler"], &[(variable, value)]).refuses(2, &[words, &[variable]].concat());
+    }
+}
+
+#[test]
+fn a_broker_that_is_not_there_is_3() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = written(&folder, "models.toml", "[models.a]\nhandler = \"simulated\"\n[models.a.simulated]\n");
+    let models = models.to_str().unwrap();
+    for role in ROLES {
+        let begun = Instant::now();
+        taskyard(&[role, "--config", models], &NOBODY).refuses(3, &["broker", "127.0.0.1:1", "refused"]);
+        assert!(begun.elapsed() < Duration::from_secs(20), "{role} says so soon");
+    }
+    let doctor = taskyard(&["doctor"], &NOBODY);
+    assert_eq!(doctor.code, Some(3), "{}", doctor.err);
+    assert!(doctor.out.contains("FAIL") && !doctor.out.contains("s3cret-word"), "{}", doctor.out);
+}
+
+#[test]
+fn a_broker_that_says_nothing_or_something_else_is_3() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("amqp://operator:s3cret-word@{}", silent.local_addr().unwrap());
+    let environment = [NOBODY[1], ("TASKYARD__BROKER__URL", &url), ("TASKYARD__BROKER__CONNECT_TIMEOUT_MS", "300")];
+    taskyard(&["scheduler"], &environment).refuses(3, &["broker", "300 ms"]);
+
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    let url = format!("amqp://operator:s3cret-word@{address}");
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = other.accept().unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n").unwrap();
+        // Until the other end has seen it.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    taskyard(&["scheduler"], &[NOBODY[1], ("TASKYARD__BROKER__URL", &url)])
+        .refuses(3, &[&address, "does not speak AMQP"]);
+    answering.join().unwrap();
+}
+
+#[test]
+fn a_role_by_itself_needs_servers() {
+    for role in ROLES {
+        taskyard(&[role], &[]).refuses(2, &["broker.url", "embedded:", role, "taskyard dev"]);
+        taskyard(&[role], &NOBODY[..1]).refuses(2, &["store.url", "embedded:", role, "taskyard dev"]);
+        let in_folder = [("TASKYARD__BROKER__URL", "embedded:data"), NOBODY[1]];
+        taskyard(&[role], &in_folder).refuses(2, &["broker.url", "embedded:"]);
+    }
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_named_with_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = root().join("models");
+    let shipped = shipped.to_str().unwrap();
+    let onnx = |file: &str, sha256: &str| {
+        format!(
+            "[models.faces]\nhandler = \"onnx\"\n[models.faces.onnx]\ntask = \"file-type\"\nfile = {file:?}\n\
+             config = \"{shipped}/magika/config.min.json\"\n{sha256}"
+        )
+    };
+    written(&folder, "text.onnx", "this is no model");
+    let wrong_sum = format!("sha256 = \"{}\"\n", "0".repeat(64));
+    let cases: [(&str, String, &[&str]); 6] = [
+        ("missing.toml", onnx("nowhere/faces.onnx", ""), &["model faces", "nowhere/faces.onnx", "no such file"]),
+        ("text.toml", onnx("text.onnx", ""), &["model faces", "text.onnx"]),
+        ("sum.toml", onnx(&format!("{shipped}/magika/model.onnx"), &wrong_sum), &["model faces", "sha256"]),
+        (
+            "program.toml",
+            "[models.talk]\nhandler = \"process\"\n[models.talk.process]\ncommand = [\"no-such-program\"]\n".to_owned(),
+            &["model talk", "no-such-program"],
+        ),
+        (
+            "ends.toml",
+            "[models.talk]\nhandler = \"process\"\n[models.talk.process]\ncommand = [\"false\"]\n".to_owned(),
+            &["model talk", "false", "ended at once"],
+        ),
+        ("none.toml", "[log]\nformat = \"text\"\n".to_owned(), &["[models.NAME]", "--config"]),
+    ];
+    for (name, text, words) in cases {
+        let path = written(&folder, name, &text);
+        let environment = [("TASKYARD__GATEWAY__LISTEN", "127.0.0.1:0")];
+        taskyard(&["dev", "--config", path.to_str().unwrap()], &environment).refuses(2, words);
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_named_with_its_setting() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    taskyard(&["dev"], &[("TASKYARD__GATEWAY__LISTEN", &address)])
+        .refuses(2, &[&address, "another process listens there", "gateway.listen"]);
+
+    let Some(servers) = servers("a port that is taken") else { return };
+    let broker = format!("{}/%2f", servers.amqp);
+    let environment = [
+        ("TASKYARD__BROKER__URL", broker.as_str()),
+        ("TASKYARD__STORE__URL", &servers.redis),
+        ("TASKYARD__ADMIN__LISTEN", &address),
+        ("TASKYARD__GATEWAY__LISTEN", &address),
+    ];
+    let models = root().join("models/models.toml");
+    for (role, setting) in [("scheduler", "admin.listen"), ("gateway", "gateway.listen"), ("worker", "admin.listen")] {
+        let words = [address.as_str(), "another process listens there", setting];
+        taskyard(&[role, "--config", models.to_str().unwrap()], &environment).refuses(2, &words);
+    }
+}
+
+#[test]
+fn what_the_servers_refuse_is_2_and_an_unknown_model_too() {
+    let Some(servers) = servers("refusals of servers") else { return };
+    let (_, host) = servers.amqp.rsplit_once('@').unwrap();
+    let stranger = format!("amqp://stranger:s3cret-word@{host}/%2f");
+    let nowhere = format!("{}/no-such-virtual-host", servers.amqp);
+    let there = format!("{}/%2f", servers.amqp);
+    let with = |broker: &str, arguments: &[&str]| {
+        taskyard(arguments, &[("TASKYARD__BROKER__URL", broker), ("TASKYARD__STORE__URL", &servers.redis)])
+    };
+    with(&stranger, &["scheduler"]).refuses(2, &["stranger", "may not log in", host]);
+    with(&nowhere, &["scheduler"]).refuses(2, &["no-such-virtual-host", host]);
+    let models = root().join("models/models.toml");
+    let arguments = ["worker", "--models", "pause,paws", "--config", models.to_str().unwrap()];
+    with(&there, &arguments).refuses(2, &["no model paws", "file-type, intents, pause, sentiment"]);
+    with(&there, &["worker"]).refuses(2, &["[models.NAME]", "--config"]);
+}
+
+/// The program looks for the project's folders around itself too, so it is tried from elsewhere.
+#[test]
+fn outside_the_projects_folder_there_is_nothing_to_demonstrate() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("taskyard");
+    // Copied by another process: while this one has it open for writing, no thread of it can run it.
+    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_taskyard")).arg(&program).status().unwrap().success());
+    for role in ["demo", "dev"] {
+        let mut command = command(&program, &[role], &[]);
+        command.current_dir(folder.path());
+        run(command).refuses(4, &["models", "demo", "project's folder"]);
+    }
 }

@@ -125,7 +125,7 @@ async fn broker(
 }
 
 fn per_commit(count: u64, commits: u64) -> String {
-    count.checked_div(commits).map_or_else(String::new, |each| format!(", {each} in a commit"))
+    count.checked_div(commits).map_or(String::new(), |each| format!(", {each} in a commit"))
 }
 
 /// What the process has used so far, in milliseconds: unlike the rate, it hardly depends on what else runs.

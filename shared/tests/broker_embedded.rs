@@ -109,7 +109,8 @@ async fn what_is_not_acked_outlives_the_process_in_order_and_redelivered() {
     broker.close().await;
 
     let broker = open(dir.path());
-    let expected: Vec<_> = (0..1_000).filter(|number| *number >= 400 || number % 3 != 0).collect();
+    let expected: Vec<usize> =
+        (0..1_000).filter(|number: &usize| *number >= 400 || !number.is_multiple_of(3)).collect();
     let found = drain(&broker, "work").await;
     assert_eq!(numbers(&found), expected);
     assert!(found.iter().all(|delivery| delivery.redelivered && delivery.routing_key == "work"));
@@ -205,6 +206,31 @@ async fn what_was_confirmed_survives_sigkill() {
         assert!(acked.windows(2).all(|pair| pair[0] < pair[1]), "out of order: {acked:?}");
     }
     assert!(confirmed >= 38);
+}
+
+#[test]
+#[ignore = "run by a test that expects its crash"]
+fn child_crashes_right_after_a_confirm() {
+    let dir = child::dir();
+    child::runtime().block_on(async {
+        let broker = open(&dir);
+        declare(&broker, "work").await;
+        // Large, so that writing them takes a while.
+        publish(&broker, (0..100).map(|_| Message::to_queue("work", vec![b'x'; 100 << 10])).collect()).await;
+        println!("confirmed 0");
+        std::process::abort();
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_confirm_comes_after_the_disk_has_it() {
+    for _ in 0..5 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Child::start("child_crashes_right_after_a_confirm", dir.path());
+        child.until("confirmed", "confirmed");
+        child.end();
+        assert_eq!(drain(&open(dir.path()), "work").await.len(), 100);
+    }
 }
 
 #[test]

@@ -431,7 +431,7 @@ async fn a_queue_with_other_arguments_is_named() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn too_large_a_message_is_told_apart() {
-    let Some(yard) = Behind::start("large", |_| {}).await else { return };
+    let Some(yard) = Behind::start("large", |settings| settings.publish_timeout_ms = 60_000).await else { return };
     // Over the most that any RabbitMQ takes by default: 128 MiB before 4.0, 16 MiB since.
     let large = Message::to_queue(&yard.queue, vec![b'x'; (128 << 20) + 1]);
     let mut answers = yard.broker.publish(vec![large, yard.message("small")]).await;

@@ -7,6 +7,8 @@ mod cost;
 mod faults;
 #[path = "store_redis/server.rs"]
 mod server;
+#[path = "store_redis/tls.rs"]
+mod tls;
 
 use std::sync::Arc;
 

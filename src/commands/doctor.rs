@@ -53,6 +53,7 @@ struct Finding {
 struct Findings {
     all: Vec<Finding>,
     unreachable: bool,
+    unusable: bool,
 }
 
 impl Findings {
@@ -69,6 +70,7 @@ pub async fn run(args: DoctorArgs, file: Option<&Path>, format: Format) -> ExitC
             examine(&loaded.settings, args.declare, &mut findings).await;
         }
         Err(failure) => {
+            findings.unusable = true;
             findings.add(
                 "settings",
                 Health::Fail,
@@ -89,10 +91,11 @@ pub async fn run(args: DoctorArgs, file: Option<&Path>, format: Format) -> ExitC
         return Failure::System(failure).report();
     }
     let failed = findings.all.iter().any(|finding| finding.health == Health::Fail);
-    match (failed, findings.unreachable) {
-        (_, true) => Exit::NotReachable.into(),
-        (true, false) => Exit::Failed.into(),
-        (false, false) => ExitCode::SUCCESS,
+    match failed {
+        _ if findings.unusable => Exit::Usage.into(),
+        _ if findings.unreachable => Exit::NotReachable.into(),
+        true => Exit::Failed.into(),
+        false => ExitCode::SUCCESS,
     }
 }
 

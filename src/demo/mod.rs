@@ -23,6 +23,7 @@ use taskyard_shared::{Carried, Envelope, Reply, State, Target, Task, TaskId, Tas
 use taskyard_worker::Handler;
 
 use crate::failure::Failure;
+use crate::output::tell;
 use crate::yard::{Served, Yard};
 use inputs::Item;
 pub use inputs::find_root;
@@ -35,8 +36,8 @@ const LEASE_MS: u64 = 1_000;
 
 #[derive(Args)]
 pub struct DemoArgs {
-    /// The policy to be shown beside first come, first served: cmu, wspt, edf or strict.
-    #[arg(long, default_value = "cmu")]
+    /// The policy to be shown beside first come, first served.
+    #[arg(long, default_value = "cmu", value_parser = ["cmu", "wspt", "edf", "strict", "fifo"])]
     policy: String,
 }
 
@@ -50,9 +51,9 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     let root = inputs::find_root()?;
     let items = inputs::load(&root)?;
     let started = Instant::now();
-    println!("Taskyard demo: {} tasks on real models, embedded broker and store, nothing to install.", items.len());
+    tell!("Taskyard demo: {} tasks on real models, embedded broker and store, nothing to install.", items.len());
     let models = load_models(&root.join("models/models.toml")).await?;
-    println!(
+    tell!(
         "Loaded {} in {:.1} s.",
         models.iter().map(|model| model.spec.full_name()).collect::<Vec<_>>().join(", "),
         started.elapsed().as_secs_f64()
@@ -60,7 +61,7 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
     let first_come = serve(&items, &models, "fifo", None).await?;
     let chosen = serve(&items, &models, &args.policy, Some("worker-1")).await?;
     report::print(&items, &first_come, &chosen);
-    println!("Done in {:.1} s.", started.elapsed().as_secs_f64());
+    tell!("Done in {:.1} s.", started.elapsed().as_secs_f64());
     report::judge(&[&first_come, &chosen])
 }
 
@@ -133,7 +134,7 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
             && let Some(victim) = victim.take()
         {
             bar.suspend(|| {
-                println!("Half way: {} is killed with tasks in hand; worker-3 takes its place.", victim.id);
+                tell!("Half way: {} is killed with tasks in hand; worker-3 takes its place.", victim.id);
             });
             run.killed = Some(victim.id.clone());
             victim.kill().await;

@@ -6,6 +6,7 @@ use taskyard_shared::{State, TaskError};
 
 use super::inputs::Item;
 use crate::failure::Failure;
+use crate::output::tell;
 
 /// What one task came to.
 #[derive(Clone, PartialEq)]
@@ -70,18 +71,18 @@ impl Run {
 }
 
 pub fn print(items: &[Item], first_come: &Run, chosen: &Run) {
-    println!("\nSome results of the run under {}:", chosen.policy);
+    tell!("\nSome results of the run under {}:", chosen.policy);
     for model in ["intents", "sentiment", "file-type"] {
         let shown = items.iter().zip(&chosen.samples).filter(|(item, _)| item.model == model).take(3);
         for (item, sample) in shown {
             if let Some(Sample { answer: Some((label, score)), worker, .. }) = sample {
                 let text: String = item.shown.chars().take(64).collect();
-                println!("  {model:<10} {text:<64}  {label} ({score:.2})  on {worker}");
+                tell!("  {model:<10} {text:<64}  {label} ({score:.2})  on {worker}");
             }
         }
     }
-    println!("\nMedian wait in ms, the same tasks first come, first served and under {}:", chosen.policy);
-    println!("  {:<10} {:>8} {:>6} {:>10} {:>10}", "model", "priority", "tasks", "fifo", chosen.policy);
+    tell!("\nMedian wait in ms, the same tasks first come, first served and under {}:", chosen.policy);
+    tell!("  {:<10} {:>8} {:>6} {:>10} {:>10}", "model", "priority", "tasks", "fifo", chosen.policy);
     let mut groups: BTreeMap<(&str, std::cmp::Reverse<u8>), Vec<usize>> = BTreeMap::new();
     for (at, item) in items.iter().enumerate() {
         groups.entry((item.model, std::cmp::Reverse(item.priority.get()))).or_default().push(at);
@@ -94,25 +95,25 @@ pub fn print(items: &[Item], first_come: &Run, chosen: &Run) {
             waits.get(waits.len() / 2).copied().unwrap_or(f64::NAN) * 1e3
         };
         let (before, after) = (median(first_come), median(chosen));
-        println!("  {model:<10} {:>8} {:>6} {before:>10.0} {after:>10.0}", priority.0, members.len());
+        tell!("  {model:<10} {:>8} {:>6} {before:>10.0} {after:>10.0}", priority.0, members.len());
     }
     let (work_before, delay_before) = first_come.sums(items);
     let (work_after, delay_after) = chosen.sums(items);
-    println!("\n  {:<26} {:>10} {:>10}", "", "fifo", chosen.policy);
-    println!(
+    tell!("\n  {:<26} {:>10} {:>10}", "", "fifo", chosen.policy);
+    tell!(
         "  {:<26} {work_before:>10.1} {work_after:>10.1}   priority x run time: whatever the order",
         "sum p*t, seconds"
     );
-    println!(
+    tell!(
         "  {:<26} {delay_before:>10.1} {delay_after:>10.1}   priority x completion time: what ordering is for",
         "sum p*C, seconds"
     );
-    println!("  {:<26} {:>10} {:>10}", "lost", first_come.lost(), chosen.lost());
-    println!("  {:<26} {:>10} {:>10}", "repeated results", first_come.repeated, chosen.repeated);
-    println!("  {:<26} {:>10} {:>10}", "wrong answers", first_come.wrong(), chosen.wrong());
+    tell!("  {:<26} {:>10} {:>10}", "lost", first_come.lost(), chosen.lost());
+    tell!("  {:<26} {:>10} {:>10}", "repeated results", first_come.repeated, chosen.repeated);
+    tell!("  {:<26} {:>10} {:>10}", "wrong answers", first_come.wrong(), chosen.wrong());
     if let Some(killed) = &chosen.killed {
         let again = chosen.samples.iter().flatten().filter(|sample| sample.attempt > 1).count();
-        println!("  {killed} was killed half way: {again} tasks that it had begun ran again elsewhere.");
+        tell!("  {killed} was killed half way: {again} tasks that it had begun ran again elsewhere.");
     }
 }
 
@@ -129,7 +130,7 @@ pub fn judge(runs: &[&Run]) -> Result<(), Failure> {
             return Err(Failure::Failed(format!("under {policy}: {lost} lost, {repeated} repeated, {wrong} wrong")));
         }
         if *told_again > 0 {
-            println!("  ({told_again} results under {policy} were told twice, the same both times.)");
+            tell!("  ({told_again} results under {policy} were told twice, the same both times.)");
         }
     }
     Ok(())

@@ -98,8 +98,9 @@ impl Planner {
         self.models.set_capacity(model, capacity);
     }
 
-    /// A dispatched task could not be published: it waits again where it waited, and its credit is free. Answers
-    /// whether it was dispatched.
+    /// A dispatched task could not be published: it waits again where it waited, and its credit is free, so that the
+    /// next decision may choose it again. While the broker takes nothing, report no capacity. Answers whether the task
+    /// was dispatched.
     pub fn handle_dispatch_failed(&mut self, id: TaskId) -> bool {
         let Some((task, dispatched_us)) = self.find_dispatched(id) else { return false };
         self.give_back(task, dispatched_us);

@@ -13,6 +13,8 @@
 //! so there is no queue of them that could grow.
 
 pub mod codec;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::{HashMap, VecDeque};
@@ -132,9 +134,13 @@ impl Batch {
             }
             return;
         }
+        let wake = state.is_idle() || self.done.is_some();
+        state.awaited |= self.done.is_some();
         state.waiting.push_back(self);
         drop(state);
-        shared.work.notify_one();
+        if wake {
+            shared.work.notify_one();
+        }
     }
 
     /// Hands the batch over and answers when it is on disk.
@@ -164,6 +170,8 @@ struct Alive {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Batch>,
+    /// Somebody waits for one of them, so that they are written at once.
+    awaited: bool,
     chunks: HashMap<u64, Alive>,
     /// Chunks whose mask changed since it was written.
     dirty: Vec<u64>,
@@ -172,6 +180,11 @@ struct State {
 }
 
 impl State {
+    /// Nothing is to be written. While something is, the writer is awake or has its time set.
+    fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.dirty.is_empty()
+    }
+
     fn kill(&mut self, addresses: impl IntoIterator<Item = Address>) {
         // Those of one chunk mostly come together: one look-up for each run of them.
         let mut run = None;
@@ -304,11 +317,10 @@ impl Journal {
             return;
         }
         let mut state = self.shared.lock();
-        // While some wait already, the writer is awake or has its time set.
-        let first = state.dirty.is_empty();
+        let wake = state.is_idle();
         state.kill(addresses);
         drop(state);
-        if first {
+        if wake {
             self.shared.work.notify_one();
         }
     }

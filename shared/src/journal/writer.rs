@@ -29,7 +29,7 @@ const FORMAT: &str = "1";
 const CACHE_BYTES: usize = 64 << 20;
 /// A transaction takes no further batch beyond this.
 const TRANSACTION_BYTES: usize = 16 << 20;
-/// Kills alone, for which nobody waits, gather for so long before they cost a commit.
+/// What nobody waits for gathers for so long before it costs a commit.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often a journal whose disk was full looks whether there is room.
 const RETRY: Duration = Duration::from_millis(500);
@@ -230,17 +230,21 @@ impl Writer {
                     drop(state);
                     self.refuse_waiting(&error);
                     state = self.shared.lock();
+                    if state.awaited {
+                        continue;
+                    }
                     if state.stopped {
                         return Next::Stop;
                     }
                     RETRY
                 }
-                None if !state.waiting.is_empty() => return Next::Write,
-                None if state.stopped => return if state.dirty.is_empty() { Next::Stop } else { Next::Write },
-                None if state.dirty.is_empty() => {
+                None if state.awaited => return Next::Write,
+                None if state.is_idle() && state.stopped => return Next::Stop,
+                None if state.is_idle() => {
                     state = self.shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                     continue;
                 }
+                None if state.stopped => return Next::Write,
                 None => GATHER,
             };
             let left = until.get_or_insert_with(|| Instant::now() + pause).saturating_duration_since(Instant::now());
@@ -277,6 +281,7 @@ impl Writer {
             state.kill(batch.kills.iter().copied());
             batches.push(batch);
         }
+        state.awaited = state.waiting.iter().any(|batch| batch.done.is_some());
         let mut put = Vec::new();
         for chunk in batches.iter().flat_map(|batch| &batch.chunks) {
             // Every submitted chunk is there until its row is gone.
@@ -378,6 +383,7 @@ impl Writer {
     fn refuse_waiting(&self, error: &JournalError) {
         let mut refused = Vec::new();
         let mut state = self.shared.lock();
+        state.awaited = false;
         for mut batch in std::mem::take(&mut state.waiting) {
             refused.extend(batch.done.take());
             if batch.keep {

@@ -69,6 +69,9 @@ where
     })
 }
 
+/// The AMQP client's name in the log.
+const CLIENT: &str = "lapin";
+
 /// Reads `info` or `info,lapin=warn`. A word alone must be a level: `tracing` takes it for the name of a module.
 pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
@@ -78,7 +81,9 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
             return Err(format!("{part:?} is none of {}", LEVELS.join(", ")));
         }
     }
-    EnvFilter::builder().parse(level).map_err(|error| error.to_string())
+    let parse = |level: &str| EnvFilter::builder().parse(level).map_err(|error| error.to_string());
+    // The AMQP client logs what our adapter tells anyway, and the bodies of messages beside it: only who asks gets it.
+    if level.contains(CLIENT) { parse(level) } else { parse(&format!("{level},{CLIENT}=off")) }
 }
 
 /// The fields of an event or a span, in the order they were given.

@@ -79,6 +79,11 @@ impl Child {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
     }
+
+    /// Waits until it has crashed by itself.
+    pub fn end(mut self) {
+        assert!(!self.process.wait().unwrap().success(), "it did not crash");
+    }
 }
 
 impl Drop for Child {

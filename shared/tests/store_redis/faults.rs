@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use taskyard_shared::lifecycle::State;
+use taskyard_shared::load::LoadReport;
 use taskyard_shared::outcome::{TaskResult, Timings};
 use taskyard_shared::store::redis::RedisStore;
 use taskyard_shared::store::{
@@ -385,6 +386,26 @@ async fn tasks_of_the_same_microsecond_are_each_listed_once() {
         assert!(calls <= 17, "{calls} calls");
     }
     server::forget(&url, &topology).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_that_expired_leaves_nothing_behind() {
+    let Some(url) = server::shared_url() else { return };
+    let topology = topology();
+    let store = RedisStore::connect(&settings(&url, 5_000), &topology, contract::LASTING).expect("a store");
+    let report = LoadReport {
+        worker: "worker-1".to_owned(),
+        host: "host-1".to_owned(),
+        pid: 1,
+        started: Timestamp::now(),
+        at: Timestamp::now(),
+        draining: false,
+        memory_mb: 1,
+        models: Default::default(),
+    };
+    store.report_load(&report, 50).await.expect("report");
+    eventually("the report expires", || async { store.loads().await.expect("loads").is_empty().then_some(()) }).await;
+    eventually("its key expires", || async { server::keys(&url, &topology).await.is_empty().then_some(()) }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -110,6 +110,17 @@ impl Server {
         Some(server)
     }
 
+    /// One that listens for TLS only, at `port`.
+    pub async fn started_with_tls(certificate: &str, key: &str, authority: &str) -> Option<Self> {
+        let mut server = Self::planned(&["--tls-cert-file", certificate, "--tls-key-file", key])?;
+        let tls_port = server.port.to_string();
+        let more =
+            ["--tls-ca-cert-file", authority, "--tls-auth-clients", "no", "--port", "0", "--tls-port", &tls_port];
+        server.options.extend(more.map(str::to_owned));
+        server.start().await;
+        Some(server)
+    }
+
     pub async fn started(options: &[&str]) -> Option<Self> {
         let mut server = Self::planned(options)?;
         server.start().await;

@@ -143,7 +143,8 @@ impl Broker for RabbitMq {
         let name = convert::short(queue)
             .map_err(|_| BrokerError::Refused(format!("a name of {} bytes is too long for AMQP", queue.len())))?;
         let number = self.consumers.fetch_add(1, Ordering::Relaxed);
-        let consumer = RabbitConsumer::open(session, name, prefetch, number, self.answer_limit).await?;
+        let acks_linger = self.durable == DurableType::Quorum;
+        let consumer = RabbitConsumer::open(session, name, prefetch, number, acks_linger, self.answer_limit).await?;
         Ok(Box::new(consumer))
     }
 

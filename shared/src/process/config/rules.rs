@@ -49,6 +49,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
     ("scheduler.report_every_ms", Bounds::Whole(10, 60_000)),
     ("scheduler.unknown_model_grace_ms", Bounds::Whole(0, HOUR_MS)),
+    ("scheduler.ready_latency_ms", Bounds::Number(0.0, 10_000.0)),
     ("scheduler.ready_extra_most", Bounds::Whole(0, 1_000_000)),
     // 0 is none beyond the free slots; the broker is never told 0, which would be "without limit" there.
     ("worker.prefetch", Bounds::Whole(0, 10_000)),

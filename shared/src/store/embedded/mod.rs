@@ -2,8 +2,9 @@
 //!
 //! All records are in memory, finished ones packed; the [journal](crate::journal) is only read when the store is
 //! opened. Acceptances and settlements are answered when they are on disk; what happens to a task in between is written
-//! without anybody waiting, so a crash may forget the last moments of it, never a result. While the disk is full, what
-//! would have to be written is refused and nothing changes.
+//! without anybody waiting, so a crash may forget the last moments of it, never a result that was answered. Look-ups
+//! wait for nothing: they may show a result a moment before it is on disk. While the disk is full, what would have to be
+//! written is refused and nothing changes.
 //!
 //! It is for one process. Leases and load reports live as long as it does; attempts outlive it.
 
