@@ -12,7 +12,7 @@ use serde::Serialize;
 use taskyard_shared::broker::{Broker, BrokerError, Message, PublishError};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::{
-    Carried, Envelope, Invalid, Kind, Target, Task, TaskId, TaskResult, Timestamp, Topology, decode_tasks,
+    Carried, Envelope, Invalid, Target, Task, TaskId, TaskResult, Timestamp, Topology, decode_tasks,
 };
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -29,24 +29,7 @@ use crate::results::{Inbox, Session, TooManyWaiting, Waiter};
 /// When the input cannot be written as JSON.
 pub fn task(model: impl Into<String>, input: &impl Serialize) -> Result<Task, Invalid> {
     let input = serde_json::value::to_raw_value(input).map_err(|error| Invalid::field("input", error))?;
-    Ok(Task {
-        id: None,
-        target: Target::Model(model.into()),
-        kind: Kind::default(),
-        input,
-        priority: None,
-        tenant: None,
-        deadline: None,
-        deadline_ms: None,
-        not_before: None,
-        delay_ms: None,
-        cost: None,
-        timeout_ms: None,
-        max_attempts: None,
-        idempotency_key: None,
-        metadata: Default::default(),
-        webhook: None,
-    })
+    Ok(Task::new(Target::Model(model.into()), input))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -154,8 +154,9 @@ fn main() {
         return;
     }
     println!("{:<28}{:<8}{:>12}{:>12}", "a million waiting", "policy", "tasks/s", "bytes/task");
-    for scenario in &SCENARIOS {
-        for policy in POLICIES {
+    for (number, scenario) in SCENARIOS.iter().enumerate() {
+        // The first is the one with a target; of the others, the default and the one that keeps trees tell enough.
+        for policy in if number == 0 { &POLICIES[..] } else { &["cmu", "edf"] } {
             let (rate, bytes) = median_of_children(scenario.name, policy);
             println!("{:<28}{policy:<8}{rate:>12.0}{bytes:>12.0}", scenario.name);
         }

@@ -326,8 +326,8 @@ impl Core {
         self.last_completion.insert(done.model.clone(), now);
         if let Some(was) = was {
             if self.planner.backlog(&was.model) > 0 {
-                let most = f64::from(self.settings.ready_extra_most);
-                self.estimator.kept_busy(&was.model, done.idle_ms, done.ran_ms, most);
+                let slots = self.slots.get(&was.model).copied().unwrap_or(1);
+                self.estimator.kept_busy(&was.model, done.idle_ms, done.ran_ms, slots, &self.settings);
             }
             self.planner.handle_completion(done.id);
             self.set_capacity(&was.model);

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use taskyard_shared::load::ModelSpec;
+use taskyard_shared::process::settings::SchedulerSettings;
 
 /// Weight of the newest completion in the running mean.
 const NEWEST: f64 = 0.05;
@@ -61,8 +62,11 @@ impl Estimator {
 
     /// A slot ran a task while others waited, after having had nothing to run for `idle_ms`. Sending more ahead costs an
     /// urgent task that comes later its turn, so it is as little as keeps the slots busy.
-    pub fn kept_busy(&mut self, model: &str, idle_ms: f64, ran_ms: f64, most: f64) {
+    pub fn kept_busy(&mut self, model: &str, idle_ms: f64, ran_ms: f64, slots: usize, settings: &SchedulerSettings) {
         let learnt = self.learnt(model);
+        let each_ms = learnt.seconds.unwrap_or(UNKNOWN_SECONDS) * 1e3;
+        let most = slots as f64 * settings.ready_latency_ms / each_ms.max(1e-3);
+        let most = most.clamp(1.0, f64::from(settings.ready_extra_most.max(1)));
         learnt.idle_ms += idle_ms;
         learnt.ran_ms += ran_ms;
         learnt.seen += 1;
@@ -71,10 +75,12 @@ impl Estimator {
         }
         let idle = learnt.idle_ms / (learnt.idle_ms + learnt.ran_ms).max(1e-6);
         if idle > IDLE_MOST {
-            learnt.ahead = (learnt.ahead * 1.25 + 1.0).min(most);
+            learnt.ahead = learnt.ahead * 1.25 + 1.0;
         } else if idle < IDLE_LEAST {
             learnt.ahead = (learnt.ahead * 0.9 - 0.1).max(0.0);
         }
+        // Slots may idle for reasons that sending more ahead does not mend.
+        learnt.ahead = learnt.ahead.min(most);
         (learnt.idle_ms, learnt.ran_ms, learnt.seen) = (0.0, 0.0, 0);
     }
 
@@ -93,24 +99,28 @@ impl Estimator {
 
 #[cfg(test)]
 mod tests {
-    use super::Estimator;
+    use taskyard_shared::process::settings::Settings;
+
+    use super::{Estimator, SchedulerSettings};
 
     #[test]
     fn as_much_is_sent_ahead_as_keeps_slots_busy_and_no_more() {
         let mut estimator = Estimator::default();
+        let settings = SchedulerSettings { ready_latency_ms: 6.0, ..Settings::default().scheduler };
+        estimator.ran("m", 0.002, None);
         assert_eq!(estimator.ahead("m"), 1);
-        for _ in 0..200 {
-            estimator.kept_busy("m", 5.0, 2.0, 64.0);
-        }
-        let while_idle = estimator.ahead("m");
-        assert!(while_idle > 8, "{while_idle}");
         for _ in 0..2_000 {
-            estimator.kept_busy("m", 0.0, 2.0, 64.0);
+            estimator.kept_busy("m", 5.0, 2.0, 1, &settings);
+        }
+        assert_eq!(estimator.ahead("m"), 3, "6 ms of tasks of 2 ms, however idle the slot is");
+        for _ in 0..2_000 {
+            estimator.kept_busy("m", 0.0, 2.0, 1, &settings);
         }
         assert_eq!(estimator.ahead("m"), 1);
+        estimator.ran("brief", 0.0, None);
         for _ in 0..20_000 {
-            estimator.kept_busy("m", 5.0, 2.0, 64.0);
+            estimator.kept_busy("brief", 5.0, 0.0, 64, &settings);
         }
-        assert_eq!(estimator.ahead("m"), 64, "never beyond the bound");
+        assert_eq!(estimator.ahead("brief"), settings.ready_extra_most as usize, "never beyond the bound");
     }
 }

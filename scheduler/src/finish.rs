@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use taskyard_shared::broker::{self, Broker, Need, Receipt, Verdict, publish_surely};
-use taskyard_shared::retry::Backoff;
-use taskyard_shared::store::{Guard, Settle, Settled, Store};
+use taskyard_shared::store::{Guard, Settle, Settled, Store, until_answered};
 use taskyard_shared::{Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, messages};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -46,7 +45,10 @@ pub(crate) struct Finisher {
 impl Finisher {
     pub async fn finish(self, group: Vec<Finished>) {
         let results: Vec<TaskResult> = group.iter().map(Finished::result).collect();
-        let Some(settled) = self.write(&results).await else { return };
+        let calls: Vec<Settle> =
+            results.iter().map(|result| Settle { guard: Guard::Unclaimed, result: result.clone() }).collect();
+        let settled = until_answered("refusals", &self.closing, || self.store.settle(calls.clone())).await;
+        let Some(settled) = settled else { return };
         let mut outgoing = Vec::new();
         let mut receipts = Vec::with_capacity(group.len());
         for ((finished, result), settled) in group.into_iter().zip(&results).zip(settled) {
@@ -78,28 +80,6 @@ impl Finisher {
         }
         if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
             broker::settle(receipts, Verdict::Ack).await;
-        }
-    }
-
-    async fn write(&self, results: &[TaskResult]) -> Option<Vec<Settled>> {
-        let calls: Vec<Settle> =
-            results.iter().map(|result| Settle { guard: Guard::Unclaimed, result: result.clone() }).collect();
-        let mut tries = 0;
-        loop {
-            match self.store.settle(calls.clone()).await {
-                Ok(settled) => return Some(settled),
-                Err(failure) => {
-                    tries += 1;
-                    if tries == 1 {
-                        warn!(%failure, "refusals wait for the store");
-                        self.metrics.store_failed("settle");
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
-                        () = self.closing.cancelled() => return None,
-                    }
-                }
-            }
         }
     }
 

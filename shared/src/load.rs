@@ -64,7 +64,7 @@ pub struct ModelLoad {
 }
 
 /// One finished attempt, as workers tell the scheduler. Losing one costs a credit for a while, never a task.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Completion {
     pub id: crate::task::TaskId,
     pub model: String,

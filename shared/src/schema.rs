@@ -2,10 +2,19 @@
 
 use schemars::{Schema, schema_for};
 
+use crate::envelope::Envelope;
+use crate::load::{Completion, LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
 use crate::task::Task;
 
-/// Every message that outsiders send or get, with its schema.
+/// Every message with its schema: what outsiders send and get, then what roles tell each other.
 pub fn schemas() -> Vec<(&'static str, Schema)> {
-    vec![("task", schema_for!(Task)), ("result", schema_for!(TaskResult))]
+    vec![
+        ("task", schema_for!(Task)),
+        ("result", schema_for!(TaskResult)),
+        ("envelope", schema_for!(Envelope)),
+        ("completion", schema_for!(Completion)),
+        ("load_report", schema_for!(LoadReport)),
+        ("model", schema_for!(ModelSpec)),
+    ]
 }

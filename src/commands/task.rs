@@ -104,7 +104,7 @@ async fn get(client: &ClientArgs, arguments: &GetArgs) -> Result<Exit, Failure> 
     let asked = arguments.ids.iter().map(|id| look_up(&api, *id, Duration::ZERO));
     let answers: Vec<_> = stream::iter(asked).buffered(WAITS_AT_ONCE).collect().await;
     let (tasks, exit) = found(&arguments.ids, answers)?;
-    print(client, &tasks)?;
+    print(client, arguments.ids.len(), &tasks)?;
     Ok(exit)
 }
 
@@ -114,7 +114,7 @@ async fn wait(client: &ClientArgs, arguments: &WaitArgs) -> Result<Exit, Failure
     let asked = arguments.ids.iter().map(|id| until_finished(&api, *id, until));
     let answers: Vec<_> = stream::iter(asked).buffered(WAITS_AT_ONCE).collect().await;
     let (tasks, exit) = found(&arguments.ids, answers)?;
-    print(client, &tasks)?;
+    print(client, arguments.ids.len(), &tasks)?;
     Ok(if exit == Exit::Ok { judge(&tasks) } else { exit })
 }
 
@@ -199,11 +199,12 @@ fn judge(tasks: &[TaskResult]) -> Exit {
     exit
 }
 
-/// One task with all its fields, several as rows.
-fn print(client: &ClientArgs, tasks: &[TaskResult]) -> Result<(), Failure> {
-    client.print(|output| match tasks {
-        [task] => output.one(task, fields),
-        tasks => rows(output, tasks),
+/// The one task that was asked for with all its fields, several as rows.
+fn print(client: &ClientArgs, asked: usize, tasks: &[TaskResult]) -> Result<(), Failure> {
+    client.print(|output| match (asked, tasks) {
+        (1, []) => Ok(()),
+        (1, [task]) => output.one(task, fields),
+        (_, tasks) => rows(output, tasks),
     })
 }
 

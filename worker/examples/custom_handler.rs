@@ -1,15 +1,27 @@
 //! A model written in Rust: it counts the words of a text.
 //!
-//! `cargo run -p taskyard-worker --example custom_handler`
+//! It serves the model `words` beside the other workers of a yard, until it is told to stop:
+//!
+//! ```sh
+//! export TASKYARD__BROKER__URL=amqp://guest:guest@127.0.0.1:5672 TASKYARD__STORE__URL=redis://127.0.0.1:6379
+//! cargo run -p taskyard-worker --example custom_handler
+//! ```
 
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
-use taskyard_shared::TaskId;
+use taskyard_shared::Topology;
+use taskyard_shared::load::ModelSpec;
+use taskyard_shared::process::connect::{open_broker, open_store};
+use taskyard_shared::process::metrics::Registry;
+use taskyard_shared::process::shutdown::Shutdown;
+use taskyard_shared::process::{config, telemetry};
 use taskyard_worker::handler::{codes, error};
-use taskyard_worker::{Answer, Handler, Job};
+use taskyard_worker::{Answer, Handler, Job, Worker};
 
 struct CountWords;
 
@@ -48,17 +60,31 @@ fn count(input: &RawValue) -> Answer {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), serde_json::Error> {
-    let inputs = [r#"{"text": "The yard, the queue and the worker."}"#, r#"{"words": 7}"#];
-    let batch = inputs
-        .iter()
-        .map(|input| Ok(Job { id: TaskId::new(), attempt: 1, input: RawValue::from_string((*input).to_owned())? }))
-        .collect::<Result<Vec<_>, serde_json::Error>>()?;
-    for (input, answer) in inputs.iter().zip(CountWords.execute(batch).await) {
-        match answer {
-            Ok(output) => println!("{input}\n  → {output}"),
-            Err(error) => println!("{input}\n  → {}: {}", error.code, error.message),
-        }
-    }
+async fn main() -> Result<(), Box<dyn Error>> {
+    // Settings, connections and signals as `taskyard worker` has them; see its `roles.rs` for metrics and health too.
+    let settings = config::load(None)?.settings;
+    settings.require_shared("custom_handler")?;
+    telemetry::init(&settings.log)?;
+    let shutdown = Shutdown::on_signals()?;
+    let broker = open_broker(&settings).await?;
+    let store = open_store(&settings).await?;
+    let topology = Topology::new(&settings.broker.namespace);
+    let spec = ModelSpec {
+        name: "words".to_owned(),
+        version: "1".to_owned(),
+        handler: "count-words".to_owned(),
+        capabilities: vec!["text-statistics".to_owned()],
+        slots: 2,
+        timeout_ms: 1_000,
+        max_attempts: 3,
+        max_batch: 16,
+        max_delay_ms: 2,
+        memory_mb: 1,
+        expected_ms: Some(0.1),
+    };
+    let worker = Worker::new(broker.clone(), store, topology, settings.worker, &Registry::new()?)?
+        .model(spec, Arc::new(CountWords));
+    worker.run(shutdown.drain, shutdown.now).await?;
+    broker.close().await;
     Ok(())
 }

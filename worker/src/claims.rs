@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use taskyard_shared::retry::Backoff;
-use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Store};
+use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Store, until_answered};
 use taskyard_shared::{Envelope, State};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -49,37 +48,14 @@ async fn run(store: Arc<dyn Store>, mut queue: mpsc::Receiver<Request>, closing:
         let claims: Vec<Claim> = requests.iter().flat_map(|request| request.claims.iter().cloned()).collect();
         let envelopes: Vec<Arc<Envelope>> =
             requests.iter().flat_map(|request| request.envelopes.iter().cloned()).collect();
-        let Some(claimed) = claim_until_answered(&*store, claims, &envelopes, &closing).await else { return };
+        let call = || claim_or_recreate(&*store, claims.clone(), &envelopes);
+        let Some(claimed) = until_answered("claims", &closing, call).await else { return };
         let mut claimed = claimed.into_iter();
         for request in requests.drain(..) {
             let count = request.claims.len();
             let answers: Vec<Claimed> = claimed.by_ref().take(count).collect();
             // An attempt that no longer waits was dropped with its worker; its lease runs out.
             let _ = request.answer.send(answers);
-        }
-    }
-}
-
-async fn claim_until_answered(
-    store: &dyn Store,
-    claims: Vec<Claim>,
-    envelopes: &[Arc<Envelope>],
-    closing: &CancellationToken,
-) -> Option<Vec<Claimed>> {
-    let mut tries = 0;
-    loop {
-        match claim_or_recreate(store, claims.clone(), envelopes).await {
-            Ok(claimed) => return Some(claimed),
-            Err(failure) => {
-                tries += 1;
-                if tries == 1 {
-                    warn!(%failure, "claims wait for the store");
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
-                    () = closing.cancelled() => return None,
-                }
-            }
         }
     }
 }

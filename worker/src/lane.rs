@@ -22,6 +22,12 @@ use crate::handler::Handler;
 use crate::held::Held;
 use crate::metrics::Metrics;
 
+/// Writing a state, telling and acking take about so long.
+const SETTLING_MS: f64 = 10.0;
+const SETTLING_MOST: f64 = 256.0;
+/// A model that does not say how long its tasks take is taken for one whose tasks are long.
+const LONG_MS: f64 = 50.0;
+
 /// What is fixed about a model here, and what is counted of it.
 pub(crate) struct ModelLane {
     pub spec: ModelSpec,
@@ -74,13 +80,15 @@ pub(crate) struct Serving {
 
 impl Serving {
     /// Serves until draining, and then until everything that runs has ended. A session that is cut is taken up again.
-    pub async fn run(self) {
+    ///
+    /// Answers the consumer: with it goes what is not settled, so it is to be kept until everything is.
+    pub async fn run(self) -> Option<Box<dyn Consumer>> {
         let slots = Arc::new(Semaphore::new(self.lane.spec.slots as usize));
         let mut running = JoinSet::new();
         let mut tries = 0;
         while !self.draining.is_cancelled() {
             match self.session(&slots, &mut running).await {
-                Ok(()) => break,
+                Ok(consumer) => return Some(consumer),
                 Err(failure) if failure.is_transient() => {
                     tries = if running.is_empty() { tries + 1 } else { 1 };
                     warn!(%failure, task.model = %self.lane.spec.name, "the queue is taken up again");
@@ -95,32 +103,43 @@ impl Serving {
                 () = self.draining.cancelled() => {}
             }
         }
-        while let Some(ended) = running.join_next().await {
-            self.give_back(ended.unwrap_or_default()).await;
-        }
+        while running.join_next().await.is_some() {}
+        None
     }
 
-    async fn session(&self, slots: &Arc<Semaphore>, running: &mut JoinSet<Vec<Held>>) -> Result<(), BrokerError> {
+    async fn session(
+        &self,
+        slots: &Arc<Semaphore>,
+        running: &mut JoinSet<Vec<Held>>,
+    ) -> Result<Box<dyn Consumer>, BrokerError> {
         let spec = &self.lane.spec;
         let queue = self.topology.ready(&spec.name);
         self.broker.declare(&[QueueSpec::durable(&queue)]).await?;
-        let in_slots = u64::from(spec.slots) * u64::from(spec.max_batch);
-        let prefetch = u16::try_from(in_slots + u64::from(self.prefetch)).unwrap_or(u16::MAX);
+        let prefetch = self.unacked_most();
         let mut consumer = self.broker.consume(&queue, prefetch).await?;
         info!(task.model = %spec.name, prefetch, "takes tasks");
         let mut waiting: VecDeque<Held> = VecDeque::new();
         let ended = self.take(&mut *consumer, slots, running, &mut waiting, usize::from(prefetch)).await;
         self.lane.held.fetch_sub(waiting.len() as u32, Ordering::Relaxed);
-        if ended.is_ok() {
-            // Draining: what was not begun goes back at once, for others.
-            consumer.cancel().await?;
-            self.give_back(waiting.into()).await;
-            while let Some(ended) = running.join_next().await {
-                self.give_back(ended.unwrap_or_default()).await;
-            }
-        }
         // After a cut the tags are void and everything comes again.
-        ended
+        ended?;
+        // Draining: what was not begun goes back at once, for others.
+        consumer.cancel().await?;
+        self.give_back(waiting.into()).await;
+        while let Some(ended) = running.join_next().await {
+            self.give_back(ended.unwrap_or_default()).await;
+        }
+        Ok(consumer)
+    }
+
+    /// Deliveries that may be unacked: what the slots run, the small prefetch, and what passes through the slots while a
+    /// finished task is being settled. What waits here is bounded by the scheduler's credits too.
+    fn unacked_most(&self) -> u16 {
+        let spec = &self.lane.spec;
+        let in_slots = f64::from(spec.slots) * f64::from(spec.max_batch);
+        let each_ms = spec.expected_ms.unwrap_or(LONG_MS).max(SETTLING_MS / 64.0);
+        let settling = (in_slots * SETTLING_MS / each_ms).floor().min(SETTLING_MOST);
+        (in_slots + settling + f64::from(self.prefetch)).clamp(1.0, f64::from(u16::MAX)) as u16
     }
 
     async fn take(

@@ -135,7 +135,13 @@ impl Worker {
             () = stop.cancelled() => info!(worker.id = %id, "draining"),
             () = kill.cancelled() => {}
         }
-        let drained = async { while serving.join_next().await.is_some() {} };
+        // With its consumer goes what a lane has not settled: they are kept until the settler is done.
+        let mut consumers = Vec::new();
+        let drained = async {
+            while let Some(ended) = serving.join_next().await {
+                consumers.extend(ended.ok().flatten());
+            }
+        };
         let patience = Duration::from_secs(settings.drain_s);
         let in_time = tokio::select! {
             () = drained => true,
@@ -146,7 +152,12 @@ impl Worker {
             warn!(worker.id = %id, "tasks still run at the end of the drain time: they are stopped and tried elsewhere");
             leases.lose_all();
             // Their attempts end as lost and are settled like any other, for as long as a lease lasts.
-            let _ended = tokio::time::timeout(lease, async { while serving.join_next().await.is_some() {} }).await;
+            let ended = async {
+                while let Some(ended) = serving.join_next().await {
+                    consumers.extend(ended.ok().flatten());
+                }
+            };
+            let _in_time = tokio::time::timeout(lease, ended).await;
         }
         if kill.is_cancelled() {
             serving.shutdown().await;
@@ -154,6 +165,7 @@ impl Worker {
         drop(serving);
         // Every sender is gone: the settler ends when it has settled what it has.
         let _settled = tokio::time::timeout(patience, settler).await;
+        drop(consumers);
         closing.cancel();
         renewing.cancel();
         reporting.cancel();

@@ -12,8 +12,7 @@ use bytes::Bytes;
 use taskyard_shared::broker::{self, Broker, Message, Need, Verdict, publish_surely};
 use taskyard_shared::load::Completion;
 use taskyard_shared::messages;
-use taskyard_shared::retry::Backoff;
-use taskyard_shared::store::{Guard, Release, Released, Settle, Settled, Store, StoreError};
+use taskyard_shared::store::{Guard, Release, Released, Settle, Settled, Store, until_answered};
 use taskyard_shared::{Envelope, Reply, State, TaskError, TaskId, TaskResult, Timestamp, Topology};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -126,7 +125,7 @@ impl Settler {
         }
         if !settles.is_empty() {
             let calls: Vec<Settle> = settles.iter().map(|(_, settle)| settle.clone()).collect();
-            let settled = self.until_answered(|| self.store.settle(calls.clone())).await?;
+            let settled = until_answered("results", &self.closing, || self.store.settle(calls.clone())).await?;
             for ((at, _), settled) in settles.into_iter().zip(settled) {
                 told[at] = match settled {
                     Settled::Done { followers } | Settled::Again { followers } => Told::End(followers),
@@ -137,7 +136,7 @@ impl Settler {
         }
         if !releases.is_empty() {
             let calls: Vec<Release> = releases.iter().map(|(_, release)| release.clone()).collect();
-            let released = self.until_answered(|| self.store.release(calls.clone())).await?;
+            let released = until_answered("results", &self.closing, || self.store.release(calls.clone())).await?;
             for ((at, _), released) in releases.into_iter().zip(released) {
                 told[at] = match released {
                     Released::Released => Told::Again,
@@ -157,7 +156,7 @@ impl Settler {
             return Some(());
         }
         let ids: Vec<TaskId> = doubtful.iter().map(|&at| group[at].held.envelope.id).collect();
-        let records = self.until_answered(|| self.store.get(ids.clone())).await?;
+        let records = until_answered("results", &self.closing, || self.store.get(ids.clone())).await?;
         for (at, record) in doubtful.into_iter().zip(records) {
             let elsewhere = record.is_some_and(|record| record.state == State::Running || record.state.is_terminal());
             if !elsewhere {
@@ -165,26 +164,6 @@ impl Settler {
             }
         }
         Some(())
-    }
-
-    /// Holds the results while the store is away; the deliveries stay unacked for as long.
-    async fn until_answered<T, F: Future<Output = Result<T, StoreError>>>(&self, call: impl Fn() -> F) -> Option<T> {
-        let mut tries = 0;
-        loop {
-            match call().await {
-                Ok(answer) => return Some(answer),
-                Err(failure) => {
-                    tries += 1;
-                    if tries == 1 {
-                        warn!(%failure, "results wait for the store");
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
-                        () = self.closing.cancelled() => return None,
-                    }
-                }
-            }
-        }
     }
 
     fn outgoing(&self, group: &[Settlement], told: &[Told]) -> Vec<(Message, Need)> {

@@ -23,17 +23,24 @@ async fn the_shipped_model_takes_two_milliseconds_and_echoes() {
     let folder = root().join("models");
     let settings = &models_in(&folder.join("models.toml"))["pause"];
     let handler = build("pause", settings, &folder, &ModelCache::default()).await.unwrap();
-    let mut took = Vec::new();
-    for n in 0..200 {
-        let start = Instant::now();
-        let answers = in_time("an answer", handler.execute(vec![job(json!({"n": n, "text": "as it came"}))])).await;
-        took.push(start.elapsed());
-        assert_eq!(output(&answers[0]), json!({"n": n, "text": "as it came"}));
-    }
-    took.sort();
-    assert!(took[0] >= Duration::from_millis(2), "{:?}", took[0]);
-    // On a busy machine many are late, but a timer that counts in whole milliseconds would be late every time.
-    assert!(took[20] < Duration::from_micros(2400), "{:?}", took[20]);
+    let rounds = async {
+        loop {
+            let mut took = Vec::new();
+            for n in 0..40 {
+                let start = Instant::now();
+                let answers = handler.execute(vec![job(json!({"n": n, "text": "as it came"}))]).await;
+                took.push(start.elapsed());
+                assert_eq!(output(&answers[0]), json!({"n": n, "text": "as it came"}));
+            }
+            took.sort();
+            assert!(took[0] >= Duration::from_millis(2), "{:?}", took[0]);
+            // A timer that counts in whole milliseconds is later every time. A busy machine is so in some rounds.
+            if took[10] < Duration::from_micros(2400) {
+                break;
+            }
+        }
+    };
+    in_time("a round of which a quarter is in time", rounds).await;
 }
 
 #[tokio::test]
@@ -53,7 +60,7 @@ async fn a_batch_takes_as_long_as_its_longest_and_slots_do_not_wait_for_each_oth
     let answers = in_time("all", join_all((0..20).map(|_| handler.execute(batch())))).await;
     let took = start.elapsed();
     assert!(answers.iter().flatten().all(Result::is_ok) && answers.len() == 20);
-    assert!((60..600).contains(&took.as_millis()), "20 batches at once took {took:?}");
+    assert!((60..1200).contains(&took.as_millis()), "20 batches at once took {took:?}");
 }
 
 #[tokio::test]

@@ -45,9 +45,8 @@ impl Arrival {
 
     pub(super) fn waiting(&self, now_us: u64, sequence: u64) -> Waiting {
         let since_us = self.start_us(now_us).unwrap_or(now_us);
-        // Not a number, nothing and less all become the least; `clamp` would let the first pass.
-        #[allow(clippy::manual_clamp)]
-        let expected_seconds = self.expected_seconds.max(1e-6).min(1e9);
+        // Not a number, nothing and less all become the least.
+        let expected_seconds = if self.expected_seconds > 1e-6 { self.expected_seconds.min(1e9) } else { 1e-6 };
         Waiting {
             id: self.id,
             priority: self.priority,

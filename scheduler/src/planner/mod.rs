@@ -98,8 +98,9 @@ impl Planner {
         self.models.set_capacity(model, capacity);
     }
 
-    /// A dispatched task could not be published: it waits again where it waited, and its credit is free. Answers
-    /// whether it was dispatched.
+    /// A dispatched task could not be published: it waits again where it waited, and its credit is free, so that the
+    /// next decision may choose it again. While the broker takes nothing, report no capacity. Answers whether the task
+    /// was dispatched.
     pub fn handle_dispatch_failed(&mut self, id: TaskId) -> bool {
         let Some((task, dispatched_us)) = self.find_dispatched(id) else { return false };
         self.give_back(task, dispatched_us);
@@ -274,5 +275,29 @@ impl Planner {
             self.models.release(record.model);
             self.tenants.release(record.tenant);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_shared::{Priority, TaskId};
+
+    use super::{Arrival, Planner, policy::Cmu};
+
+    #[test]
+    fn tenants_and_models_are_forgotten_with_their_last_task() {
+        let mut planner = Planner::new(Cmu::default());
+        let ids: Vec<TaskId> = (0..100).map(|_| TaskId::new()).collect();
+        for (number, &id) in ids.iter().enumerate() {
+            let (model, tenant, priority) = (format!("m{number}"), format!("t{number}"), Priority::default());
+            let (deadline_us, not_before_us, arrived_us) = (None, None, None);
+            let task =
+                Arrival { id, model, tenant, priority, expected_seconds: 1.0, deadline_us, not_before_us, arrived_us };
+            assert_eq!(planner.handle_arrival(task, 0), Ok(()));
+        }
+        let known = |planner: &Planner| (planner.tenants.iter().count(), planner.models.by_name().len());
+        assert_eq!(known(&planner), (100, 100));
+        assert!(ids.iter().all(|&id| planner.handle_cancel(id)));
+        assert_eq!(known(&planner), (0, 0));
     }
 }

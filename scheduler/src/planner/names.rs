@@ -67,3 +67,20 @@ impl Names {
         (0..).zip(&self.entries).filter(|(_, entry)| entry.uses > 0).map(|(number, entry)| (number, &entry.name))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Names;
+
+    #[test]
+    fn a_name_lives_as_long_as_its_uses_and_its_number_is_given_again() {
+        let mut names = Names::new(0);
+        let numbers = ["a", "b", "a"].map(|name| names.acquire(name));
+        assert_eq!(numbers, [0, 1, 0]);
+        names.release(0);
+        assert_eq!((names.find("a"), &**names.name(0)), (Some(0), "a"));
+        names.release(0);
+        assert_eq!((names.find("a"), names.find("b"), names.iter().count()), (None, Some(1), 1));
+        assert_eq!((names.acquire("c"), &**names.name(0)), (0, "c"));
+    }
+}

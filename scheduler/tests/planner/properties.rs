@@ -42,7 +42,6 @@ proptest! {
         yard.decide_all()?;
         yard.planner.handle_load("m0", usize::MAX);
         yard.planner.handle_load("m1", usize::MAX);
-        yard.planner.handle_load("m2", usize::MAX);
         let before = yard.planner.describe();
         if let Some(Decision::Dispatch { id, .. }) = yard.planner.poll_decision(yard.now_us) {
             prop_assert_ne!(&yard.planner.describe(), &before);
@@ -55,6 +54,27 @@ proptest! {
             };
             prop_assert_eq!(lines(&yard.planner.describe()), lines(&before));
         }
+    }
+
+    /// Numbers from outside that make no sense are harmless: everything still comes out.
+    #[test]
+    fn no_number_is_too_strange(
+        policy in any_policy(),
+        tasks in prop::collection::vec((prop::num::f64::ANY, strange(), strange(), strange(), any_time()), 1..20),
+        end_us in any_time(),
+    ) {
+        let mut planner = planner(policy);
+        planner.handle_load("m", usize::MAX);
+        let count = tasks.len();
+        let mut out = 0;
+        for (number, (expected_seconds, deadline_us, not_before_us, arrived_us, now_us)) in (0..).zip(tasks) {
+            let task = Arrival { deadline_us, not_before_us, arrived_us, ..arrival(number, 9, expected_seconds) };
+            planner.handle_arrival(task, now_us).unwrap();
+            out += usize::from(planner.poll_decision(end_us).is_some());
+            prop_assert!(planner.describe().contains("policy") && planner.stats().models.len() == 1);
+        }
+        out += std::iter::from_fn(|| planner.poll_decision(u64::MAX)).count();
+        prop_assert_eq!(out, count);
     }
 
     /// Cost buckets are the one thing that `cmu` rounds: by a task's own expected time its choice is within √2.
@@ -125,6 +145,14 @@ proptest! {
         }
         prop_assert_eq!(served, backlogs);
     }
+}
+
+fn any_time() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), Just(u64::MAX), Just(u64::MAX - 1), any::<u64>(), 0..SECOND]
+}
+
+fn strange() -> impl Strategy<Value = Option<u64>> {
+    prop::option::of(any_time())
 }
 
 /// A task's line of a description without its stage, which moves on when a decision looks at it.

@@ -106,6 +106,9 @@ fn a_delayed_task_waits_for_its_start() {
     assert_eq!((explanation.reason, explanation.starts_us), (WaitReason::NotBefore, Some(5 * SECOND)));
     assert_eq!(dispatched(&mut planner, 5 * SECOND), id(1));
     assert_eq!(planner.poll_timeout(), None);
+    let at_once = Arrival { not_before_us: Some(6 * SECOND), ..arrival(2, 4, 1.0) };
+    planner.handle_arrival(at_once, 6 * SECOND).unwrap();
+    assert_eq!(planner.explain(id(2)).unwrap().reason, WaitReason::NextDecision);
 }
 
 #[test]
@@ -156,6 +159,22 @@ fn a_flood_of_expiries_does_not_hold_up_dispatches() {
     let rest: Vec<_> = std::iter::from_fn(|| planner.poll_decision(SECOND)).collect();
     assert_eq!(rest.len(), 990, "and every expiry is told");
     assert_eq!((planner.waiting(), planner.outstanding("m")), (0, 10));
+}
+
+#[test]
+fn dispatches_without_end_do_not_hold_up_an_expiry() {
+    let mut planner = planner("strict");
+    planner.handle_load("m", 1);
+    for number in 0..10 {
+        planner.handle_arrival(arrival(number, 9, 1.0), 0).unwrap();
+    }
+    planner.handle_arrival(Arrival { deadline_us: Some(SECOND), ..arrival(10, 0, 1.0) }, 0).unwrap();
+    let told = (0..10).position(|_| match planner.poll_decision(SECOND) {
+        Some(Decision::Dispatch { id, .. }) => !planner.handle_completion(id),
+        Some(Decision::Expire { id: expired, .. }) => expired == id(10),
+        None => panic!("idle"),
+    });
+    assert!(told.is_some_and(|turn| turn < 2), "told at turn {told:?}");
 }
 
 #[test]
@@ -242,6 +261,7 @@ fn a_decision_names_its_reason() {
     assert_eq!(reason("cmu", &[(4, 1.0, "a"), (4, 1.0, "a")]), DispatchReason::OnlyLane);
     assert_eq!(reason("cmu", &[(4, 1.0, "a"), (5, 1.0, "a")]), DispatchReason::BestScore);
     assert_eq!(reason("strict", &[(4, 1.0, "a"), (4, 9.0, "a"), (1, 1.0, "a")]), DispatchReason::Oldest);
+    assert_eq!(reason("strict", &[(1, 1.0, "a"), (1, 9.0, "a"), (4, 1.0, "a")]), DispatchReason::BestScore);
     assert_eq!(reason("cmu", &[(4, 1.0, "a"), (4, 1.0, "b")]), DispatchReason::Oldest);
     assert_eq!(reason("wspt", &[(4, 1.0, "a"), (4, 1.1, "b")]), DispatchReason::BestScore);
 }

@@ -1,7 +1,7 @@
 //! The whole state as text, at the turns of a short history.
 
 use insta::assert_snapshot;
-use taskyard_scheduler::planner::Arrival;
+use taskyard_scheduler::planner::{Arrival, Decision};
 
 use super::{SECOND, arrival, dispatched, id, planner};
 
@@ -31,7 +31,8 @@ fn a_history_of_two_models() {
     planner.handle_load("sentiment", 0);
     assert_snapshot!("workers_gone_and_a_deadline_near", planner.describe());
 
-    assert!(planner.poll_decision(90 * SECOND).is_some(), "a deadline has passed");
+    let expired = Decision::Expire { id: id(3), model: "sentiment".into() };
+    assert_eq!(planner.poll_decision(90 * SECOND), Some(expired));
     assert!(planner.handle_completion(id(2)));
     assert!(planner.handle_cancel(id(4)));
     assert_snapshot!("one_model_is_left", planner.describe());

@@ -84,6 +84,7 @@ pub struct SchedulerSettings {
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,
+    pub ready_latency_ms: f64,
     pub ready_extra_most: u32,
 }
 

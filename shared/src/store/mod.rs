@@ -9,6 +9,9 @@
 pub mod contract;
 pub mod embedded;
 pub mod redis;
+mod surely;
+
+pub use surely::until_answered;
 
 use std::collections::BTreeMap;
 

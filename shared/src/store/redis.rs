@@ -114,7 +114,7 @@ impl Store for RedisStore {
                 task.id.0.simple().to_string().into_bytes(),
                 task.fingerprint.into_bytes(),
                 alias.into_bytes(),
-                record::state_name(task.record.state).into(),
+                task.record.state.as_str().into(),
                 number(task.record.attempt),
                 record::written(&task.record)?,
                 number(record::score(&task.record)),
@@ -201,7 +201,7 @@ impl Store for RedisStore {
             let arguments = [
                 nonce,
                 number(attempt),
-                record::state_name(result.state).into(),
+                result.state.as_str().into(),
                 record::written(&result)?,
                 result.id.0.simple().to_string().into_bytes(),
                 number(record::score(&result)),
@@ -260,7 +260,7 @@ impl Store for RedisStore {
         }
         let unfiltered =
             filter.state.is_none() && filter.model.is_none() && filter.tenant.is_none() && filter.metadata.is_empty();
-        let state = filter.state.map(record::state_name).unwrap_or_default();
+        let state = filter.state.map(crate::lifecycle::State::as_str).unwrap_or_default();
         let (mut tasks, mut page_bytes) = (Vec::new(), 0);
         for _ in 0..SCAN_TASKS / STRETCH_TASKS {
             let stretch = if unfiltered { limit - tasks.len() } else { STRETCH_TASKS };

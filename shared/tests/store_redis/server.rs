@@ -77,6 +77,10 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("did not happen: {what}"))
 }
 
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}
+
 /// A `redis-server` of the test's own. It keeps nothing on disk, and ends with the test.
 pub struct Server {
     child: Option<Child>,
@@ -92,10 +96,18 @@ impl Server {
             skip("redis-server is not installed");
             return None;
         }
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port");
         let options = options.iter().map(|option| (*option).to_owned()).collect();
         let directory = tempfile::tempdir().expect("a folder");
-        Some(Self { child: None, directory, options, port: free.port() })
+        Some(Self { child: None, directory, options, port: free_port() })
+    }
+
+    /// A node of a cluster of Redis 7 or later, with these slots of the 16,384.
+    pub async fn node(first_slot: u16, last_slot: u16) -> Option<Self> {
+        let bus = free_port().to_string();
+        let server = Self::started(&["--cluster-enabled", "yes", "--cluster-port", &bus]).await?;
+        let (first, last) = (first_slot.to_string(), last_slot.to_string());
+        server.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]).await;
+        Some(server)
     }
 
     pub async fn started(options: &[&str]) -> Option<Self> {

@@ -21,7 +21,6 @@ const REQUEST_TASKS: usize = 1000;
 const REQUEST_BYTES: usize = 4 << 20;
 
 #[derive(Args, Clone, Debug)]
-#[group(id = "source", required = true, multiple = false, args = ["input", "tasks"])]
 pub struct SubmitArgs {
     /// Run on this model
     #[arg(long, conflicts_with_all = ["capability", "tasks"], required_unless_present_any = ["capability", "tasks"])]
@@ -30,7 +29,13 @@ pub struct SubmitArgs {
     #[arg(long, conflicts_with = "tasks")]
     capability: Option<String>,
     /// JSON, @FILE, or - for standard input; of several values each is a task of its own
-    #[arg(long, value_name = "JSON|@FILE|-", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "JSON|@FILE|-",
+        allow_hyphen_values = true,
+        conflicts_with = "tasks",
+        required_unless_present = "tasks"
+    )]
     input: Option<String>,
     /// Whole tasks as JSON lines, from a file or - for standard input
     #[arg(long, value_name = "FILE|-", allow_hyphen_values = true)]
@@ -180,7 +185,7 @@ async fn single(client: &ClientArgs, api: &Api, arguments: &SubmitArgs, body: Ve
     {
         task = until_finished(api, task.id.0, until).await?;
     }
-    print(client, std::slice::from_ref(&task))?;
+    print(client, 1, std::slice::from_ref(&task))?;
     Ok(if arguments.wait.is_some() { judge(&[task]) } else { Exit::Ok })
 }
 

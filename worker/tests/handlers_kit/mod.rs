@@ -18,7 +18,7 @@ use taskyard_worker::handlers::{LoadError, ModelCache, build};
 use taskyard_worker::{Answer, Handler, Job};
 
 /// Longer than anything here takes, on a machine that is busy with other things.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -14,6 +14,7 @@ use lapin::Channel;
 use lapin::message::Delivery as AmqpDelivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{FieldTable, ShortString};
+use tokio::runtime::Handle;
 
 use super::convert::from_amqp;
 use super::errors::{Failure, broker_error, timed_out, within};
@@ -40,6 +41,8 @@ pub(super) struct Deliveries {
     /// [`Tag::session`].
     number: u64,
     outstanding: Mutex<BTreeSet<u64>>,
+    /// Whether the broker may still be at the acks when they are written: in a quorum queue.
+    acks_linger: bool,
     limit: Duration,
 }
 
@@ -49,6 +52,7 @@ impl RabbitConsumer {
         queue: ShortString,
         prefetch: u16,
         number: u64,
+        acks_linger: bool,
         limit: Duration,
     ) -> Result<Self, Failure> {
         let channel = session.channel(limit).await?;
@@ -59,7 +63,8 @@ impl RabbitConsumer {
                 return Err(failure);
             }
         };
-        let deliveries = Deliveries { channel, session, number, outstanding: Mutex::default(), limit };
+        let outstanding = Mutex::default();
+        let deliveries = Deliveries { channel, session, number, outstanding, acks_linger, limit };
         Ok(Self { stream, deliveries: Arc::new(deliveries), end: End::Open })
     }
 
@@ -144,8 +149,22 @@ impl Consumer for RabbitConsumer {
 
 impl Drop for RabbitConsumer {
     fn drop(&mut self) {
-        // With its channel everything unsettled goes back to the queue.
-        retire(self.deliveries.channel.clone());
+        let deliveries = self.deliveries.clone();
+        let (Ok(runtime), true) = (Handle::try_current(), deliveries.is_alive()) else { return };
+        // lapin cancels a dropped consumer by itself, and takes it for the end of the connection when the channel is
+        // closed just then. Kept until it is cancelled, it has nothing left to do.
+        let stream = self.stream.clone();
+        runtime.spawn(async move {
+            let cancelling = deliveries.channel.basic_cancel(stream.tag(), BasicCancelOptions::default());
+            // If that fails, the channel is gone or goes next.
+            let _ = within(deliveries.limit, cancelling).await;
+            drop(stream);
+            if deliveries.acks_linger {
+                deliveries.session.acks_done().await;
+            }
+            // With its channel everything unsettled goes back to the queue.
+            retire(deliveries.channel.clone());
+        });
     }
 }
 
@@ -201,6 +220,9 @@ impl Acker for Deliveries {
                     None => sending.push((part.count, settling)),
                 }
             }
+        }
+        if self.acks_linger {
+            self.session.note_acks();
         }
         let (counts, sending): (Vec<usize>, Vec<Sending<'_>>) = sending.into_iter().unzip();
         match tokio::time::timeout(self.limit, join_all(sending)).await {

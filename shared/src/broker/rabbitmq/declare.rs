@@ -59,16 +59,24 @@ impl Declarer<'_> {
         let options =
             QueueDeclareOptions { passive: false, durable: !exclusive, exclusive, auto_delete: false, nowait: false };
         let arguments = self.arguments(spec);
-        self.on_channel(async |channel| channel.queue_declare(name.clone(), options, arguments).await).await.map_err(
-            |failure| match failure.code() {
-                Some(errors::PRECONDITION_FAILED) => {
-                    BrokerError::Mismatch { queue: spec.name.clone(), detail: failure.text() }
-                }
-                // The broker has not noticed yet that the connection which had it is gone.
-                Some(errors::RESOURCE_LOCKED) if exclusive => BrokerError::Cut(failure.text()),
-                _ => failure.into(),
-            },
-        )?;
+        let declared =
+            self.on_channel(async |channel| channel.queue_declare(name.clone(), options, arguments).await).await;
+        match declared {
+            Ok(_) => {}
+            Err(failure) if failure.code() == Some(errors::ACCESS_REFUSED) && !exclusive => {
+                return self.left_to_others(spec, failure).await;
+            }
+            Err(failure) => {
+                return Err(match failure.code() {
+                    Some(errors::PRECONDITION_FAILED) => {
+                        BrokerError::Mismatch { queue: spec.name.clone(), detail: failure.text() }
+                    }
+                    // The broker has not noticed yet that the connection which had it is gone.
+                    Some(errors::RESOURCE_LOCKED) if exclusive => BrokerError::Cut(failure.text()),
+                    _ => failure.into(),
+                });
+            }
+        }
 
         for (exchange, pattern) in &spec.bindings {
             self.exchange(exchange).await?;
@@ -78,6 +86,17 @@ impl Declarer<'_> {
                 .await?;
         }
         Ok(fresh)
+    }
+
+    /// A role whose broker user may not declare a queue uses it as whoever may has made it, bindings and all. Whether it
+    /// exists can be asked without any right on RabbitMQ before 4.3; after that the question is refused too, and a queue
+    /// that is missing shows when a mandatory message finds it so.
+    async fn left_to_others(&self, spec: &QueueSpec, refused: Failure) -> Result<bool, BrokerError> {
+        match self.state(&spec.name).await {
+            Ok(Some(_)) | Err(BrokerError::Refused(_)) => Ok(false),
+            Ok(None) => Err(refused.into()),
+            Err(failure) => Err(failure),
+        }
     }
 
     fn arguments(&self, spec: &QueueSpec) -> FieldTable {

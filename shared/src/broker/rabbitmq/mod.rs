@@ -1,8 +1,8 @@
 //! The broker port on RabbitMQ 3.10 and later. The only place that knows lapin.
 //!
 //! Two connections: messages go out on one and come in on the other, because a broker that is short of memory stops
-//! reading from whoever publishes, acks included. [`link`] keeps each of them up; [`publish`], [`consume`] and
-//! [`declare`] work on whatever session stands; [`endpoint`] and [`session`] are one connection.
+//! reading from whoever publishes, acks included. `link` keeps each of them up; `publish`, `consume` and
+//! `declare` work on whatever session stands; `endpoint` and `session` are one connection.
 
 mod consume;
 mod convert;
@@ -143,7 +143,8 @@ impl Broker for RabbitMq {
         let name = convert::short(queue)
             .map_err(|_| BrokerError::Refused(format!("a name of {} bytes is too long for AMQP", queue.len())))?;
         let number = self.consumers.fetch_add(1, Ordering::Relaxed);
-        let consumer = RabbitConsumer::open(session, name, prefetch, number, self.answer_limit).await?;
+        let acks_linger = self.durable == DurableType::Quorum;
+        let consumer = RabbitConsumer::open(session, name, prefetch, number, acks_linger, self.answer_limit).await?;
         Ok(Box::new(consumer))
     }
 

@@ -14,6 +14,10 @@ use super::endpoint::{Endpoint, Socket};
 use super::errors::{Failure, within};
 use crate::broker::BrokerError;
 
+/// How long a channel stays open after the last ack on it, in a quorum queue. RabbitMQ's channel sends a quorum queue 32
+/// commands at once and keeps the rest in memory, and what it keeps when it is closed is lost: those messages, though
+/// acked, come again.
+const ACKS_LINGER: Duration = Duration::from_secs(1);
 /// For the broker to answer a polite close.
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -25,6 +29,8 @@ pub(super) struct Session {
     opened_at: Instant,
     /// Milliseconds after `opened_at` at which something was last confirmed.
     confirmed_at_ms: AtomicU64,
+    /// Likewise, at which the last ack was sent that may linger. 0 when there was none.
+    acked_at_ms: AtomicU64,
     over: CancellationToken,
     reason: OnceLock<BrokerError>,
 }
@@ -38,6 +44,7 @@ impl Session {
             socket,
             opened_at: Instant::now(),
             confirmed_at_ms: AtomicU64::new(0),
+            acked_at_ms: AtomicU64::new(0),
             over: CancellationToken::new(),
             reason: OnceLock::new(),
         })
@@ -70,8 +77,23 @@ impl Session {
     }
 
     pub(super) fn note_confirm(&self) {
-        let now_ms = u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.confirmed_at_ms.fetch_max(now_ms, Ordering::Relaxed);
+        self.confirmed_at_ms.fetch_max(self.now_ms(), Ordering::Relaxed);
+    }
+
+    pub(super) fn note_acks(&self) {
+        self.acked_at_ms.fetch_max(self.now_ms().max(1), Ordering::Relaxed);
+    }
+
+    /// Until the acks so far are believed to have been carried out.
+    pub(super) async fn acks_done(&self) {
+        let acked_at_ms = self.acked_at_ms.load(Ordering::Relaxed);
+        if acked_at_ms > 0 {
+            tokio::time::sleep_until(self.opened_at + Duration::from_millis(acked_at_ms) + ACKS_LINGER).await;
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Whether the broker confirmed anything to anybody since then.
@@ -82,7 +104,10 @@ impl Session {
 
     /// Says goodbye if the broker still listens, and ends the socket.
     pub(super) async fn end(&self) {
+        // Before its consumers see the end, so that they can tell it from a cut.
+        let _ = self.reason.set(BrokerError::Closed);
         if self.is_alive() {
+            self.acks_done().await;
             // Whatever comes of it, the socket is cut next.
             let _ = within(CLOSE_LIMIT, self.connection.close(200, "bye".into())).await;
         }

@@ -1,4 +1,7 @@
 //! One layer of settings: a TOML text or the environment, held against the shape, as values by key.
+//!
+//! Written out rather than left to the `config` crate, which guesses a variable's type from its text (a namespace `007`
+//! would be 7), knows no lines, and no longer knows the layer when a key turns out to be unknown.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

@@ -49,6 +49,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
     ("scheduler.report_every_ms", Bounds::Whole(10, 60_000)),
     ("scheduler.unknown_model_grace_ms", Bounds::Whole(0, HOUR_MS)),
+    ("scheduler.ready_latency_ms", Bounds::Number(0.0, 10_000.0)),
     ("scheduler.ready_extra_most", Bounds::Whole(0, 1_000_000)),
     // 0 is none beyond the free slots; the broker is never told 0, which would be "without limit" there.
     ("worker.prefetch", Bounds::Whole(0, 10_000)),
@@ -58,7 +59,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("worker.report_every_ms", Bounds::Whole(10, 60_000)),
     ("worker.retry_first_ms", Bounds::Whole(1, limits::DURATION_MS)),
     ("worker.retry_most_ms", Bounds::Whole(1, limits::DURATION_MS)),
-    ("worker.max_output_bytes", Bounds::Whole(1, limits::BODY_BYTES as u64)),
+    // A record also holds what is known of the task beside its output.
+    ("worker.max_output_bytes", Bounds::Whole(1, (crate::store::RECORD_BYTES / 2) as u64)),
     ("models.*.slots", Bounds::Whole(1, 10_000)),
     ("models.*.timeout_ms", Bounds::Whole(1, limits::DURATION_MS)),
     ("models.*.max_attempts", Bounds::Whole(1, limits::ATTEMPTS as u64)),

@@ -26,9 +26,8 @@ async fn ids(store: &dyn Store, filter: &Filter, limit: usize) -> Vec<TaskId> {
     pages(store, filter, limit).await.into_iter().flatten().map(|task| task.id).collect()
 }
 
-/// Takes in `count` tasks of one tenant, one after another, each a millisecond younger. Oldest first.
-async fn line(store: &dyn Store, tenant: &str, count: u64) -> Vec<TaskId> {
-    let first = Timestamp::now();
+/// Takes in `count` tasks of one tenant, one after another, each a millisecond younger, from `first` on. Oldest first.
+async fn line(store: &dyn Store, tenant: &str, first: Timestamp, count: u64) -> Vec<TaskId> {
     let mut ids = Vec::new();
     for number in 0..count {
         // Ids that are not in the order of their acceptance.
@@ -43,7 +42,8 @@ async fn line(store: &dyn Store, tenant: &str, count: u64) -> Vec<TaskId> {
 
 pub async fn lists_page_newest_first(store: Arc<dyn Store>) {
     let tenant = tenant();
-    let mut expected = line(&*store, &tenant, 25).await;
+    let first = Timestamp::now();
+    let mut expected = line(&*store, &tenant, first, 25).await;
     expected.reverse();
     let filter = Filter { tenant: Some(tenant.clone()), ..Filter::default() };
     for limit in [1, 7, 25, 1_000] {
@@ -52,7 +52,7 @@ pub async fn lists_page_newest_first(store: Arc<dyn Store>) {
     // What comes in between two pages is newer than both: nothing is shown twice, nothing is left out.
     let page = store.list(&filter, None, 10).await.expect("list");
     let mut seen: Vec<_> = page.tasks.iter().map(|task| task.id).collect();
-    line(&*store, &tenant, 3).await;
+    line(&*store, &tenant, first.plus_ms(25), 3).await;
     let mut cursor = page.cursor;
     while let Some(from) = cursor {
         let page = store.list(&filter, Some(&from), 10).await.expect("list");
@@ -64,7 +64,7 @@ pub async fn lists_page_newest_first(store: Arc<dyn Store>) {
 
 pub async fn lists_hold_what_matches(store: Arc<dyn Store>) {
     let tenant = tenant();
-    let tasks = line(&*store, &tenant, 6).await;
+    let tasks = line(&*store, &tenant, Timestamp::now(), 6).await;
     let desk = Desk(store.clone());
     let fine = TaskResult { tenant: tenant.clone(), ..succeeded(tasks[1], 1, "1") };
     assert!(matches!(desk.settle_unclaimed(&fine).await, Settled::Done { .. }));
@@ -105,7 +105,7 @@ pub async fn a_list_of_nothing_ends(store: Arc<dyn Store>) {
 }
 
 pub async fn a_forged_cursor_is_refused(store: Arc<dyn Store>) {
-    line(&*store, &tenant(), 1).await;
+    line(&*store, &tenant(), Timestamp::now(), 1).await;
     for forged in ["", "0", "x", "+inf", "-", "[", "(a", "ünïcode", "../..", &"0".repeat(10_000)] {
         let answer = store.list(&Filter::default(), Some(forged), 10).await;
         assert!(matches!(answer, Err(StoreError::BadCursor)), "{forged:?} gave {answer:?}");

@@ -3,6 +3,9 @@
 //! A call never outlasts the time-out, connecting included. While the server is away calls fail at once, and one in a
 //! while tries to connect. A call that timed out takes its connection with it: on a link that went silent without a
 //! word, TCP alone would notice after many minutes.
+//!
+//! All keys are in one slot of a cluster, so one node has them all: whichever node the URL names, the link goes to where
+//! that one sends it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,16 +14,18 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo, PushKind,
-    RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo,
+    PushKind, RedisError, ServerErrorKind, Value,
 };
 use tokio::sync::Mutex;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::store::StoreError;
 
 /// After a failure to connect, so long nobody tries again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Most nodes of a cluster that one call is sent to.
+const HOPS: usize = 4;
 
 pub(super) struct Link {
     client: Client,
@@ -33,6 +38,8 @@ pub(super) struct Link {
 #[derive(Default)]
 struct State {
     session: Option<Session>,
+    /// The node that has the keys, when it is not the one that the URL names.
+    moved: Option<Client>,
     failed: Option<(Instant, StoreError)>,
 }
 
@@ -62,24 +69,47 @@ impl Link {
     /// One round trip. The answers as they came; see [`Link::checked`].
     pub(super) async fn send(&self, commands: &Pipeline) -> Result<Vec<Value>, StoreError> {
         let deadline = Instant::now() + self.timeout;
-        let mut session = timeout_at(deadline, self.session()).await.map_err(|_| self.silent())??;
-        let count = commands.cmd_iter().count();
-        match timeout_at(deadline, session.connection.req_packed_commands(commands, 0, count)).await {
-            Ok(Ok(answers)) => {
-                if answers.iter().any(is_of_no_more_use) {
-                    session.lost.store(true, Ordering::Relaxed);
-                }
-                Ok(answers)
-            }
-            Ok(Err(error)) => {
-                session.lost.store(true, Ordering::Relaxed);
-                Err(self.explain(error))
-            }
-            Err(_) => {
-                session.lost.store(true, Ordering::Relaxed);
-                Err(StoreError::TimedOut(self.timeout_ms()))
-            }
+        for _ in 0..HOPS {
+            let answers = self.exchange(commands, deadline).await?;
+            // A node that has not got the keys has done nothing.
+            let Some(node) = answers.iter().find_map(moved_to) else { return Ok(answers) };
+            self.go_to(node).await?;
         }
+        Err(StoreError::Unreachable(format!("{}: sent from node to node", self.address)))
+    }
+
+    async fn exchange(&self, commands: &Pipeline, deadline: Instant) -> Result<Vec<Value>, StoreError> {
+        let mut session = self.session(deadline).await?;
+        let count = commands.cmd_iter().count();
+        let answers = match timeout_at(deadline, session.connection.req_packed_commands(commands, 0, count)).await {
+            Ok(Ok(answers)) if !answers.iter().any(is_of_no_more_use) => return Ok(answers),
+            Ok(Ok(answers)) => Ok(answers),
+            Ok(Err(error)) => Err(self.explain(error)),
+            Err(_) => Err(StoreError::TimedOut(self.timeout_ms())),
+        };
+        session.lost.store(true, Ordering::Relaxed);
+        answers
+    }
+
+    /// From now on, to the node of a cluster at this address.
+    async fn go_to(&self, (host, port): (String, u16)) -> Result<(), StoreError> {
+        let info = self.client.get_connection_info();
+        let address = match info.addr() {
+            ConnectionAddr::Tcp(known, _) => {
+                ConnectionAddr::Tcp(if host.is_empty() { known.clone() } else { host }, port)
+            }
+            ConnectionAddr::TcpTls { host: known, insecure, tls_params, .. } => ConnectionAddr::TcpTls {
+                host: if host.is_empty() { known.clone() } else { host },
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            other => other.clone(),
+        };
+        let client = Client::open(info.clone().set_addr(address)).map_err(|error| self.explain(error))?;
+        let mut state = self.state.lock().await;
+        (state.session, state.moved) = (None, Some(client));
+        Ok(())
     }
 
     /// The answer, or the error that the server answered.
@@ -87,8 +117,8 @@ impl Link {
         answer.extract_error().map_err(|error| self.explain(error))
     }
 
-    async fn session(&self) -> Result<Session, StoreError> {
-        let mut state = self.state.lock().await;
+    async fn session(&self, deadline: Instant) -> Result<Session, StoreError> {
+        let mut state = timeout_at(deadline, self.state.lock()).await.map_err(|_| self.silent())?;
         if let Some(session) = state.session.as_ref().filter(|session| !session.lost.load(Ordering::Relaxed)) {
             return Ok(session.clone());
         }
@@ -101,19 +131,21 @@ impl Link {
             .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_push_sender(on_disconnect(lost.clone()));
-        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
-        let connected = match timeout(self.timeout, connecting).await {
+        let client = state.moved.as_ref().unwrap_or(&self.client);
+        let connecting = client.get_multiplexed_async_connection_with_config(&config);
+        let connected = match timeout_at(deadline, connecting).await {
             Ok(connected) => connected.map_err(|error| self.explain(error)),
             Err(_) => Err(self.silent()),
         };
         match connected {
             Ok(connection) => {
                 let session = Session { connection, lost };
-                *state = State { session: Some(session.clone()), failed: None };
+                (state.session, state.failed) = (Some(session.clone()), None);
                 Ok(session)
             }
             Err(error) => {
-                state.failed = Some((Instant::now(), error.clone()));
+                // The node may be gone for good: next time, ask the one that the URL names.
+                (state.moved, state.failed) = (None, Some((Instant::now(), error.clone())));
                 Err(error)
             }
         }
@@ -147,7 +179,8 @@ impl Link {
 fn is_away(kind: ServerErrorKind) -> bool {
     matches!(
         kind,
-        ServerErrorKind::BusyLoading
+        ServerErrorKind::Ask
+            | ServerErrorKind::BusyLoading
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::MasterDown
             | ServerErrorKind::ReadOnly
@@ -158,6 +191,17 @@ fn is_away(kind: ServerErrorKind) -> bool {
 /// After a fail-over the same address may lead to another server: connect anew.
 fn is_of_no_more_use(answer: &Value) -> bool {
     matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
+}
+
+/// Host, empty for the same one, and port of the node that has the keys.
+fn moved_to(answer: &Value) -> Option<(String, u16)> {
+    match answer {
+        Value::ServerError(error) if error.kind() == Some(ServerErrorKind::Moved) => {
+            let (host, port) = error.details()?.split_ascii_whitespace().nth(1)?.rsplit_once(':')?;
+            Some((host.to_owned(), port.parse().ok()?))
+        }
+        _ => None,
+    }
 }
 
 pub(super) fn is_no_script(answer: &Value) -> bool {

@@ -14,20 +14,6 @@ use crate::time::Timestamp;
 /// Fields that [`task`] reads, in its order. `common.lua` has the same row.
 pub(super) const VIEW: [&str; 7] = ["state", "record", "tries", "model", "sent", "began", "worker"];
 
-pub(super) fn state_name(state: State) -> &'static str {
-    match state {
-        State::Blocked => "blocked",
-        State::Queued => "queued",
-        State::Dispatched => "dispatched",
-        State::Running => "running",
-        State::Succeeded => "succeeded",
-        State::Failed => "failed",
-        State::Cancelled => "cancelled",
-        State::Expired => "expired",
-        State::Rejected => "rejected",
-    }
-}
-
 /// The record as it is kept.
 ///
 /// # Errors
@@ -60,7 +46,7 @@ pub(super) fn task(view: Value) -> Result<Option<TaskResult>, StoreError> {
     let mut task: TaskResult = parsed(&record, "a record")?;
     let state = State::ALL
         .into_iter()
-        .find(|known| state_name(*known).as_bytes() == state)
+        .find(|known| known.as_str().as_bytes() == state)
         .ok_or_else(|| StoreError::Corrupt(format!("task {}: unknown state", task.id.0)))?;
     if state.is_terminal() {
         // Its result was written as the record.
@@ -133,14 +119,14 @@ impl Cursor {
 
 #[cfg(test)]
 mod tests {
-    use super::{Cursor, state_name};
+    use super::Cursor;
     use crate::lifecycle::State;
     use crate::task::TaskId;
 
     #[test]
     fn a_state_is_named_as_on_the_wire() {
         for state in State::ALL {
-            assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state_name(state)));
+            assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state.as_str()));
         }
     }
 
