@@ -113,7 +113,8 @@ impl Core {
             closing: closing.clone(),
         };
         Self {
-            planner: Planner::new(policy),
+            // Ids come from outsiders: nobody may know where their tables put them.
+            planner: Planner::with_seed(policy, fastrand::u64(..)),
             clock: Clock::start(),
             started: Instant::now(),
             held: HashMap::new(),
@@ -222,7 +223,12 @@ impl Core {
             expected_seconds: self.estimator.expected_seconds(&spec, task.envelope.cost),
             deadline_us: task.envelope.deadline.map(|at| self.clock.micros(at)),
             not_before_us: task.envelope.not_before.map(|at| self.clock.micros(at)),
-            arrived_us: Some(self.clock.micros(task.envelope.accepted)),
+            // A task that was delayed by who sent it has waited since its time came; one that is tried again, since it was
+            // accepted.
+            arrived_us: match (task.envelope.attempts, task.envelope.not_before) {
+                (0, Some(start)) => Some(self.clock.micros(task.envelope.accepted.max(start))),
+                _ => Some(self.clock.micros(task.envelope.accepted)),
+            },
         };
         match self.planner.handle_arrival(arrival, self.clock.now_us()) {
             Ok(()) => {
