@@ -17,6 +17,7 @@
 
 mod accept;
 mod claim;
+mod first;
 mod listing;
 mod random;
 mod release;
@@ -42,6 +43,7 @@ use crate::time::Timestamp;
 
 pub use accept::*;
 pub use claim::*;
+pub use first::*;
 pub use listing::*;
 pub use random::*;
 pub use release::*;
@@ -89,6 +91,13 @@ macro_rules! store_contract {
             an_unclaimed_task_can_be_settled_by_anybody
             unclaimed_settle_loses_against_a_live_lease
             an_attempt_that_an_unclaimed_settle_overtook_is_told_so
+            a_first_attempt_settles_without_a_claim
+            a_first_attempt_without_a_record_creates_it
+            a_first_attempt_is_told_when_another_had_settled_it
+            a_first_attempt_loses_against_the_live_lease_of_another
+            a_first_attempt_that_did_claim_settles_all_the_same
+            a_first_attempt_settles_behind_attempts_that_are_over
+            of_a_first_attempt_and_claimants_at_once_exactly_one_is_done
             outputs_come_back_byte_for_byte
             a_released_task_is_claimed_again_at_once
             a_released_attempt_need_not_count
@@ -258,6 +267,11 @@ impl Desk {
 
     async fn settle(&self, attempt: u32, nonce: u128, result: &TaskResult) -> Settled {
         let guard = Guard::Fence { attempt, nonce };
+        only(self.0.settle(vec![Settle { guard, result: result.clone() }]).await.expect("settle"))
+    }
+
+    async fn settle_first(&self, nonce: u128, result: &TaskResult) -> Settled {
+        let guard = Guard::First { nonce };
         only(self.0.settle(vec![Settle { guard, result: result.clone() }]).await.expect("settle"))
     }
 

@@ -101,6 +101,10 @@ pub enum Renewed {
 pub enum Guard {
     /// The attempt that claimed with this nonce.
     Fence { attempt: u32, nonce: u128 },
+    /// A first attempt that was never claimed (a short task on its first delivery): as `Fence`, but the record need not
+    /// know of the attempt. Written when the task has not ended and no other attempt's lease lives. The record then
+    /// holds attempt 1, or as many as were begun, and this nonce.
+    First { nonce: u128 },
     /// Anybody while no attempt's lease lives: the scheduler, for a task that expired or is refused.
     Unclaimed,
 }

@@ -193,15 +193,16 @@ impl Store for RedisStore {
     async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError> {
         let entries = settlements.into_iter().map(|Settle { guard, result }| {
             let (nonce, attempt) = match guard {
-                Guard::Fence { attempt, nonce: drawn } => (nonce(drawn), attempt),
-                Guard::Unclaimed => (Vec::new(), result.attempt),
+                Guard::Fence { attempt, nonce: drawn } => (nonce(drawn), number(attempt)),
+                Guard::First { nonce: drawn } => (nonce(drawn), Vec::new()),
+                Guard::Unclaimed => (Vec::new(), number(result.attempt)),
             };
             if !result.state.is_terminal() {
                 return Err(StoreError::Refused(format!("task {}: {:?} settles nothing", result.id.0, result.state)));
             }
             let arguments = [
                 nonce,
-                number(attempt),
+                attempt,
                 result.state.as_str().into(),
                 record::written(&result)?,
                 result.id.0.simple().to_string().into_bytes(),

@@ -414,9 +414,9 @@ impl Records {
 
     pub fn settle(&mut self, ending: Ending, now_ms: u64, batch: &mut Option<Batch>) -> Ended {
         let Ending { id, guard, state, task } = ending;
-        let (attempt, nonce) = match guard {
-            Guard::Fence { attempt, nonce } => (Some(attempt), nonce),
-            Guard::Unclaimed => (None, 0),
+        let nonce = match guard {
+            Guard::Fence { nonce, .. } | Guard::First { nonce } => Some(nonce),
+            Guard::Unclaimed => None,
         };
         if self.find(id, now_ms).is_none() {
             if let (Some(address), Some(batch)) = (self.remove(id), &mut *batch) {
@@ -425,10 +425,14 @@ impl Records {
             let record = Record {
                 seq: self.next_seq,
                 touched_ms: now_ms,
-                nonce,
-                held: attempt.is_some(),
+                nonce: nonce.unwrap_or(0),
+                held: nonce.is_some(),
                 state,
-                attempt: attempt.unwrap_or(0),
+                attempt: match guard {
+                    Guard::Fence { attempt, .. } => attempt,
+                    Guard::First { .. } => 1,
+                    Guard::Unclaimed => 0,
+                },
                 packed: pack(&[], &[], &task),
                 address: None,
                 live: None,
@@ -438,18 +442,30 @@ impl Records {
             return Ended::Done(record.view(id));
         }
         let Some(record) = self.records.get_mut(&id) else { return Ended::Stale };
-        let fits = attempt.is_some_and(|attempt| record.holds(nonce) && record.attempt == attempt);
+        let holds = nonce.is_some_and(|nonce| record.holds(nonce));
+        let fits = match guard {
+            Guard::Fence { attempt, .. } => holds && record.attempt == attempt,
+            Guard::First { .. } | Guard::Unclaimed => holds,
+        };
         let Some(live) = &record.live else {
             return if fits { Ended::Again(record.view(id)) } else { Ended::Already(record.view(id)) };
         };
-        if !fits && (attempt.is_some() || live.lease_ms > now_ms) {
+        let may_write = match guard {
+            Guard::Fence { .. } => fits,
+            Guard::First { .. } | Guard::Unclaimed => fits || live.lease_ms <= now_ms,
+        };
+        if !may_write {
             return Ended::Stale;
         }
         let packed = pack(identity_of(&record.packed), &live.followers, &task);
         self.bytes = self.bytes + packed.len() - record.packed.len();
         record.packed = packed;
         record.live = None;
-        record.held = fits;
+        record.held = nonce.is_some();
+        record.nonce = nonce.unwrap_or(0);
+        if let Guard::First { .. } = guard {
+            record.attempt = record.attempt.max(1);
+        }
         record.state = state;
         record.touched_ms = now_ms;
         record.write(id, batch);
