@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
-use crate::dispatch::{Dispatched, dispatch};
+use crate::dispatch::{Dispatched, Parcels, dispatch};
 use crate::estimate::Estimator;
 use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Outstanding};
 use crate::metrics::Metrics;
-use crate::planner::{Arrival, Decision, Planner, Refusal, policy};
+use crate::offers::Offers;
+use crate::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, policy};
 use crate::room::Room;
 
 /// Most events handled before the planner is asked.
@@ -32,6 +33,8 @@ const GROUP: usize = 256;
 const GROUPS: usize = 4;
 /// Dispatching pauses for so long after the broker did not take a task.
 const PAUSE: Duration = Duration::from_millis(200);
+/// The record of a dispatched task says so after this time, if the task has not ended by then.
+const MARKED_AFTER: Duration = Duration::from_millis(100);
 /// A dispatched task of which neither queue nor workers know is forgotten after so long.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
@@ -75,11 +78,12 @@ pub(crate) struct Core {
     /// Tasks whose model is not known, in the first moments.
     unknown: Vec<Held>,
     models: HashMap<String, ModelSpec>,
-    /// Slots times batch of the live workers, per model.
-    slots: HashMap<String, usize>,
+    offers: Offers,
     last_completion: HashMap<String, Instant>,
     estimator: Estimator,
     dispatching: JoinSet<Dispatched>,
+    /// Dispatched tasks whose record does not say so yet, by the time from when it is to.
+    to_mark: VecDeque<(Instant, TaskId)>,
     paused_until: Option<Instant>,
     finisher: Finisher,
     finishing: JoinSet<()>,
@@ -123,7 +127,8 @@ impl Core {
             by_age: VecDeque::new(),
             unknown: Vec::new(),
             models,
-            slots: HashMap::new(),
+            offers: Offers::default(),
+            to_mark: VecDeque::new(),
             last_completion: HashMap::new(),
             estimator: Estimator::default(),
             dispatching: JoinSet::new(),
@@ -164,9 +169,12 @@ impl Core {
                         self.handle(event);
                     }
                 }
-                () = sleep_until(wake) => self.paused_until = None,
+                () = sleep_until(wake) => {
+                    self.paused_until = self.paused_until.filter(|until| *until > Instant::now());
+                }
             }
             self.decide();
+            self.mark();
             self.finish();
             self.room.is_held(self.held.len() + self.unknown.len());
         }
@@ -176,12 +184,14 @@ impl Core {
 
     fn next_wake(&self) -> Option<Instant> {
         let timeout = self.planner.poll_timeout().map(|at_us| self.clock.instant(at_us));
-        match self.paused_until {
+        let decide_at = match self.paused_until {
             // While paused, what is due waits too.
             Some(paused) => Some(paused),
             None if self.dispatching.len() >= GROUPS => None,
             None => timeout,
-        }
+        };
+        let mark_at = self.to_mark.front().map(|&(at, _)| at);
+        decide_at.into_iter().chain(mark_at).min()
     }
 
     fn handle(&mut self, event: Event) {
@@ -275,7 +285,7 @@ impl Core {
                 let weight = f64::from(envelope.priority.get());
                 let cost = |spec: &ModelSpec| {
                     let seconds = self.estimator.expected_seconds(spec, envelope.cost);
-                    let slots = self.slots.get(&spec.name).copied().unwrap_or(0);
+                    let slots = self.offers.slots(&spec.name);
                     let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);
                     // A model without workers comes last, but is still better than none.
                     let queue_seconds = if slots == 0 { 1e9 } else { ahead as f64 * seconds / slots as f64 };
@@ -332,7 +342,7 @@ impl Core {
         self.last_completion.insert(done.model.clone(), now);
         if let Some(was) = was {
             if self.planner.backlog(&was.model) > 0 {
-                let slots = self.slots.get(&was.model).copied().unwrap_or(1);
+                let slots = self.offers.slots(&was.model).max(1);
                 self.estimator.kept_busy(&was.model, done.idle_ms, done.ran_ms, slots, &self.settings);
             }
             self.planner.handle_completion(done.id);
@@ -353,29 +363,14 @@ impl Core {
             let waiting = std::mem::take(&mut self.unknown);
             waiting.into_iter().for_each(|task| self.admit(task));
         }
-        let mut slots: HashMap<String, usize> = HashMap::new();
-        for report in loads.iter().filter(|report| !report.draining) {
-            for (model, load) in &report.models {
-                *slots.entry(model.clone()).or_default() += load.slots as usize * load.max_batch.max(1) as usize;
-            }
-        }
-        let mut changed: Vec<String> = self.slots.keys().chain(slots.keys()).cloned().collect();
-        changed.sort_unstable();
-        changed.dedup();
-        self.slots = slots;
-        for model in changed {
+        for model in self.offers.update(&loads) {
             self.set_capacity(&model);
         }
         self.metrics.workers(&loads);
     }
 
-    /// Slots, and what is sent ahead so that they do not idle.
     fn set_capacity(&mut self, model: &str) {
-        let capacity = match self.slots.get(model) {
-            None | Some(0) => 0,
-            Some(slots) => slots + self.estimator.ahead(model),
-        };
-        self.planner.handle_load(model, capacity);
+        self.planner.handle_load(model, self.offers.room(model, &self.estimator, &self.settings));
     }
 
     fn decide(&mut self) {
@@ -385,12 +380,12 @@ impl Core {
         let now_us = self.clock.now_us();
         let started = Instant::now();
         let mut decisions = 0u64;
-        let mut group = Vec::new();
+        let mut group = Parcels::default();
         while self.dispatching.len() < GROUPS {
             let Some(decision) = self.planner.poll_decision(now_us) else { break };
             decisions += 1;
             match decision {
-                Decision::Dispatch { id, model, .. } => {
+                Decision::Dispatch { id, model, reason } => {
                     let Some(mut task) = self.held.remove(&id) else {
                         warn!(task.id = %id.0, "a task was chosen that is not held");
                         self.planner.handle_completion(id);
@@ -401,7 +396,9 @@ impl Core {
                     let outstanding =
                         Outstanding { model: model.to_string(), at: Instant::now(), cost: task.envelope.cost };
                     self.outstanding.insert(id, outstanding);
-                    group.push(task);
+                    group.add(task, reason == DispatchReason::Passes, |model| {
+                        self.offers.together(model, &self.estimator, &self.settings)
+                    });
                     if group.len() >= GROUP {
                         self.send(std::mem::take(&mut group));
                     }
@@ -419,28 +416,25 @@ impl Core {
                 }
             }
         }
-        if !group.is_empty() {
+        if group.len() > 0 {
             self.send(group);
         }
         self.metrics.decided(decisions, started.elapsed());
     }
 
-    fn send(&mut self, group: Vec<Held>) {
-        self.dispatching.spawn(dispatch(
-            self.broker.clone(),
-            self.store.clone(),
-            self.topology.clone(),
-            self.metrics.clone(),
-            group,
-        ));
+    fn send(&mut self, group: Parcels) {
+        let (broker, topology, metrics) = (self.broker.clone(), self.topology.clone(), self.metrics.clone());
+        self.dispatching.spawn(dispatch(broker, topology, metrics, group));
     }
 
     fn handle_dispatched(&mut self, ended: Result<Dispatched, tokio::task::JoinError>) {
-        let Ok(Dispatched { failed, unwritable }) = ended else {
+        let Ok(Dispatched { sent, failed, unwritable }) = ended else {
             // A panic in there: the tasks are not acked, and come again with the next session.
             warn!("a group of tasks was not dispatched");
             return;
         };
+        let mark_at = Instant::now() + MARKED_AFTER;
+        self.to_mark.extend(sent.into_iter().map(|id| (mark_at, id)));
         if !failed.is_empty() {
             self.paused_until = Some(Instant::now() + PAUSE);
         }
@@ -454,6 +448,27 @@ impl Core {
             self.outstanding.remove(&task.envelope.id);
             self.planner.handle_completion(task.envelope.id);
             self.refuse(task, State::Rejected, "unwritable", message, true);
+        }
+    }
+
+    /// Writes into the records that tasks were dispatched. Most have ended before it is their turn, and their records
+    /// say that instead.
+    fn mark(&mut self) {
+        let now = Instant::now();
+        let due = self.to_mark.partition_point(|&(at, _)| at <= now);
+        let marks: Vec<(TaskId, String)> = self
+            .to_mark
+            .drain(..due)
+            .filter_map(|(_, id)| Some((id, self.outstanding.get(&id)?.model.clone())))
+            .collect();
+        if !marks.is_empty() {
+            let (store, metrics) = (self.store.clone(), self.metrics.clone());
+            self.finishing.spawn(async move {
+                if let Err(failure) = store.dispatched(marks).await {
+                    debug!(%failure, "the state was not written: it shows as queued until it runs");
+                    metrics.store_failed("dispatched");
+                }
+            });
         }
     }
 

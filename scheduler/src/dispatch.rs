@@ -1,17 +1,60 @@
 //! Hands chosen tasks to their model's queue: publish, wait for the confirm, then ack what they came by.
+//!
+//! Short tasks of a model travel several to a message, a parcel, since every message costs the broker the same.
 
 use std::sync::Arc;
 
 use taskyard_shared::broker::{self, Broker, Verdict};
-use taskyard_shared::store::Store;
-use taskyard_shared::{TaskId, Topology, messages};
-use tracing::{debug, warn};
+use taskyard_shared::{Envelope, TaskId, Topology, messages};
+use tracing::warn;
 
 use crate::held::Held;
 use crate::metrics::Metrics;
 
-/// What did not go.
+/// Inputs of a parcel's tasks together; a larger task travels alone.
+const PARCEL_BYTES: usize = 64 << 10;
+
+/// Tasks that are published together, in the order in which they were chosen.
+#[derive(Default)]
+pub(crate) struct Parcels {
+    parcels: Vec<Parcel>,
+    tasks: usize,
+}
+
+struct Parcel {
+    tasks: Vec<Held>,
+    bytes: usize,
+    /// Its worker begins it before what it was sent earlier.
+    passes: bool,
+}
+
+impl Parcels {
+    pub fn len(&self) -> usize {
+        self.tasks
+    }
+
+    /// Adds a task to the last parcel, if that is of its model and takes it; `together` says how many tasks of a model may be in one.
+    pub fn add(&mut self, task: Held, passes: bool, together: impl Fn(&str) -> usize) {
+        self.tasks += 1;
+        let bytes = task.envelope.input.get().len();
+        // The planner gives a model as many tasks in a turn as travel together, so the last parcel is the one.
+        let last = self.parcels.last_mut().filter(|parcel| {
+            parcel.passes == passes && parcel.tasks.first().is_some_and(|first| first.model == task.model)
+        });
+        match last {
+            Some(parcel) if parcel.bytes + bytes <= PARCEL_BYTES && parcel.tasks.len() < together(&task.model) => {
+                parcel.bytes += bytes;
+                parcel.tasks.push(task);
+            }
+            _ => self.parcels.push(Parcel { tasks: vec![task], bytes, passes }),
+        }
+    }
+}
+
+/// What became of them.
+#[derive(Default)]
 pub(crate) struct Dispatched {
+    pub sent: Vec<TaskId>,
     /// The broker did not confirm these: they wait again.
     pub failed: Vec<Held>,
     /// These cannot be written as a message, ever.
@@ -20,49 +63,70 @@ pub(crate) struct Dispatched {
 
 pub(crate) async fn dispatch(
     broker: Arc<dyn Broker>,
-    store: Arc<dyn Store>,
     topology: Topology,
     metrics: Metrics,
-    group: Vec<Held>,
+    group: Parcels,
 ) -> Dispatched {
-    let mut unwritable = Vec::new();
-    let (mut outgoing, mut sent) = (Vec::with_capacity(group.len()), Vec::with_capacity(group.len()));
-    for task in group {
-        match messages::ready(&topology, &task.model, &task.envelope) {
+    let mut dispatched = Dispatched::default();
+    let (mut outgoing, mut parcels) =
+        (Vec::with_capacity(group.parcels.len()), Vec::with_capacity(group.parcels.len()));
+    for parcel in group.parcels {
+        match message(&topology, &parcel) {
             Ok(message) => {
                 outgoing.push(message);
-                sent.push(task);
+                parcels.push(parcel.tasks);
             }
-            Err(failure) => unwritable.push((task, failure.to_string())),
+            // One of them cannot be written, and is not to keep the others from going.
+            Err(_) => {
+                for task in parcel.tasks {
+                    match messages::ready(&topology, &task.model, &task.envelope) {
+                        Ok(message) => {
+                            outgoing.push(message);
+                            parcels.push(vec![task]);
+                        }
+                        Err(failure) => dispatched.unwritable.push((task, failure.to_string())),
+                    }
+                }
+            }
         }
     }
     let answers = broker.publish(outgoing).await;
-    let mut failed = Vec::new();
-    let mut receipts = Vec::with_capacity(sent.len());
-    let mut handed_on: Vec<(TaskId, String)> = Vec::with_capacity(sent.len());
-    for (task, answer) in sent.into_iter().zip(answers) {
+    let mut receipts = Vec::new();
+    for (tasks, answer) in parcels.into_iter().zip(answers) {
         match answer {
             Ok(()) => {
-                metrics.dispatched(&task.model);
-                handed_on.push((task.envelope.id, task.model));
-                receipts.extend(task.receipt);
+                if let Some(first) = tasks.first() {
+                    metrics.dispatched(&first.model, tasks.len());
+                }
+                for task in tasks {
+                    dispatched.sent.push(task.envelope.id);
+                    receipts.extend(task.receipt);
+                }
             }
             Err(failure) => {
-                if failed.is_empty() {
-                    warn!(%failure, task.model = %task.model, "a task was not taken by its queue");
+                if dispatched.failed.is_empty() {
+                    let model = tasks.first().map_or("", |task| &task.model);
+                    warn!(%failure, task.model = model, "a task was not taken by its queue");
                 }
-                failed.push(task);
+                dispatched.failed.extend(tasks);
             }
         }
     }
-    // The record may say so once the copy is safe, and before the original is gone: a copy of the original that comes
-    // again is then known to be one too many.
-    if !handed_on.is_empty()
-        && let Err(failure) = store.dispatched(handed_on).await
-    {
-        debug!(%failure, "the state was not written: it shows as queued until it runs");
-        metrics.store_failed("dispatched");
-    }
     broker::settle(receipts, Verdict::Ack).await;
-    Dispatched { failed, unwritable }
+    dispatched
+}
+
+fn message(topology: &Topology, parcel: &Parcel) -> Result<broker::Message, messages::Unwritable> {
+    let model = parcel.tasks.first().map_or("", |task| &task.model);
+    let mut message = match parcel.tasks.as_slice() {
+        [task] => messages::ready(topology, model, &task.envelope)?,
+        tasks => {
+            let envelopes: Vec<&Envelope> = tasks.iter().map(|task| &task.envelope).collect();
+            messages::ready_group(topology, model, &envelopes)?
+        }
+    };
+    if parcel.passes {
+        message.properties.headers.insert(messages::PASSES_HEADER.into(), "1".into());
+    }
+    Ok(message)
 }

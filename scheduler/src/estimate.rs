@@ -10,6 +10,8 @@ use taskyard_shared::process::settings::SchedulerSettings;
 const NEWEST: f64 = 0.05;
 /// Seconds, for a model of which nothing is known.
 const UNKNOWN_SECONDS: f64 = 0.05;
+/// Tasks that run longer are not sent ahead.
+const LONG_SECONDS: f64 = 0.25;
 /// So many completions are looked at together before the depth is changed.
 const WINDOW: u32 = 20;
 /// Slots may idle for this share of their time before more is sent ahead, and below the lesser share less is.
@@ -84,9 +86,19 @@ impl Estimator {
         (learnt.idle_ms, learnt.ran_ms, learnt.seen) = (0.0, 0.0, 0);
     }
 
-    /// How many tasks to send ahead of the slots: at least one.
+    /// How many tasks to send ahead of so many slots. At least one, but for a model whose tasks are long: its slots lose
+    /// little by waiting for the next one, which would lose much if it were bound to a worker that is not free.
     pub fn ahead(&self, model: &str) -> usize {
-        self.models.get(model).map_or(1, |learnt| learnt.ahead.ceil().max(1.0) as usize)
+        let learnt = self.models.get(model);
+        if learnt.and_then(|learnt| learnt.seconds).is_some_and(|seconds| seconds > LONG_SECONDS) {
+            return 0;
+        }
+        learnt.map_or(1, |learnt| learnt.ahead.ceil().max(1.0) as usize)
+    }
+
+    /// Milliseconds that a task is expected to run, whatever its cost.
+    pub fn mean_ms(&self, model: &str) -> f64 {
+        self.models.get(model).and_then(|learnt| learnt.seconds).unwrap_or(UNKNOWN_SECONDS) * 1e3
     }
 
     fn learnt(&mut self, model: &str) -> &mut Learnt {
@@ -117,6 +129,8 @@ mod tests {
             estimator.kept_busy("m", 0.0, 2.0, 1, &settings);
         }
         assert_eq!(estimator.ahead("m"), 1);
+        estimator.ran("long", 1.0, None);
+        assert_eq!(estimator.ahead("long"), 0);
         estimator.ran("brief", 0.0, None);
         for _ in 0..20_000 {
             estimator.kept_busy("brief", 5.0, 0.0, 64, &settings);

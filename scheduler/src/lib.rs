@@ -2,7 +2,7 @@
 //!
 //! [`planner`] is pure. Around it, one file for each step of a task's way: `intake` reads and takes in, `core` owns the
 //! planner, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs, `load_watch` reads what
-//! workers say.
+//! workers say, and `offers` keeps what that is room for.
 
 mod clock;
 mod core;
@@ -13,6 +13,7 @@ mod held;
 mod intake;
 mod load_watch;
 mod metrics;
+mod offers;
 pub mod planner;
 mod returns;
 mod room;

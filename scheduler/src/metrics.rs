@@ -113,8 +113,8 @@ impl Metrics {
         self.0.accepted.with_label_values(&[kind.as_str(), model]).inc();
     }
 
-    pub fn dispatched(&self, model: &str) {
-        self.0.dispatched.with_label_values(&[model]).inc();
+    pub fn dispatched(&self, model: &str, tasks: usize) {
+        self.0.dispatched.with_label_values(&[model]).inc_by(tasks as u64);
     }
 
     pub fn finished(&self, model: &str, state: State) {

@@ -18,6 +18,9 @@ pub const DETAIL_HEADER: &str = "x-taskyard-detail";
 /// The publisher takes several results in one message, as a JSON array, when this header says `array`.
 pub const RESULTS_HEADER: &str = "x-taskyard-results";
 
+/// The worker begins these tasks before what it was sent earlier and has not begun.
+pub const PASSES_HEADER: &str = "x-taskyard-passes";
+
 /// Headers hold no more than this of a text that came from outside; bytes.
 const DETAIL_BYTES: usize = 512;
 
@@ -51,6 +54,11 @@ fn with_id(mut message: Message, id: TaskId) -> Message {
 /// A task for the workers of its model.
 pub fn ready(topology: &Topology, model: &str, envelope: &Envelope) -> Result<Message, Unwritable> {
     Ok(with_id(Message::to_queue(topology.ready(model), json("a task", envelope)?), envelope.id))
+}
+
+/// Several tasks for one worker of their model, as an array.
+pub fn ready_group(topology: &Topology, model: &str, envelopes: &[&Envelope]) -> Result<Message, Unwritable> {
+    Ok(Message::to_queue(topology.ready(model), json("tasks", &envelopes)?))
 }
 
 /// A task that goes back to the scheduler.

@@ -1,15 +1,18 @@
 //! One attempt at a batch of tasks, as a row of steps: claim, start, execute, judge, hand over to be settled.
 //!
 //! A batch is most often one task. Each member has its own claim, its own lease and its own outcome; they only share the
-//! handler's call.
+//! handler's call. The first attempt at a short task is begun without a claim, which would take as long as the task: of
+//! two workers that run it, as after a crash of the scheduler they may, the one that settles first has it. Once it turns
+//! out to be long, or when its message comes a second time, it is claimed like any other.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use taskyard_shared::store::{Claim, Claimed};
+use taskyard_shared::store::{Claim, Claimed, Guard};
 use taskyard_shared::{Envelope, State, Timestamp};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
@@ -19,7 +22,7 @@ use crate::handler::{Answer, Job, codes, error};
 use crate::held::Held;
 use crate::lane::ModelLane;
 use crate::leases::{Lease, Leases};
-use crate::settle::{Outcome, Settlement};
+use crate::settle::{Outcome, Settlement, unrun};
 use crate::verdict::{Verdict, judge};
 
 /// What every attempt of a worker shares.
@@ -33,27 +36,60 @@ pub(crate) struct Yard {
     pub max_output_bytes: usize,
 }
 
-/// A member of the batch that holds its claim.
+/// An attempt that was begun without a claim and still runs after this time is claimed then.
+const CLAIMED_LATE: Duration = Duration::from_millis(100);
+
+/// By what right a member runs.
+enum Right {
+    /// It has claimed the task: the record names it, and its lease is renewed.
+    Claimed { attempt: u32, lease: Lease },
+    /// The first attempt at a short task that nobody else has been given. Claiming would take longer than running it:
+    /// whoever settles first has the task.
+    First { nonce: u128 },
+    /// Its late claim found that the task is another's, and this is what becomes of the delivery.
+    Lost(Outcome),
+}
+
+/// A member of the batch that runs.
 struct Member {
     held: Held,
-    attempt: u32,
-    lease: Lease,
+    right: Right,
+}
+
+impl Member {
+    fn attempt(&self) -> u32 {
+        match &self.right {
+            Right::Claimed { attempt, .. } => *attempt,
+            Right::First { .. } | Right::Lost(_) => 1,
+        }
+    }
+
+    /// Waits until this attempt has lost its right to the task.
+    async fn lost(&self) {
+        match &self.right {
+            Right::Claimed { lease, .. } => lease.lost.cancelled().await,
+            Right::First { .. } => std::future::pending().await,
+            Right::Lost(_) => {}
+        }
+    }
 }
 
 /// Runs a batch from claim to settlement. Answers the deliveries that were not begun, when the worker is closing.
 pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> Vec<Held> {
     let batch = drop_expired(yard, batch).await;
-    let (batch, not_begun) = claim(yard, lane, batch).await;
+    let (mut batch, not_begun) = begin(yard, lane, batch).await;
     if batch.is_empty() {
         return not_begun;
     }
     let started = Timestamp::now();
     let clock = Instant::now();
-    let answers = execute(lane, &batch).await;
+    let answers = execute(yard, lane, &mut batch).await;
     // A batch's time is shared among its members, so that a tenant is charged for what it used.
-    let ran_ms = clock.elapsed().as_secs_f64() * 1e3 / batch.len() as f64;
+    let ran = clock.elapsed();
+    lane.ran(ran);
+    let ran_ms = ran.as_secs_f64() * 1e3 / batch.len() as f64;
     for (member, answer) in batch.into_iter().zip(answers) {
-        let verdict = judge(yard, lane, &member.held.envelope, member.attempt, answer);
+        let verdict = judge(yard, lane, &member.held.envelope, member.attempt(), answer);
         hand_over(yard, lane, member, verdict, started, ran_ms).await;
     }
     not_begun
@@ -75,57 +111,72 @@ async fn drop_expired(yard: &Yard, batch: Vec<Held>) -> Vec<Held> {
 }
 
 /// Takes the right to run each member; what may not run goes its own way.
-async fn claim(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> (Vec<Member>, Vec<Held>) {
-    let claims: Vec<Claim> = batch
-        .iter()
-        .map(|held| Claim {
-            id: held.envelope.id,
-            worker: yard.worker.clone(),
-            nonce: u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..)),
-            lease_ms: yard.lease.as_millis() as u64,
-            max_attempts: held.envelope.max_attempts.unwrap_or(lane.spec.max_attempts),
-            attempts: held.envelope.attempts,
-        })
-        .collect();
+async fn begin(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> (Vec<Member>, Vec<Held>) {
+    let short = lane.is_short();
+    let (unclaimed, to_claim): (Vec<Held>, Vec<Held>) =
+        batch.into_iter().partition(|held| short && !held.redelivered && held.envelope.attempts == 0);
+    let mut running: Vec<Member> =
+        unclaimed.into_iter().map(|held| Member { held, right: Right::First { nonce: nonce() } }).collect();
+    if to_claim.is_empty() {
+        return (running, Vec::new());
+    }
+    let claims: Vec<Claim> = to_claim.iter().map(|held| claim(yard, lane, held, nonce())).collect();
     let nonces: Vec<u128> = claims.iter().map(|claim| claim.nonce).collect();
-    let envelopes: Vec<Arc<Envelope>> = batch.iter().map(|held| held.envelope.clone()).collect();
+    let envelopes: Vec<Arc<Envelope>> = to_claim.iter().map(|held| held.envelope.clone()).collect();
     let claimed = match yard.claimer.claim(claims, envelopes).await {
         Ok(claimed) => claimed,
-        Err(Closed) => return (Vec::new(), batch),
+        // Nothing is begun any more, so what needed no claim goes back too.
+        Err(Closed) => return (Vec::new(), running.into_iter().map(|member| member.held).chain(to_claim).collect()),
     };
-    let mut running = Vec::with_capacity(batch.len());
-    for ((held, claimed), nonce) in batch.into_iter().zip(claimed).zip(nonces) {
-        match claimed {
-            Claimed::Run { attempt } => {
-                let lease = yard.leases.hold(held.envelope.id, nonce);
-                running.push(Member { held, attempt, lease });
-            }
-            Claimed::Busy { for_ms } => {
-                debug!(task.id = %held.envelope.id.0, for_ms, "another attempt holds the lease: given back for later");
-                settle(yard, Settlement { held, outcome: Outcome::Later { after_ms: for_ms } }).await;
-            }
-            Claimed::Terminal { result, followers } => {
-                settle(yard, Settlement { held, outcome: Outcome::TellAgain { result, followers } }).await;
-            }
-            Claimed::Exhausted { attempts } => {
-                let message =
-                    format!("{attempts} attempts were begun and none came to an end: it may crash its worker");
-                let mut settlement = Settlement::unclaimed(held, State::Failed, codes::ATTEMPTS_EXHAUSTED, &message);
-                if let Outcome::Terminal { result, dead, .. } = &mut settlement.outcome {
-                    result.attempt = attempts;
-                    *dead = true;
-                }
-                settle(yard, settlement).await;
-            }
-            // The claimer accepted it anew and claimed again; a store that forgets as fast as that is not kept waiting for.
-            Claimed::Unknown => settle(yard, Settlement { held, outcome: Outcome::Later { after_ms: 1000 } }).await,
+    for ((held, claimed), nonce) in to_claim.into_iter().zip(claimed).zip(nonces) {
+        match right(yard, lane, &held, nonce, claimed) {
+            Right::Lost(outcome) => settle(yard, Settlement { held, outcome }).await,
+            right => running.push(Member { held, right }),
         }
     }
     (running, Vec::new())
 }
 
-/// The handler's call: within the time limit, and ended when no member's lease is left.
-async fn execute(lane: &ModelLane, batch: &[Member]) -> VecDeque<Answer> {
+fn nonce() -> u128 {
+    u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..))
+}
+
+fn claim(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128) -> Claim {
+    Claim {
+        id: held.envelope.id,
+        worker: yard.worker.clone(),
+        nonce,
+        lease_ms: yard.lease.as_millis() as u64,
+        max_attempts: held.envelope.max_attempts.unwrap_or(lane.spec.max_attempts),
+        attempts: held.envelope.attempts,
+    }
+}
+
+/// What an answer to a claim comes to.
+fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claimed) -> Right {
+    Right::Lost(match claimed {
+        Claimed::Run { attempt } => {
+            return Right::Claimed { attempt, lease: yard.leases.hold(held.envelope.id, nonce) };
+        }
+        Claimed::Busy { for_ms } => {
+            debug!(task.id = %held.envelope.id.0, for_ms, "another attempt holds the lease: given back for later");
+            Outcome::Later { after_ms: for_ms }
+        }
+        Claimed::Terminal { result, followers } => Outcome::TellAgain { result, followers },
+        Claimed::Exhausted { attempts } => {
+            let message = format!("{attempts} attempts were begun and none came to an end: it may crash its worker");
+            let mut result = unrun(&held.envelope, State::Failed, codes::ATTEMPTS_EXHAUSTED, &message);
+            result.attempt = attempts;
+            debug!(task.id = %held.envelope.id.0, task.model = %lane.spec.name, attempts, "no attempt is left");
+            Outcome::Terminal { result: Box::new(result), guard: Guard::Unclaimed, dead: true }
+        }
+        // The claimer accepted it anew and claimed again; a store that forgets as fast as that is not kept waiting for.
+        Claimed::Unknown => Outcome::Later { after_ms: 1000 },
+    })
+}
+
+/// The handler's call: within the time limit, and ended when no member has a right to its task any more.
+async fn execute(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) -> VecDeque<Answer> {
     let limit = batch
         .iter()
         .map(|member| member.held.envelope.timeout_ms.unwrap_or(lane.spec.timeout_ms))
@@ -135,61 +186,105 @@ async fn execute(lane: &ModelLane, batch: &[Member]) -> VecDeque<Answer> {
         .iter()
         .map(|member| Job {
             id: member.held.envelope.id,
-            attempt: member.attempt,
+            attempt: member.attempt(),
             input: member.held.envelope.input.clone(),
         })
         .collect();
+    let size = batch.len();
     let all = |code: &str, message: &str, retryable| -> VecDeque<Answer> {
-        batch.iter().map(|_| Err(error(code, message, retryable))).collect()
+        (0..size).map(|_| Err(error(code, message, retryable))).collect()
     };
-    let every_lease_lost = async {
-        for member in batch {
-            member.lease.lost.cancelled().await;
+    let mut call = pin!(tokio::time::timeout(limit, AssertUnwindSafe(lane.handler.execute(jobs)).catch_unwind()));
+    let begun = Instant::now();
+    let mut unclaimed = batch.iter().any(|member| matches!(member.right, Right::First { .. }));
+    let answers = loop {
+        let every_right_lost = async {
+            for member in batch.iter() {
+                member.lost().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            answers = &mut call => break answers,
+            () = tokio::time::sleep_until((begun + CLAIMED_LATE).into()), if unclaimed => {
+                unclaimed = false;
+            }
+            () = every_right_lost => {
+                warn!(task.model = %lane.spec.name, "the lease was lost while running: the attempt was stopped");
+                return all(codes::LEASE_LOST, "the worker was given up for dead", true);
+            }
         }
-    };
-    let call = AssertUnwindSafe(lane.handler.execute(jobs)).catch_unwind();
-    let answers = tokio::select! {
-        answers = tokio::time::timeout(limit, call) => answers,
-        () = every_lease_lost => {
-            warn!(task.model = %lane.spec.name, "the lease was lost while running: the attempt was stopped");
-            return all(codes::LEASE_LOST, "the worker was given up for dead", true);
+        tokio::select! {
+            biased;
+            answers = &mut call => break answers,
+            () = claim_late(yard, lane, batch) => {}
         }
     };
     match answers {
         Err(_) => all(codes::TIMED_OUT, &format!("stopped at its time limit of {} ms", limit.as_millis()), true),
         Ok(Err(_)) => all(codes::HANDLER_FAILED, "the handler panicked", true),
-        Ok(Ok(answers)) if answers.len() == batch.len() => answers.into(),
+        Ok(Ok(answers)) if answers.len() == size => answers.into(),
         Ok(Ok(answers)) => {
-            let message = format!("the handler gave {} answers to {} tasks", answers.len(), batch.len());
+            let message = format!("the handler gave {} answers to {size} tasks", answers.len());
             all(codes::BAD_ANSWER, &message, false)
         }
     }
 }
 
+/// Claims what was begun without a claim. While the store is away the attempts go on as they are. Cancel safe: a claim
+/// whose answer nobody waited for is its own attempt's, and settling it as a first attempt finds its nonce there.
+async fn claim_late(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) {
+    let late: Vec<(&mut Member, u128)> = batch
+        .iter_mut()
+        .filter_map(|member| match member.right {
+            Right::First { nonce } => Some((member, nonce)),
+            Right::Claimed { .. } | Right::Lost(_) => None,
+        })
+        .collect();
+    let claims = late.iter().map(|(member, nonce)| claim(yard, lane, &member.held, *nonce)).collect();
+    let envelopes = late.iter().map(|(member, _)| member.held.envelope.clone()).collect();
+    let Ok(claimed) = yard.claimer.claim(claims, envelopes).await else { return };
+    for ((member, nonce), claimed) in late.into_iter().zip(claimed) {
+        member.right = right(yard, lane, &member.held, nonce, claimed);
+    }
+}
+
 async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdict, started: Timestamp, ran_ms: f64) {
-    let Member { held, attempt, lease } = member;
-    let run = Run { attempt, started, ran_ms };
+    let run = Run { attempt: member.attempt(), started, ran_ms };
+    let Member { held, right } = member;
+    let (guard, lease) = match right {
+        Right::Claimed { attempt, lease } => (Guard::Fence { attempt, nonce: lease.nonce }, Some(lease)),
+        Right::First { nonce } => (Guard::First { nonce }, None),
+        Right::Lost(outcome) => return settle(yard, Settlement { held, outcome }).await,
+    };
+    let again = |counts, after, error| Outcome::Retry {
+        attempt: if counts { run.attempt } else { run.attempt.saturating_sub(1) },
+        counts,
+        claim: lease.as_ref().map(|lease| lease.nonce),
+        after,
+        error,
+        ran_ms,
+    };
     let outcome = match verdict {
-        Verdict::Retry { after, error } => {
-            Outcome::Retry { attempt, counts: true, nonce: lease.nonce, after, error, ran_ms }
-        }
-        Verdict::GiveBack(error) => {
-            let (attempt, after) = (attempt.saturating_sub(1), Duration::ZERO);
-            Outcome::Retry { attempt, counts: false, nonce: lease.nonce, after, error, ran_ms }
-        }
+        Verdict::Retry { after, error } => again(true, after, error),
+        Verdict::GiveBack(error) => again(false, Duration::ZERO, error),
         Verdict::Succeed(output) => {
             let mut result = run.result(yard, lane, &held.envelope, State::Succeeded);
             result.output = Some(output);
-            Outcome::Terminal { result: Box::new(result), fence: Some(lease.nonce), dead: false }
+            Outcome::Terminal { result: Box::new(result), guard, dead: false }
         }
         Verdict::Fail(error) => {
             let mut result = run.result(yard, lane, &held.envelope, State::Failed);
             result.error = Some(error);
-            Outcome::Terminal { result: Box::new(result), fence: Some(lease.nonce), dead: true }
+            Outcome::Terminal { result: Box::new(result), guard, dead: true }
         }
     };
     // The lease is renewed until the settlement is done: it travels with it.
-    settle(yard, Settlement { held: held.leased(lease), outcome }).await;
+    let held = match lease {
+        Some(lease) => held.leased(lease),
+        None => held,
+    };
+    settle(yard, Settlement { held, outcome }).await;
 }
 
 struct Run {

@@ -12,6 +12,10 @@ pub(crate) struct Held {
     pub envelope: Arc<Envelope>,
     pub receipt: Receipt,
     pub received: Instant,
+    /// It may have been begun before, by a worker that is gone.
+    pub redelivered: bool,
+    /// It goes before what came earlier.
+    pub passes: bool,
     /// How long the slot that runs it had nothing to run before.
     pub idle: Duration,
     /// From its claim until it is settled; renewed for as long as it is here.

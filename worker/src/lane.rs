@@ -28,6 +28,11 @@ const SETTLING_MOST: f64 = 256.0;
 /// A model that does not say how long its tasks take is taken for one whose tasks are long.
 const LONG_MS: f64 = 50.0;
 
+/// A first attempt is claimed when its model's calls take longer.
+const SHORT_MS: f64 = 50.0;
+/// Weight of the newest call in their running mean.
+const NEWEST: f64 = 0.1;
+
 /// What is fixed about a model here, and what is counted of it.
 pub(crate) struct ModelLane {
     pub spec: ModelSpec,
@@ -35,6 +40,8 @@ pub(crate) struct ModelLane {
     pub handler: Arc<dyn Handler>,
     /// Since when each free slot is free.
     free_since: Mutex<VecDeque<Instant>>,
+    /// Running mean of a call's time, in milliseconds, as the bits of a float; NaN while nothing is known.
+    mean_ms: AtomicU64,
     pub busy: AtomicU32,
     pub held: AtomicU32,
     pub finished: AtomicU64,
@@ -45,7 +52,26 @@ impl ModelLane {
         let full_name = spec.full_name();
         let counter = AtomicU32::default;
         let free_since = Mutex::new((0..spec.slots).map(|_| Instant::now()).collect());
-        Self { spec, full_name, handler, free_since, busy: counter(), held: counter(), finished: AtomicU64::default() }
+        let mean_ms = AtomicU64::new(spec.expected_ms.unwrap_or(f64::NAN).to_bits());
+        let (busy, held, finished) = (counter(), counter(), AtomicU64::default());
+        Self { spec, full_name, handler, free_since, mean_ms, busy, held, finished }
+    }
+
+    /// A call of the handler took so long.
+    pub fn ran(&self, time: Duration) {
+        let (old, ms) = (self.mean_ms(), time.as_secs_f64() * 1e3);
+        let mean = if old.is_nan() { ms } else { old + NEWEST * (ms - old) };
+        // Of two at once one is lost, which a running mean can bear.
+        self.mean_ms.store(mean.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Whether its tasks are known to be so short that claiming one takes about as long as running it.
+    pub fn is_short(&self) -> bool {
+        self.mean_ms() < SHORT_MS
+    }
+
+    fn mean_ms(&self) -> f64 {
+        f64::from_bits(self.mean_ms.load(Ordering::Relaxed))
     }
 
     fn free_since(&self) -> MutexGuard<'_, VecDeque<Instant>> {
@@ -132,14 +158,15 @@ impl Serving {
         Ok(consumer)
     }
 
-    /// Deliveries that may be unacked: what the slots run, the small prefetch, and what passes through the slots while a
-    /// finished task is being settled. What waits here is bounded by the scheduler's credits too.
+    /// Deliveries that may be unacked: what the slots run, the small prefetch and as much again that goes past it, and what
+    /// passes through the slots while a finished task is being settled. What waits here is bounded by the scheduler's
+    /// credits too.
     fn unacked_most(&self) -> u16 {
         let spec = &self.lane.spec;
         let in_slots = f64::from(spec.slots) * f64::from(spec.max_batch);
         let each_ms = spec.expected_ms.unwrap_or(LONG_MS).max(SETTLING_MS / 64.0);
         let settling = (in_slots * SETTLING_MS / each_ms).floor().min(SETTLING_MOST);
-        (in_slots + settling + f64::from(self.prefetch)).clamp(1.0, f64::from(u16::MAX)) as u16
+        (in_slots + settling + 2.0 * f64::from(self.prefetch)).clamp(1.0, f64::from(u16::MAX)) as u16
     }
 
     async fn take(
@@ -226,14 +253,23 @@ impl Serving {
             Ok(envelopes) => {
                 self.lane.held.fetch_add(envelopes.len() as u32, Ordering::Relaxed);
                 let receipts = Receipt::split(delivery.tag, acker, envelopes.len());
+                let passes = delivery.properties.headers.contains_key(messages::PASSES_HEADER);
                 for (envelope, receipt) in envelopes.into_iter().zip(receipts) {
-                    waiting.push_back(Held {
+                    let held = Held {
                         envelope: Arc::new(envelope),
                         receipt,
                         received,
+                        redelivered: delivery.redelivered,
+                        passes,
                         idle: Duration::ZERO,
                         lease: None,
-                    });
+                    };
+                    if passes {
+                        let behind = waiting.iter().take_while(|other| other.passes).count();
+                        waiting.insert(behind, held);
+                    } else {
+                        waiting.push_back(held);
+                    }
                 }
             }
             Err(reason) => self.bury(delivery, acker, &reason).await,

@@ -28,10 +28,11 @@ const GROUPS: usize = 4;
 
 /// What is to become of a task in hand.
 pub(crate) enum Outcome {
-    /// The end. `fence` is the nonce of the attempt that came to it; without one no attempt was begun.
-    Terminal { result: Box<TaskResult>, fence: Option<u128>, dead: bool },
-    /// Another attempt, after a while. `attempt` are those that count so far.
-    Retry { attempt: u32, counts: bool, nonce: u128, after: Duration, error: TaskError, ran_ms: f64 },
+    /// The end.
+    Terminal { result: Box<TaskResult>, guard: Guard, dead: bool },
+    /// Another attempt, after a while. `attempt` are those that count so far; `claim` is the nonce of the one that ends, if it
+    /// was claimed.
+    Retry { attempt: u32, counts: bool, claim: Option<u128>, after: Duration, error: TaskError, ran_ms: f64 },
     /// Another attempt is under way elsewhere: see again later.
     Later { after_ms: u64 },
     /// It had ended before, and its result may not have been told.
@@ -46,11 +47,17 @@ pub(crate) struct Settlement {
 impl Settlement {
     /// The end of a task that was not begun here.
     pub fn unclaimed(held: Held, state: State, code: &str, message: &str) -> Self {
-        let mut result = held.envelope.result(state);
-        result.error = Some(TaskError { code: code.to_owned(), message: message.to_owned(), retryable: false });
-        result.timings.finished = Some(Timestamp::now());
-        Self { held, outcome: Outcome::Terminal { result: Box::new(result), fence: None, dead: false } }
+        let result = Box::new(unrun(&held.envelope, state, code, message));
+        Self { held, outcome: Outcome::Terminal { result, guard: Guard::Unclaimed, dead: false } }
     }
+}
+
+/// The end of a task that did not run.
+pub(crate) fn unrun(envelope: &Envelope, state: State, code: &str, message: &str) -> TaskResult {
+    let mut result = envelope.result(state);
+    result.error = Some(TaskError { code: code.to_owned(), message: message.to_owned(), retryable: false });
+    result.timings.finished = Some(Timestamp::now());
+    result
 }
 
 #[derive(Clone)]
@@ -106,16 +113,14 @@ impl Settler {
         let mut dispatched_again = Vec::new();
         for (at, Settlement { held, outcome }) in group.iter().enumerate() {
             match outcome {
-                Outcome::Terminal { result, fence, .. } => {
-                    let guard = match fence {
-                        Some(nonce) => Guard::Fence { attempt: result.attempt, nonce: *nonce },
-                        None => Guard::Unclaimed,
-                    };
-                    settles.push((at, Settle { guard, result: (**result).clone() }));
+                Outcome::Terminal { result, guard, .. } => {
+                    settles.push((at, Settle { guard: *guard, result: (**result).clone() }));
                 }
-                Outcome::Retry { nonce, counts, .. } => {
+                Outcome::Retry { claim: Some(nonce), counts, .. } => {
                     releases.push((at, Release { id: held.envelope.id, nonce: *nonce, counts: *counts }));
                 }
+                // The record knows of no attempt; the envelope that goes back does.
+                Outcome::Retry { claim: None, .. } => dispatched_again.push(at),
                 Outcome::Later { .. } => dispatched_again.push(at),
                 Outcome::TellAgain { followers, .. } => told[at] = Told::End(followers.clone()),
             }

@@ -88,8 +88,8 @@ impl Backlog {
         self.leave_stage(record, stage, rank(&record.waiting, key), tasks);
     }
 
-    /// The task to dispatch now, and why.
-    pub(super) fn choose(&self, policy: &dyn Policy, now_us: u64) -> Option<(Handle, DispatchReason)> {
+    /// The task to dispatch now, why, and what the policy makes of it.
+    pub(super) fn choose(&self, policy: &dyn Policy, now_us: u64) -> Option<(Handle, DispatchReason, f64)> {
         let heads = self.groups.heads();
         let best = policy.best(heads, now_us)?;
         let group = self.groups.group(best.index)?;
@@ -100,7 +100,8 @@ impl Backlog {
         } else {
             DispatchReason::BestScore
         };
-        Some((group.best()?, reason))
+        let score = heads.get(best.index).map_or(0.0, |head| policy.score(head, now_us));
+        Some((group.best()?, reason, score))
     }
 
     /// Moves the tasks whose stage has ended.

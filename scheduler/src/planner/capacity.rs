@@ -3,46 +3,115 @@
 use std::collections::BTreeSet;
 
 use super::decision::WaitReason;
+use super::policy::Policy;
 use super::tasks::Handle;
+
+/// What the live workers of a model can hold, as the shell sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Room {
+    /// Tasks that they run at once.
+    pub slots: usize,
+    /// Tasks sent ahead of the slots, so that these do not idle. As many again may go past them, while more pressing.
+    pub ahead: usize,
+    /// Once every credit is taken, none is given out before so many are free: they travel together. At least 1, and no
+    /// more than half of what there is room for.
+    pub grain: usize,
+}
+
+impl From<usize> for Room {
+    fn from(slots: usize) -> Self {
+        Self { slots, ahead: 0, grain: 1 }
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Capacity {
     /// How many dispatched tasks its workers can hold together.
     pub(super) total: usize,
+    /// How many may go past those that were sent ahead.
+    spare: usize,
+    grain: usize,
+    /// Every credit was taken, and fewer than a grain are free yet.
+    is_resting: bool,
     /// Dispatched tasks by the time of their dispatch.
     outstanding: BTreeSet<(u64, Handle)>,
+    /// Those of them that went past others.
+    passing: usize,
+    /// What the policy made of the task that was dispatched last, leaving out those that went past others.
+    last_score: f64,
 }
 
 impl Capacity {
+    pub(super) fn set_room(&mut self, room: Room) {
+        self.total = room.slots.saturating_add(room.ahead);
+        self.spare = room.ahead;
+        self.grain = room.grain.clamp(1, (self.total / 2).max(1));
+        self.rest_or_go_on();
+    }
+
     pub(super) fn outstanding(&self) -> usize {
         self.outstanding.len()
     }
 
     pub(super) fn has_credit(&self) -> bool {
-        self.outstanding.len() < self.total
+        self.outstanding.len() < self.total && !self.is_resting
+    }
+
+    /// Whether one more task may go past those that were sent ahead of the slots, if this is what the policy makes of it.
+    pub(super) fn may_pass(&self, policy: &dyn Policy, score: f64) -> bool {
+        self.has_passage() && policy.passes(score, self.last_score)
+    }
+
+    pub(super) fn has_passage(&self) -> bool {
+        self.total > 0 && self.passing < self.spare
+    }
+
+    /// Tasks that travel together.
+    pub(super) fn grain(&self) -> usize {
+        self.grain.max(1)
+    }
+
+    fn rest_or_go_on(&mut self) {
+        let free = self.total.saturating_sub(self.outstanding.len());
+        if free == 0 {
+            self.is_resting = true;
+        } else if free >= self.grain {
+            self.is_resting = false;
+        }
     }
 
     /// Why a task that may start does not.
     pub(super) fn wait_reason(&self) -> WaitReason {
         match self.total {
             0 => WaitReason::NoWorker,
-            _ if self.has_credit() => WaitReason::NextDecision,
+            _ if self.outstanding.len() < self.total => WaitReason::NextDecision,
             _ => WaitReason::NoCredit,
         }
     }
 
-    pub(super) fn take(&mut self, dispatched_us: u64, task: Handle) {
+    pub(super) fn take(&mut self, dispatched_us: u64, task: Handle, score: f64) {
         self.outstanding.insert((dispatched_us, task));
+        self.last_score = score;
+        self.rest_or_go_on();
     }
 
-    pub(super) fn give_back(&mut self, dispatched_us: u64, task: Handle) {
-        self.outstanding.remove(&(dispatched_us, task));
+    /// Takes no credit, but counts as dispatched.
+    pub(super) fn take_passing(&mut self, dispatched_us: u64, task: Handle) {
+        self.outstanding.insert((dispatched_us, task));
+        self.passing += 1;
+        self.rest_or_go_on();
     }
 
-    /// Gives back the credits of all that was dispatched before this time, and answers which tasks had them.
-    pub(super) fn give_back_before(&mut self, time_us: u64) -> BTreeSet<(u64, Handle)> {
-        let kept = self.outstanding.split_off(&(time_us, 0));
-        std::mem::replace(&mut self.outstanding, kept)
+    pub(super) fn give_back(&mut self, dispatched_us: u64, task: Handle, passes: bool) {
+        if self.outstanding.remove(&(dispatched_us, task)) && passes {
+            self.passing -= 1;
+        }
+        self.rest_or_go_on();
+    }
+
+    /// What was dispatched before this time.
+    pub(super) fn before(&self, time_us: u64) -> impl Iterator<Item = (u64, Handle)> {
+        self.outstanding.range(..(time_us, 0)).copied()
     }
 
     /// Dispatched tasks, the longest out first.

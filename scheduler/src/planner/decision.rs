@@ -7,7 +7,8 @@ use taskyard_shared::TaskId;
 /// What the shell is to do.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Decision {
-    /// Send the task to its model's ready queue. It counts against the model's credit from now on.
+    /// Send the task to its model's ready queue. It counts against the model's credit from now on. With
+    /// [`DispatchReason::Passes`] its worker is to begin it before what it was sent earlier and has not begun.
     Dispatch { id: TaskId, model: Arc<str>, reason: DispatchReason },
     /// Tell that the task's deadline passed while it waited. The planner has forgotten it.
     Expire { id: TaskId, model: Arc<str> },
@@ -22,16 +23,19 @@ pub enum DispatchReason {
     BestScore,
     /// The policy put another lane's head level with it, and it came first.
     Oldest,
+    /// Every credit was taken, and it is so much more pressing than what was sent ahead that it goes past that.
+    Passes,
 }
 
 impl DispatchReason {
-    pub const ALL: [Self; 3] = [Self::OnlyLane, Self::BestScore, Self::Oldest];
+    pub const ALL: [Self; 4] = [Self::OnlyLane, Self::BestScore, Self::Oldest, Self::Passes];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OnlyLane => "only_lane",
             Self::BestScore => "best_score",
             Self::Oldest => "oldest",
+            Self::Passes => "passes",
         }
     }
 }

@@ -63,7 +63,7 @@ impl Planner {
         write!(out, "    {} since {} takes {} s", waiting.id.0, waiting.arrival_us, waiting.expected_seconds)?;
         match place {
             Place::Delayed { start_us } => write!(out, " starts {start_us}")?,
-            Place::Dispatched { at_us } => write!(out, " dispatched {at_us}")?,
+            Place::Dispatched { at_us, .. } => write!(out, " dispatched {at_us}")?,
             Place::Lane { stage } => stage.until_us.map_or(Ok(()), |at_us| write!(out, " next stage {at_us}"))?,
             Place::Expired => {}
         }

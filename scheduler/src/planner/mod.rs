@@ -22,6 +22,7 @@ pub mod policy;
 mod tasks;
 
 pub use admit::{Arrival, Refusal};
+pub use capacity::Room;
 pub use decision::{Decision, DispatchReason, WaitReason};
 pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats};
 
@@ -96,8 +97,8 @@ impl Planner {
     }
 
     /// How many dispatched tasks of a model its live workers can hold together. 0 when none is alive.
-    pub fn handle_load(&mut self, model: &str, capacity: usize) {
-        self.models.set_capacity(model, capacity);
+    pub fn handle_load(&mut self, model: &str, room: impl Into<Room>) {
+        self.models.set_room(model, room.into());
     }
 
     /// A dispatched task could not be published: it waits again where it waited, and its credit is free, so that the
@@ -122,10 +123,9 @@ impl Planner {
     /// they are forgotten. Answers how many they were.
     pub fn handle_outstanding_lost(&mut self, model: &str, dispatched_before_us: u64) -> usize {
         let Some(model) = self.models.find(model) else { return 0 };
-        let lost = self.models.get_mut(model).capacity.give_back_before(dispatched_before_us);
-        self.all_outstanding -= lost.len();
-        self.models.refresh_ready(model);
-        for &(_, task) in &lost {
+        let lost: Vec<(u64, Handle)> = self.models.get(model).capacity.before(dispatched_before_us).collect();
+        for &(at_us, task) in &lost {
+            self.give_back(task, at_us);
             self.forget(task);
         }
         lost.len()
@@ -181,19 +181,42 @@ impl Planner {
     }
 
     fn dispatch(&mut self, now_us: u64) -> Option<Decision> {
-        let number = self.models.next_ready()?;
+        match self.models.next_ready() {
+            Some(model) => self.dispatch_from(model, now_us, false),
+            None => self.pass(now_us),
+        }
+    }
+
+    /// Sends a task past those that wait for their slot, if one came that is so much more pressing.
+    fn pass(&mut self, now_us: u64) -> Option<Decision> {
+        while let Some(model) = self.models.next_pressing() {
+            if let Some(decision) = self.dispatch_from(model, now_us, true) {
+                // Others may have come with it.
+                self.models.handle_came(model);
+                return Some(decision);
+            }
+        }
+        None
+    }
+
+    fn dispatch_from(&mut self, number: u32, now_us: u64, passes: bool) -> Option<Decision> {
         let model = self.models.get_mut(number);
         model.backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
-        let (task, reason) = model.backlog.choose(&*self.policy, now_us)?;
-        if !self.withdraw(task) {
+        let (task, reason, score) = model.backlog.choose(&*self.policy, now_us)?;
+        if passes && !model.capacity.may_pass(&*self.policy, score) || !self.withdraw(task) {
             return None;
         }
         let record = self.tasks.get_mut(task)?;
-        record.place = Place::Dispatched { at_us: now_us };
+        record.place = Place::Dispatched { at_us: now_us, passes };
         let id = record.waiting.id;
         self.all_outstanding += 1;
-        self.models.get_mut(number).capacity.take(now_us, task);
+        let capacity = &mut self.models.get_mut(number).capacity;
+        match passes {
+            true => capacity.take_passing(now_us, task),
+            false => capacity.take(now_us, task, score),
+        }
         self.models.refresh_ready(number);
+        let reason = if passes { DispatchReason::Passes } else { reason };
         Some(Decision::Dispatch { id, model: self.models.name(number).clone(), reason })
     }
 
@@ -229,6 +252,7 @@ impl Planner {
         let model = record.model;
         self.models.get_mut(model).backlog.insert(task, record, &*self.policy, now_us);
         self.models.refresh_ready(model);
+        self.models.handle_came(model);
         self.set_alarm(task);
     }
 
@@ -260,15 +284,16 @@ impl Planner {
     fn find_dispatched(&self, id: TaskId) -> Option<(Handle, u64)> {
         let task = self.tasks.find(id)?;
         match self.tasks.get(task)?.place {
-            Place::Dispatched { at_us } => Some((task, at_us)),
+            Place::Dispatched { at_us, .. } => Some((task, at_us)),
             Place::Delayed { .. } | Place::Lane { .. } | Place::Expired => None,
         }
     }
 
     fn give_back(&mut self, task: Handle, dispatched_us: u64) {
         let Some(record) = self.tasks.get(task) else { return };
+        let passes = matches!(record.place, Place::Dispatched { passes: true, .. });
         self.all_outstanding -= 1;
-        self.models.get_mut(record.model).capacity.give_back(dispatched_us, task);
+        self.models.get_mut(record.model).capacity.give_back(dispatched_us, task, passes);
         self.models.refresh_ready(record.model);
     }
 

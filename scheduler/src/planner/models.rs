@@ -1,12 +1,13 @@
 //! The models that matter now: those with workers or with tasks. The rest are forgotten.
 //!
-//! Also whose turn it is among those with both a credit and a task: each in turn, so that no model waits for another.
+//! Also whose turn it is among those with both a credit and a task: each in turn, so that no model waits for another. A turn
+//! is as many tasks as travel together.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::backlog::Backlog;
-use super::capacity::Capacity;
+use super::capacity::{Capacity, Room};
 use super::names::Names;
 
 #[derive(Default)]
@@ -22,13 +23,24 @@ pub(super) struct Models {
     models: Vec<Model>,
     /// Models with a credit and a task for it.
     ready: BTreeSet<u32>,
-    /// The number whose turn is next, or the first after it that is ready.
+    /// Models without a credit that a task came to, which may go past others.
+    pressing: BTreeSet<u32>,
+    /// The number whose turn it is, or the first after it that is ready.
     turn: u32,
+    /// Tasks it has had in this turn.
+    had: usize,
 }
 
 impl Models {
     pub(super) fn new(seed: u64) -> Self {
-        Self { names: Names::new(seed), models: Vec::new(), ready: BTreeSet::new(), turn: 0 }
+        Self {
+            names: Names::new(seed),
+            models: Vec::new(),
+            ready: BTreeSet::new(),
+            pressing: BTreeSet::new(),
+            turn: 0,
+            had: 0,
+        }
     }
 
     pub(super) fn find(&self, name: &str) -> Option<u32> {
@@ -60,14 +72,15 @@ impl Models {
         self.names.release(model);
     }
 
-    pub(super) fn set_capacity(&mut self, name: &str, total: usize) {
+    pub(super) fn set_room(&mut self, name: &str, room: Room) {
+        let total = room.slots.saturating_add(room.ahead);
         let model = match self.find(name) {
             Some(model) if self.get(model).capacity.total > 0 => model,
             _ if total == 0 => return,
             // A capacity counts as one use of the name.
             _ => self.acquire(name),
         };
-        self.get_mut(model).capacity.total = total;
+        self.get_mut(model).capacity.set_room(room);
         self.refresh_ready(model);
         if total == 0 {
             self.release(model);
@@ -91,8 +104,25 @@ impl Models {
     /// The model whose turn it is to dispatch.
     pub(super) fn next_ready(&mut self) -> Option<u32> {
         let model = *self.ready.range(self.turn..).next().or_else(|| self.ready.first())?;
-        self.turn = model + 1;
+        self.had = if model == self.turn { self.had + 1 } else { 1 };
+        self.turn = model;
+        if self.had >= self.get(model).capacity.grain() {
+            (self.turn, self.had) = (model + 1, 0);
+        }
         Some(model)
+    }
+
+    /// A task came to this model.
+    pub(super) fn handle_came(&mut self, model: u32) {
+        let Model { backlog, capacity, .. } = self.get(model);
+        if !backlog.is_empty() && !capacity.has_credit() && capacity.has_passage() {
+            self.pressing.insert(model);
+        }
+    }
+
+    /// A model that a task came to which may go past others. Each is answered once for what came.
+    pub(super) fn next_pressing(&mut self) -> Option<u32> {
+        self.pressing.pop_first()
     }
 
     /// The known ones, by name.

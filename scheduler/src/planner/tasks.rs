@@ -22,7 +22,7 @@ pub(super) enum Place {
     /// In the lane of its class and tenant.
     Lane { stage: Stage },
     /// With the workers.
-    Dispatched { at_us: u64 },
+    Dispatched { at_us: u64, passes: bool },
     /// Its deadline passed, which is yet to be told.
     Expired,
 }

@@ -142,7 +142,7 @@ impl Naive {
             }
             Event::Load { model, capacity } => {
                 let model = format!("m{model}");
-                self.planner.handle_load(&model, capacity.into());
+                self.planner.handle_load(&model, usize::from(capacity));
                 self.capacity.insert(model, capacity.into());
             }
             Event::Complete { task } => {

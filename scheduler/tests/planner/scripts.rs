@@ -1,7 +1,8 @@
 //! What the planner does, told step by step.
 
 use taskyard_scheduler::planner::policy::{Cmu, by_name};
-use taskyard_scheduler::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, WaitReason};
+use taskyard_scheduler::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, Room, WaitReason};
+use taskyard_shared::TaskId;
 
 use super::{POLICIES, SECOND, arrival, dispatched, drain, id, planner};
 
@@ -273,8 +274,95 @@ fn reasons_have_distinct_labels() {
     labels.sort_unstable();
     let all = labels.len();
     labels.dedup();
-    assert_eq!((labels.len(), all), (7, 7));
+    assert_eq!((labels.len(), all), (8, 8));
     assert!(labels.iter().all(|label| label.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
+}
+
+#[test]
+fn a_pressing_task_goes_past_what_was_sent_ahead_and_no_more_do_than_that() {
+    for (policy, passes) in [("cmu", true), ("wspt", true), ("strict", true), ("fifo", false)] {
+        let mut planner = planner(policy);
+        planner.handle_load("m", Room { slots: 1, ahead: 1, grain: 1 });
+        for number in 0..4 {
+            planner.handle_arrival(arrival(number, 1, 0.002), 0).unwrap();
+        }
+        let (running, ahead) = (dispatched(&mut planner, 0), dispatched(&mut planner, 0));
+        assert_eq!(planner.poll_decision(0), None);
+        // The same again is not pressing.
+        planner.handle_arrival(arrival(4, 1, 0.002), 0).unwrap();
+        assert_eq!(planner.poll_decision(0), None, "{policy}");
+        for number in [5, 6] {
+            planner.handle_arrival(arrival(number, 9, 0.002), 0).unwrap();
+        }
+        let expected = Decision::Dispatch { id: id(5), model: "m".into(), reason: DispatchReason::Passes };
+        assert_eq!(planner.poll_decision(0), passes.then_some(expected), "{policy}");
+        assert_eq!(planner.poll_decision(0), None, "one was sent ahead, and one may go past it");
+        if passes {
+            // It took no credit of others, and gives none back; the passage is free again.
+            assert!(planner.handle_completion(id(5)));
+            assert_eq!(planner.poll_decision(0), None, "{policy}: the credits of the two are taken still");
+            planner.handle_arrival(arrival(7, 9, 0.002), 0).unwrap();
+            assert_eq!(dispatched(&mut planner, 0), id(6));
+        }
+        assert!(planner.handle_completion(running) && planner.handle_completion(ahead));
+    }
+}
+
+#[test]
+fn without_a_worker_nothing_goes_past() {
+    let mut planner = planner("cmu");
+    planner.handle_load("m", Room { slots: 1, ahead: 2, grain: 1 });
+    planner.handle_arrival(arrival(1, 1, 1.0), 0).unwrap();
+    dispatched(&mut planner, 0);
+    planner.handle_load("m", 0);
+    planner.handle_arrival(arrival(2, 9, 1.0), 0).unwrap();
+    assert_eq!(planner.poll_decision(0), None);
+}
+
+#[test]
+fn credits_are_given_out_by_the_grain_once_all_were_taken() {
+    let mut planner = planner("cmu");
+    planner.handle_load("m", Room { slots: 6, ahead: 2, grain: 3 });
+    for number in 0..20 {
+        planner.handle_arrival(arrival(number, 4, 0.001), 0).unwrap();
+    }
+    let mut out: Vec<TaskId> = (0..8).map(|_| dispatched(&mut planner, 0)).collect();
+    for _ in 0..2 {
+        planner.handle_completion(out.remove(0));
+        assert_eq!(planner.poll_decision(0), None, "fewer than a grain");
+        assert_eq!(planner.explain(id(15)).unwrap().reason, WaitReason::NextDecision);
+    }
+    planner.handle_completion(out.remove(0));
+    out.extend((0..3).map(|_| dispatched(&mut planner, 0)));
+    assert_eq!(planner.poll_decision(0), None);
+    // Everything out comes back in whatever order, and everything that waits goes.
+    let mut served = 11;
+    while let Some(id) = out.pop() {
+        planner.handle_completion(id);
+        while let Some(Decision::Dispatch { id, .. }) = planner.poll_decision(0) {
+            out.push(id);
+            served += 1;
+            assert!(out.len() <= 8);
+        }
+    }
+    assert_eq!((served, planner.waiting()), (20, 0));
+}
+
+#[test]
+fn a_turn_is_as_many_tasks_as_travel_together() {
+    let mut planner = planner("cmu");
+    for (at, model) in ["a", "b"].into_iter().enumerate() {
+        for number in 0..8 {
+            let task = arrival(number + 100 * at as u128, 4, 1.0);
+            planner.handle_arrival(Arrival { model: model.into(), ..task }, 0).unwrap();
+        }
+        planner.handle_load(model, Room { slots: 6, ahead: 0, grain: 3 });
+    }
+    let mut served = String::new();
+    while let Some(Decision::Dispatch { model, .. }) = planner.poll_decision(0) {
+        served.push_str(&model);
+    }
+    assert_eq!(served, "aaabbbaaabbb");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use super::{Policy, Stage, Waiting};
+use super::{PASSING, Policy, Stage, Waiting};
 
 /// Generalised cµ: the expected service rate of a task's class times the slope of its delay cost.
 ///
@@ -52,5 +52,9 @@ impl Policy for Cmu {
             }
         }
         Stage { number: STEPS.len() as u8, until_us: None }
+    }
+
+    fn passes(&self, score: f64, dispatched: f64) -> bool {
+        score > dispatched * PASSING
     }
 }

@@ -16,4 +16,8 @@ impl Policy for Edf {
     fn lane_key(&self, task: &Waiting) -> Option<u64> {
         Some(task.deadline_us.unwrap_or(u64::MAX))
     }
+
+    fn passes(&self, score: f64, dispatched: f64) -> bool {
+        score > dispatched
+    }
 }

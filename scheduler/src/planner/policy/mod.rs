@@ -38,6 +38,12 @@ pub trait Policy {
         Stage::default()
     }
 
+    /// Whether a task of this score is so much more pressing than one that was dispatched with that score, and may still
+    /// be waiting for its slot, that it is to go past it. Both are scores of this policy, a moment apart.
+    fn passes(&self, _score: f64, _dispatched: f64) -> bool {
+        false
+    }
+
     /// The one to dispatch. Not to be overridden: it stands here so that each policy has the loop compiled around its
     /// score, which is much of what a decision costs.
     fn best(&self, tasks: &[Waiting], now_us: u64) -> Option<Best> {
@@ -58,6 +64,10 @@ pub trait Policy {
         Some(found)
     }
 }
+
+/// For policies whose scores are positive: by how much a score must be the larger one to pass. Two tasks of one class
+/// that arrive one after the other are never so far apart.
+const PASSING: f64 = 1.25;
 
 /// The best of some tasks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

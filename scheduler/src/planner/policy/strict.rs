@@ -12,4 +12,8 @@ impl Policy for Strict {
     fn score(&self, task: &Waiting, _: u64) -> f64 {
         f64::from(task.priority.get())
     }
+
+    fn passes(&self, score: f64, dispatched: f64) -> bool {
+        score > dispatched
+    }
 }

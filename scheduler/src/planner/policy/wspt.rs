@@ -1,4 +1,4 @@
-use super::{Policy, Waiting};
+use super::{PASSING, Policy, Waiting};
 
 /// Smith's rule: the most weight per expected second first. Minimises the weighted sum of completion times.
 #[derive(Clone, Copy, Default, Debug)]
@@ -16,5 +16,9 @@ impl Policy for Wspt {
     /// In a lane all weigh the same, so the shortest is first. Bits of positive numbers order as the numbers do.
     fn lane_key(&self, task: &Waiting) -> Option<u64> {
         Some(task.expected_seconds.to_bits())
+    }
+
+    fn passes(&self, score: f64, dispatched: f64) -> bool {
+        score > dispatched * PASSING
     }
 }

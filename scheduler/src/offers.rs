@@ -1,0 +1,69 @@
+//! What the live workers offer for each model, and what that is room for.
+
+use std::collections::HashMap;
+
+use taskyard_shared::load::LoadReport;
+use taskyard_shared::process::settings::SchedulerSettings;
+
+use crate::estimate::Estimator;
+use crate::planner::Room;
+
+/// Most tasks in one message.
+pub(crate) const TOGETHER: usize = 64;
+
+/// All workers of one model.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+struct Offer {
+    /// Slots times batch.
+    slots: usize,
+    workers: usize,
+    /// Tasks that one call of the handler takes.
+    batch: usize,
+}
+
+#[derive(Default)]
+pub(crate) struct Offers {
+    by_model: HashMap<String, Offer>,
+}
+
+impl Offers {
+    /// Takes the newest reports for all that there is, and answers the models of which something changed.
+    pub fn update(&mut self, loads: &[LoadReport]) -> Vec<String> {
+        let mut by_model: HashMap<String, Offer> = HashMap::new();
+        for report in loads.iter().filter(|report| !report.draining) {
+            for (model, load) in &report.models {
+                let offer = by_model.entry(model.clone()).or_default();
+                let batch = load.max_batch.max(1) as usize;
+                offer.slots += load.slots as usize * batch;
+                offer.workers += 1;
+                offer.batch = offer.batch.max(batch);
+            }
+        }
+        let before = std::mem::replace(&mut self.by_model, by_model);
+        let gone = before.keys().filter(|model| !self.by_model.contains_key(*model));
+        let changed = self.by_model.iter().filter(|(model, offer)| before.get(*model) != Some(offer));
+        gone.chain(changed.map(|(model, _)| model)).cloned().collect()
+    }
+
+    /// Tasks that its workers run at once; 0 when there are none.
+    pub fn slots(&self, model: &str) -> usize {
+        self.by_model.get(model).map_or(0, |offer| offer.slots)
+    }
+
+    /// Slots, and what is sent ahead so that they do not idle.
+    pub fn room(&self, model: &str, estimator: &Estimator, settings: &SchedulerSettings) -> Room {
+        match self.slots(model) {
+            0 => Room::from(0),
+            slots => Room { slots, ahead: estimator.ahead(model), grain: self.together(model, estimator, settings) },
+        }
+    }
+
+    /// How many tasks may travel to a worker in one message. They are bound to that worker, so together they are as many as
+    /// one call of its handler takes, or as its slots are through with in the time that work may be sent ahead.
+    pub fn together(&self, model: &str, estimator: &Estimator, settings: &SchedulerSettings) -> usize {
+        let Some(offer) = self.by_model.get(model) else { return 1 };
+        let each_ms = estimator.mean_ms(model).max(1e-3);
+        let in_time = (offer.slots / offer.workers.max(1)) as f64 * settings.ready_latency_ms / each_ms;
+        (in_time as usize).clamp(offer.batch.max(1), TOGETHER.max(offer.batch))
+    }
+}
