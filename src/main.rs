@@ -48,6 +48,11 @@ enum Command {
     Workers(commands::workers::WorkersArgs),
     /// The queues and what waits in them.
     Queues(commands::queues::QueuesArgs),
+    /// Load generator: throughput, latency and cost of a yard.
+    Bench(Box<commands::bench::BenchArgs>),
+    /// One hop of the relay that `bench` measures against.
+    #[command(hide = true)]
+    BenchHop(commands::bench::HopArgs),
     /// Checks broker, store, queue arguments, versions and time-outs, and says what to do.
     Doctor {
         #[command(flatten)]
@@ -96,6 +101,8 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Gateway => roles::gateway(config).await,
         Command::Scheduler => roles::scheduler(config).await,
         Command::Worker(args) => roles::worker(args, config).await,
+        Command::Bench(args) => commands::bench::run(*args, config).await,
+        Command::BenchHop(args) => commands::bench::hop(args, config).await,
         Command::Schema { action } => schema::run(action),
         Command::Task(args) => return commands::task::run(args).await.into(),
         Command::Models(args) => return commands::models::run(args).await.into(),

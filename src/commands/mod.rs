@@ -1,5 +1,7 @@
-//! The client commands: what a user asks of a running yard, over its HTTP API; `doctor` and `health` look for themselves.
+//! The client commands: what a user asks of a running yard, over its HTTP API; `bench`, `doctor` and `health` look for
+//! themselves.
 
+pub mod bench;
 pub mod doctor;
 pub mod health;
 pub mod models;

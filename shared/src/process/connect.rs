@@ -40,3 +40,34 @@ pub async fn open_store(settings: &Settings) -> Result<Arc<dyn Store>, StoreErro
         None => Arc::new(RedisStore::connect(&settings.store, &topology, retention)?),
     })
 }
+
+/// Deletes what a yard of this namespace has in RabbitMQ and in Redis: these queues and exchanges, and every key. What is
+/// embedded is left alone.
+///
+/// # Errors
+/// When the broker or the store does not carry it out; then some of it may still be there.
+pub async fn erase(settings: &Settings, queues: &[String], exchanges: &[String]) -> Result<(), EraseError> {
+    if embedded(&settings.broker.url).is_none() {
+        let broker = RabbitMq::connect(&settings.broker).await?;
+        for queue in queues {
+            broker.delete_queue(queue).await?;
+        }
+        for exchange in exchanges {
+            broker.delete_exchange(exchange).await?;
+        }
+        broker.close().await;
+    }
+    if embedded(&settings.store.url).is_none() {
+        let topology = Topology::new(&settings.broker.namespace);
+        RedisStore::connect(&settings.store, &topology, settings.retention())?.erase(&topology).await?;
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EraseError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

@@ -9,6 +9,7 @@
 //! It needs `maxmemory-policy noeviction`, since evicting a record would drop a fence. A user with
 //! `+@read +@write +@scripting +time -@dangerous ~<namespace>:*` has all the rights that it takes.
 
+mod erase;
 mod link;
 mod record;
 mod script;

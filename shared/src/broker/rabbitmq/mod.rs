@@ -11,6 +11,7 @@ mod endpoint;
 mod errors;
 mod link;
 mod publish;
+pub mod relay;
 mod session;
 
 use std::sync::Arc;
