@@ -298,7 +298,8 @@ impl Serving {
 
 /// A slot, not before the batch closes.
 async fn slot(slots: &Arc<Semaphore>, closes: Option<Instant>) -> tokio::sync::OwnedSemaphorePermit {
-    if let Some(closes) = closes {
+    // The runtime's timer counts in whole milliseconds: even what is due would wait for the next.
+    if let Some(closes) = closes.filter(|closes| *closes > Instant::now()) {
         tokio::time::sleep_until(closes.into()).await;
     }
     match slots.clone().acquire_owned().await {

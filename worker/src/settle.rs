@@ -76,14 +76,19 @@ impl Settler {
     pub async fn run(self, mut queue: mpsc::Receiver<Settlement>) {
         let room = Arc::new(Semaphore::new(GROUPS));
         let mut group = Vec::with_capacity(GROUP);
-        while queue.recv_many(&mut group, GROUP).await > 0 {
+        loop {
+            // First the room, then what is there: all that came meanwhile travels together.
             let Ok(permit) = room.clone().acquire_owned().await else { return };
+            if queue.recv_many(&mut group, GROUP).await == 0 {
+                break;
+            }
             let (settler, group) = (self.clone(), std::mem::take(&mut group));
             tokio::spawn(async move {
                 settler.settle(group).await;
                 drop(permit);
             });
         }
+        // The permit of the last round was given back.
         let _all_done = room.acquire_many(GROUPS as u32).await;
     }
 
