@@ -327,7 +327,7 @@ impl Bench {
             self.warm_up(stage, &plan).await?;
         }
         let before_sources = stage.sources();
-        let before = roles::read(&before_sources).await?;
+        let before = roles::read(&before_sources, &*stage.target.broker).await?;
         let running = Running::start(stage.target.clone(), &plan, self.stop.child_token()).await?;
         if drain {
             tokio::select! {
@@ -344,7 +344,7 @@ impl Bench {
         // Completions and acks may still be on their way.
         tokio::time::sleep(SETTLING).await;
         let sources = stage.sources();
-        let after = roles::read(&sources).await?;
+        let after = roles::read(&sources, &*stage.target.broker).await?;
         let before = roles::by_source(&sources, &before_sources, before);
         let usage = roles::usage(&sources, &before, &after, outcome.answered);
         let name = match system {
@@ -357,8 +357,7 @@ impl Bench {
     async fn warm_up(&self, stage: &Stage, plan: &Plan) -> Result<(), Failure> {
         let most = plan.tasks.unwrap_or(u64::MAX).max(u64::from(self.args.models));
         let tasks = self.args.warm_up.max(u64::from(self.args.models)).min(most);
-        let plan =
-            Plan { tasks: Some(tasks), duration: None, rate: None, patience: WARM_UP_PATIENCE, ..plan.clone() };
+        let plan = Plan { tasks: Some(tasks), duration: None, rate: None, patience: WARM_UP_PATIENCE, ..plan.clone() };
         let running = Running::start(stage.target.clone(), &plan, self.stop.child_token()).await?;
         let outcome = running.finish().await?;
         if self.stop.is_cancelled() {
