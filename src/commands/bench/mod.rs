@@ -357,8 +357,7 @@ impl Bench {
     async fn warm_up(&self, stage: &Stage, plan: &Plan) -> Result<(), Failure> {
         let most = plan.tasks.unwrap_or(u64::MAX).max(u64::from(self.args.models));
         let tasks = self.args.warm_up.max(u64::from(self.args.models)).min(most);
-        let plan =
-            Plan { tasks: Some(tasks), duration: None, rate: None, patience: WARM_UP_PATIENCE, ..plan.clone() };
+        let plan = Plan { tasks: Some(tasks), duration: None, rate: None, patience: WARM_UP_PATIENCE, ..plan.clone() };
         let running = Running::start(stage.target.clone(), &plan, self.stop.child_token()).await?;
         let outcome = running.finish().await?;
         if self.stop.is_cancelled() {

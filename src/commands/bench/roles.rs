@@ -82,12 +82,7 @@ pub fn by_source(sources: &[Source], known: &[Source], readings: Vec<Option<Read
 }
 
 /// The difference, by role, for so many tasks.
-pub fn usage(
-    sources: &[Source],
-    before: &[Option<Reading>],
-    after: &[Option<Reading>],
-    tasks: u64,
-) -> Vec<Usage> {
+pub fn usage(sources: &[Source], before: &[Option<Reading>], after: &[Option<Reading>], tasks: u64) -> Vec<Usage> {
     let thousands = tasks.max(1) as f64 / 1e3;
     let mut roles: Vec<Usage> = Vec::new();
     for ((source, before), after) in sources.iter().zip(before).zip(after) {
@@ -134,9 +129,8 @@ fn of_process(pid: u32, memory: &str) -> Option<Reading> {
 /// The sum over all processes of this name.
 fn of_all(name: &str) -> Option<Reading> {
     let pids = fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    let named = pids.filter(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name)
-    });
+    let named =
+        pids.filter(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name));
     named.filter_map(|pid| of_process(pid, "VmRSS:")).reduce(|sum, one| Reading {
         cpu_seconds: sum.cpu_seconds + one.cpu_seconds,
         resident_bytes: sum.resident_bytes + one.resident_bytes,
@@ -194,8 +188,11 @@ mod tests {
 
     #[test]
     fn usage_is_the_difference_for_a_thousand_tasks_by_role() {
-        let sources =
-            [source("worker", Kind::Named("a")), source("scheduler", Kind::Named("b")), source("worker", Kind::Named("c"))];
+        let sources = [
+            source("worker", Kind::Named("a")),
+            source("scheduler", Kind::Named("b")),
+            source("worker", Kind::Named("c")),
+        ];
         let reading = |cpu_seconds, megabytes: f64, acks| {
             let operations = [("ack".to_owned(), acks)].into();
             Some(Reading { cpu_seconds, resident_bytes: megabytes * 1_048_576.0, operations })

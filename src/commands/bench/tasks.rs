@@ -200,7 +200,8 @@ mod tests {
     #[test]
     fn results_are_told_by_their_ids_in_every_shape() {
         let tasks = tasks();
-        let result = |task: u64, state: &str| format!("{{\"id\":\"{}{task:012x}\",\"state\":\"{state}\"}}", tasks.prefix);
+        let result =
+            |task: u64, state: &str| format!("{{\"id\":\"{}{task:012x}\",\"state\":\"{state}\"}}", tasks.prefix);
         let read = |body: &str| {
             let mut answers = Vec::new();
             tasks.answers(body.as_bytes(), false, &mut answers).unwrap();
