@@ -62,6 +62,7 @@ impl Role {
         let registry = Registry::new()?;
         let readiness = Readiness::starting(&["broker", "store"]);
         let broker = open_broker(settings).await?;
+        registry.broker(&broker)?;
         let store = open_store(settings).await?;
         let topology = Topology::new(&settings.broker.namespace);
         Ok(Self { loaded, shutdown, registry, readiness, broker, store, topology })

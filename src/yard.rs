@@ -60,6 +60,7 @@ impl Yard {
             ),
             None => (Arc::new(EmbeddedBroker::in_memory()), Arc::new(EmbeddedStore::in_memory(retention))),
         };
+        registry.broker(&broker)?;
         let topology = Topology::new(&settings.broker.namespace);
         let stop = CancellationToken::new();
         let specs = models.iter().map(|served| served.spec.clone()).collect();

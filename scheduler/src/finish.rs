@@ -44,14 +44,13 @@ pub(crate) struct Finisher {
 
 impl Finisher {
     pub async fn finish(self, group: Vec<Finished>) {
-        let results: Vec<TaskResult> = group.iter().map(Finished::result).collect();
         let calls: Vec<Settle> =
-            results.iter().map(|result| Settle { guard: Guard::Unclaimed, result: result.clone() }).collect();
+            group.iter().map(|finished| Settle::new(Guard::Unclaimed, finished.result())).collect();
         let settled = until_answered("refusals", &self.closing, || self.store.settle(calls.clone())).await;
         let Some(settled) = settled else { return };
         let mut outgoing = Vec::new();
         let mut receipts = Vec::with_capacity(group.len());
-        for ((finished, result), settled) in group.into_iter().zip(&results).zip(settled) {
+        for ((finished, Settle { result, .. }), settled) in group.into_iter().zip(&calls).zip(settled) {
             let followers = match settled {
                 Settled::Done { followers } | Settled::Again { followers } => followers,
                 // It runs, or has run: whoever runs it tells.

@@ -171,7 +171,7 @@ async fn life(store: &EmbeddedStore) -> Result<(), Box<dyn std::error::Error + S
     let ids: Vec<_> = (0..BATCH).map(|_| TaskId::new()).collect();
     let mut accepts = Vec::with_capacity(BATCH);
     for id in &ids {
-        let fingerprint = id.0.simple().to_string();
+        let fingerprint = id.0.as_u128();
         accepts.push(Accept { id: *id, fingerprint, alias: None, record: result(*id, State::Queued)?, follower: None });
     }
     let accepted = store.accept(accepts).await?;
@@ -190,7 +190,7 @@ async fn life(store: &EmbeddedStore) -> Result<(), Box<dyn std::error::Error + S
     let mut settlements = Vec::with_capacity(BATCH);
     for id in &ids {
         let guard = Guard::Fence { attempt: 1, nonce: id.0.as_u128() };
-        settlements.push(Settle { guard, result: result(*id, State::Succeeded)? });
+        settlements.push(Settle::new(guard, result(*id, State::Succeeded)?));
     }
     let settled = store.settle(settlements).await?;
     assert!(settled.iter().all(|answer| matches!(answer, Settled::Done { .. })));

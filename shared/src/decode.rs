@@ -2,13 +2,14 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
+use memchr::memchr2;
+use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::task::{Kind, Priority, Target, Task, TaskId, Webhook, limits};
-use crate::time::Timestamp;
+use crate::task::{ONE_TARGET, Task, TaskId, Webhook, Wire, limits};
 
 /// Why a body or one task of it cannot be taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -48,7 +49,106 @@ pub fn decode_tasks(bytes: &[u8]) -> Result<Vec<Result<Task, Invalid>>, Invalid>
     }
     let text =
         std::str::from_utf8(bytes).map_err(|error| body("utf8", error))?.trim_start_matches([' ', '\t', '\r', '\n']);
-    check_depth(text)?;
+    let outline = outline(text.as_bytes())?;
+    match all_good(text, outline) {
+        Some(tasks) => Ok(tasks),
+        None => judged(text),
+    }
+}
+
+/// What a body is made of, seen without parsing it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Outline {
+    /// Members of the array that the body is; 1 when it is none.
+    members: usize,
+    /// If it is JSON at all, every member is an object and no larger than a task may be.
+    tasks: bool,
+}
+
+/// Nesting is counted before parsing, since a payload kept as raw JSON is never walked by the parser's own limit.
+fn outline(text: &[u8]) -> Result<Outline, Invalid> {
+    let member_depth = usize::from(text.first() == Some(&b'['));
+    let (mut depth, mut began, mut at) = (0_usize, 0, 0);
+    let (mut commas, mut objects, mut others, mut too_large) = (0, 0, 0, false);
+    while let Some(&byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'"' => {
+                at = end_of_string(text, at);
+                others += usize::from(depth == member_depth);
+            }
+            b'{' | b'[' => {
+                if depth == member_depth {
+                    began = at - 1;
+                    *(if byte == b'{' { &mut objects } else { &mut others }) += 1;
+                }
+                depth += 1;
+                if depth > limits::DEPTH {
+                    return Err(body("depth", format_args!("is nested deeper than {}", limits::DEPTH)));
+                }
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                too_large |= depth == member_depth && at - began > limits::TASK_BYTES;
+            }
+            b',' if depth == member_depth => commas += 1,
+            _ => {}
+        }
+    }
+    Ok(Outline { members: commas + 1, tasks: objects == commas + 1 && others == 0 && !too_large })
+}
+
+/// Where the string ends that has begun before `at`: behind its closing quote.
+fn end_of_string(text: &[u8], mut at: usize) -> usize {
+    loop {
+        let rest = text.get(at..).unwrap_or_default();
+        match memchr2(b'"', b'\\', rest) {
+            None => return text.len(),
+            Some(found) if rest[found] == b'"' => return at + found + 1,
+            Some(found) => at += found + 2,
+        }
+    }
+}
+
+/// Reads what is all good in one pass. `None` for anything else: it takes a closer look to say what that is.
+fn all_good(text: &str, outline: Outline) -> Option<Vec<Result<Task, Invalid>>> {
+    if !outline.tasks || outline.members > limits::BATCH_TASKS {
+        return None;
+    }
+    if text.starts_with('{') {
+        let wire: Wire = serde_json::from_str(text).ok()?;
+        return Some(vec![Ok(checked(wire).ok()?)]);
+    }
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    let tasks = deserializer.deserialize_seq(AllGood(outline.members.min(text.len() / LEAST_TASK_BYTES))).ok()?;
+    deserializer.end().ok()?;
+    Some(tasks)
+}
+
+/// `{"model":"a","input":1}`.
+const LEAST_TASK_BYTES: usize = 23;
+
+/// An array of about so many tasks.
+struct AllGood(usize);
+
+impl<'de> Visitor<'de> for AllGood {
+    type Value = Vec<Result<Task, Invalid>>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of tasks")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+        let mut tasks = Vec::with_capacity(self.0);
+        while let Some(wire) = members.next_element::<Wire>()? {
+            tasks.push(Ok(checked(wire).map_err(de::Error::custom)?));
+        }
+        Ok(tasks)
+    }
+}
+
+/// Reads a body member by member and field by field, so that each can be judged and named.
+fn judged(text: &str) -> Result<Vec<Result<Task, Invalid>>, Invalid> {
     match text.as_bytes().first() {
         None => Err(body("empty", "is empty")),
         Some(b'{') => {
@@ -70,29 +170,6 @@ pub fn decode_tasks(bytes: &[u8]) -> Result<Vec<Result<Task, Invalid>>, Invalid>
             Err(error) => Err(body("json", error)),
         },
     }
-}
-
-/// Nesting is counted before parsing, since a payload kept as raw JSON is never walked by the parser's own limit.
-fn check_depth(text: &str) -> Result<(), Invalid> {
-    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
-    for byte in text.bytes() {
-        match (in_string, byte) {
-            (true, _) if escaped => escaped = false,
-            (true, b'\\') => escaped = true,
-            (true, b'"') => in_string = false,
-            (true, _) => {}
-            (false, b'"') => in_string = true,
-            (false, b'[' | b'{') => {
-                depth += 1;
-                if depth > limits::DEPTH {
-                    return Err(body("depth", format_args!("is nested deeper than {}", limits::DEPTH)));
-                }
-            }
-            (false, b']' | b'}') => depth = depth.saturating_sub(1),
-            (false, _) => {}
-        }
-    }
-    Ok(())
 }
 
 /// Each field as its own bytes, so that a bad one can be named. Unknown fields are passed over: a newer minor version.
@@ -150,79 +227,87 @@ fn decode_task(raw: &RawValue) -> Result<Task, Invalid> {
     }
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|error| body("json", error))?;
     let id = read::<TaskId>("id", fields.id)?;
-    task_of(fields, id).map_err(|invalid| Invalid { id, ..invalid })
+    typed(fields, id).and_then(checked).map_err(|invalid| Invalid { id, ..invalid })
 }
 
-fn task_of(fields: Fields<'_>, id: Option<TaskId>) -> Result<Task, Invalid> {
-    let target = match (fields.model, fields.capability) {
-        (Some(model), None) => Target::Model(name("model", model, true)?),
-        (None, Some(capability)) => Target::Capability(name("capability", capability, false)?),
-        _ => return Err(field("model", "exactly one of model and capability must be given")),
-    };
-    let input = fields.input.ok_or_else(|| field("input", "must be given"))?;
-    let deadline = read::<Timestamp>("deadline", fields.deadline)?;
-    let deadline_ms = duration("deadline_ms", fields.deadline_ms, 1)?;
+/// Each field as what it is to be.
+fn typed(fields: Fields<'_>, id: Option<TaskId>) -> Result<Wire, Invalid> {
+    if fields.model.is_some() == fields.capability.is_some() {
+        return Err(field("model", ONE_TARGET));
+    }
+    Ok(Wire {
+        id,
+        model: read("model", fields.model)?,
+        capability: read("capability", fields.capability)?,
+        kind: read("kind", fields.kind)?,
+        input: fields.input.ok_or_else(|| field("input", "must be given"))?.to_owned(),
+        priority: read("priority", fields.priority)?,
+        tenant: read("tenant", fields.tenant)?,
+        deadline: read("deadline", fields.deadline)?,
+        deadline_ms: read("deadline_ms", fields.deadline_ms)?,
+        not_before: read("not_before", fields.not_before)?,
+        delay_ms: read("delay_ms", fields.delay_ms)?,
+        cost: read("cost", fields.cost)?,
+        timeout_ms: read("timeout_ms", fields.timeout_ms)?,
+        max_attempts: read("max_attempts", fields.max_attempts)?,
+        idempotency_key: read("idempotency_key", fields.idempotency_key)?,
+        metadata: read("metadata", fields.metadata)?,
+        webhook: read("webhook", fields.webhook)?,
+    })
+}
+
+/// Whether each value may be.
+fn checked(wire: Wire) -> Result<Task, Invalid> {
+    let Wire { model, capability, deadline, deadline_ms, not_before, delay_ms, .. } = &wire;
+    for (what, name, versioned) in [("model", model, true), ("capability", capability, false)] {
+        name.as_deref().map_or(Ok(()), |name| check_name(what, name, versioned))?;
+    }
+    check_duration("deadline_ms", *deadline_ms, 1)?;
     if deadline.is_some() && deadline_ms.is_some() {
         return Err(field("deadline_ms", "at most one of deadline and deadline_ms may be given"));
     }
-    let not_before = read::<Timestamp>("not_before", fields.not_before)?;
-    let delay_ms = duration("delay_ms", fields.delay_ms, 0)?;
+    check_duration("delay_ms", *delay_ms, 0)?;
     if not_before.is_some() && delay_ms.is_some() {
         return Err(field("delay_ms", "at most one of not_before and delay_ms may be given"));
     }
-    let cost = read::<f64>("cost", fields.cost)?;
-    if cost.is_some_and(|cost| !(cost.is_finite() && cost > 0.0)) {
+    if wire.cost.is_some_and(|cost| !(cost.is_finite() && cost > 0.0)) {
         return Err(field("cost", "must be a number above 0"));
     }
-    let max_attempts = read::<u32>("max_attempts", fields.max_attempts)?;
-    if max_attempts.is_some_and(|attempts| !(1..=limits::ATTEMPTS).contains(&attempts)) {
+    if wire.max_attempts.is_some_and(|attempts| !(1..=limits::ATTEMPTS).contains(&attempts)) {
         return Err(field("max_attempts", format_args!("must be from 1 to {}", limits::ATTEMPTS)));
     }
-    Ok(Task {
-        id,
-        target,
-        kind: read::<Kind>("kind", fields.kind)?.unwrap_or_default(),
-        input: input.to_owned(),
-        priority: read::<Priority>("priority", fields.priority)?,
-        tenant: label("tenant", fields.tenant, limits::TENANT_BYTES)?,
-        deadline,
-        deadline_ms,
-        not_before,
-        delay_ms,
-        cost,
-        timeout_ms: duration("timeout_ms", fields.timeout_ms, 1)?,
-        max_attempts,
-        idempotency_key: label("idempotency_key", fields.idempotency_key, limits::IDEMPOTENCY_KEY_BYTES)?,
-        metadata: metadata(fields.metadata)?,
-        webhook: webhook(fields.webhook)?,
-    })
+    check_duration("timeout_ms", wire.timeout_ms, 1)?;
+    for (what, text, limit) in [
+        ("tenant", &wire.tenant, limits::TENANT_BYTES),
+        ("idempotency_key", &wire.idempotency_key, limits::IDEMPOTENCY_KEY_BYTES),
+    ] {
+        text.as_deref().map_or(Ok(()), |text| check_label(what, text, limit))?;
+    }
+    wire.metadata.as_ref().map_or(Ok(()), check_metadata)?;
+    wire.webhook.as_ref().map_or(Ok(()), check_webhook)?;
+    wire.task().ok_or_else(|| field("model", ONE_TARGET))
 }
 
 fn read<'a, T: Deserialize<'a>>(name: &'static str, raw: Option<&'a RawValue>) -> Result<Option<T>, Invalid> {
     raw.map(|raw| serde_json::from_str(raw.get()).map_err(|error| field(name, error))).transpose()
 }
 
-fn duration(name: &'static str, raw: Option<&RawValue>, least: u64) -> Result<Option<u64>, Invalid> {
-    let value = read::<u64>(name, raw)?;
+fn check_duration(name: &'static str, value: Option<u64>, least: u64) -> Result<(), Invalid> {
     if value.is_some_and(|ms| !(least..=limits::DURATION_MS).contains(&ms)) {
         return Err(field(name, format_args!("must be from {least} to {} ms", limits::DURATION_MS)));
     }
-    Ok(value)
+    Ok(())
 }
 
 fn check_label(name: &'static str, text: &str, limit: usize) -> Result<(), Invalid> {
-    if text.is_empty() || text.len() > limit || text.chars().any(char::is_control) {
+    if text.is_empty() || text.len() > limit || has_control(text) {
         return Err(field(name, format_args!("must be 1 to {limit} bytes without control characters")));
     }
     Ok(())
 }
 
-fn label(name: &'static str, raw: Option<&RawValue>, limit: usize) -> Result<Option<String>, Invalid> {
-    let value = read::<String>(name, raw)?;
-    if let Some(text) = &value {
-        check_label(name, text, limit)?;
-    }
-    Ok(value)
+fn has_control(text: &str) -> bool {
+    if text.is_ascii() { text.bytes().any(|byte| byte.is_ascii_control()) } else { text.chars().any(char::is_control) }
 }
 
 /// `[a-z0-9][a-z0-9._-]*`, at most `limit` bytes: the form of models, capabilities and versions.
@@ -233,38 +318,138 @@ pub(crate) fn is_name(text: &str, limit: usize) -> bool {
         && text.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
 }
 
-fn name(what: &'static str, raw: &RawValue, versioned: bool) -> Result<String, Invalid> {
-    let text: String = serde_json::from_str(raw.get()).map_err(|error| field(what, error))?;
+fn check_name(what: &'static str, text: &str, versioned: bool) -> Result<(), Invalid> {
     let (base, version) = match text.split_once('@') {
         Some((base, version)) if versioned => (base, Some(version)),
-        _ => (text.as_str(), None),
+        _ => (text, None),
     };
     if is_name(base, limits::MODEL_BYTES) && version.is_none_or(|version| is_name(version, limits::VERSION_BYTES)) {
-        Ok(text)
+        Ok(())
     } else {
         Err(field(what, "must match [a-z0-9][a-z0-9._-]{0,127}"))
     }
 }
 
-fn metadata(raw: Option<&RawValue>) -> Result<BTreeMap<String, String>, Invalid> {
-    let entries = read::<BTreeMap<String, String>>("metadata", raw)?.unwrap_or_default();
+fn check_metadata(entries: &BTreeMap<String, String>) -> Result<(), Invalid> {
     if entries.len() > limits::METADATA_ENTRIES {
         return Err(field("metadata", format_args!("holds over {} entries", limits::METADATA_ENTRIES)));
     }
-    for (key, value) in &entries {
+    for (key, value) in entries {
         check_label("metadata", key, limits::METADATA_KEY_BYTES)?;
         check_label("metadata", value, limits::METADATA_VALUE_BYTES)?;
     }
-    Ok(entries)
+    Ok(())
 }
 
-fn webhook(raw: Option<&RawValue>) -> Result<Option<Webhook>, Invalid> {
-    let value = read::<Webhook>("webhook", raw)?;
-    if let Some(webhook) = &value {
-        check_label("webhook", &webhook.url, limits::URL_BYTES)?;
-        if !(webhook.url.starts_with("https://") || webhook.url.starts_with("http://")) {
-            return Err(field("webhook", "url must be http or https"));
+fn check_webhook(webhook: &Webhook) -> Result<(), Invalid> {
+    check_label("webhook", &webhook.url, limits::URL_BYTES)?;
+    if !(webhook.url.starts_with("https://") || webhook.url.starts_with("http://")) {
+        return Err(field("webhook", "url must be http or https"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 18] = [
+        "model",
+        "input",
+        "id",
+        "capability",
+        "kind",
+        "priority",
+        "tenant",
+        "deadline",
+        "deadline_ms",
+        "not_before",
+        "delay_ms",
+        "cost",
+        "timeout_ms",
+        "max_attempts",
+        "idempotency_key",
+        "metadata",
+        "webhook",
+        "a_later_one",
+    ];
+
+    const VALUES: [&str; 17] = [
+        "1",
+        "0",
+        "-1",
+        "1e400",
+        "null",
+        r#""a""#,
+        r#""a\"]{,\\""#,
+        "[]",
+        "[1,[2,{}]]",
+        r#"{"a":{}}"#,
+        "\"",
+        "{",
+        "]",
+        r#""2030-01-01T00:00:00Z""#,
+        r#""prediction""#,
+        r#"{"url":"https://a"}"#,
+        r#""0190b3c4-0000-7000-8000-000000000001""#,
+    ];
+
+    /// Bodies that are tasks, nearly, and not at all.
+    fn any_body() -> impl Strategy<Value = String> {
+        let (name, value) = (proptest::sample::select(&NAMES), proptest::sample::select(&VALUES));
+        let fields = proptest::collection::vec((name, value.clone()), 0..3);
+        let member = (0..8_u8, fields, value).prop_map(|(form, fields, value)| match form {
+            0 => value.to_owned(),
+            1 => r#"{"model":"a","input":1}"#.to_owned(),
+            _ => {
+                let more = fields.iter().map(|(name, value)| format!(r#","{name}": {value}"#)).collect::<String>();
+                format!(r#"{{"model":"a","input":[{{}}]{more}}}"#)
+            }
+        });
+        (proptest::collection::vec(member, 1..4), 0..4_u8).prop_map(|(members, form)| match form {
+            0 => members[0].clone(),
+            1 => members.join(","),
+            _ => format!("[{}]", members.join(", ")),
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn what_is_all_good_is_what_a_closer_look_takes(body in any_body()) {
+            let Ok(outline) = outline(body.as_bytes()) else { return Ok(()) };
+            let closer = judged(&body).ok().filter(|tasks| tasks.iter().all(Result::is_ok));
+            prop_assert_eq!(format!("{:?}", all_good(&body, outline)), format!("{closer:?}"));
+        }
+
+        #[test]
+        fn an_outline_of_any_text_does_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), signs in "[\\[\\]{}\",\\\\a]{0,40}") {
+            let _ = (outline(&bytes), outline(signs.as_bytes()));
         }
     }
-    Ok(value)
+
+    #[test]
+    fn members_are_counted_and_measured_without_parsing() {
+        let of = |text: &str| outline(text.as_bytes()).map(|outline| (outline.members, outline.tasks));
+        for (text, expected) in [
+            ("{}", (1, true)),
+            (r#"{"a":"],{","b":[1,2]}"#, (1, true)),
+            ("[{}]", (1, true)),
+            (r#"[{"a":"\"}"},{"b":[{},{}]}]"#, (2, true)),
+            ("[{},1]", (2, false)),
+            (r#"[{},"a"]"#, (2, false)),
+            ("[{},[]]", (2, false)),
+            ("[]", (1, false)),
+            ("{}{}", (1, false)),
+            ("1", (1, false)),
+        ] {
+            assert_eq!(of(text), Ok(expected), "{text}");
+        }
+        let large = format!(r#"{{"a":"{}"}}"#, "x".repeat(limits::TASK_BYTES));
+        assert_eq!(of(&large), Ok((1, false)));
+        assert_eq!(of(&format!("[{{}},{large}]")), Ok((2, false)));
+    }
 }

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use uuid::Uuid;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128_with_seed};
 
 use crate::decode::Invalid;
 use crate::lifecycle::State;
 use crate::outcome::{TaskError, TaskResult, Timings};
-use crate::task::{Kind, Priority, Target, Task, TaskId, Webhook, limits};
+use crate::task::{Kind, ONE_TARGET, Priority, Target, Task, TaskId, Webhook, if_some, limits};
 use crate::time::Timestamp;
 
 /// The major version of the envelope. A reader takes every minor version of its own major one: fields are only added.
@@ -42,7 +44,7 @@ pub struct Carried {
 }
 
 /// A task as the roles hand it to each other on the queues `retry` and `ready.<model>`.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, JsonSchema)]
 pub struct Envelope {
     /// [`VERSION`].
     pub v: u32,
@@ -210,18 +212,116 @@ impl Envelope {
     }
 
     /// The same task again has the same fingerprint: it covers what runs and on what.
-    pub fn fingerprint(&self) -> String {
-        let target = match &self.target {
-            Target::Model(name) | Target::Capability(name) => name,
-        };
-        let content = Uuid::new_v5(&KEYED_IDS, self.input.get().as_bytes());
-        Uuid::new_v5(&content, format!("{target}:{:?}", self.kind).as_bytes()).simple().to_string()
+    ///
+    /// XXH3 of 128 bits over the input, seeded with that of 64 bits over the target, seeded with that over the kind. It
+    /// tells apart what one caller sends under one id; it is no proof against somebody who looks for two inputs that
+    /// have the same one, who would only get the first one's result for the second.
+    pub fn fingerprint(&self) -> u128 {
+        let (_, target) = self.target.field();
+        let seed = xxh3_64_with_seed(target.as_bytes(), xxh3_64(self.kind.as_str().as_bytes()));
+        xxh3_128_with_seed(self.input.get().as_bytes(), seed)
     }
 
     /// Name of the idempotency key in the store: a tenant's own.
     pub fn alias(&self) -> Option<String> {
         self.idempotency_key.as_ref().map(|key| format!("{}:{}:{key}", self.tenant.len(), self.tenant))
     }
+}
+
+// Written out, because `serde(flatten)` reads every field into a buffer first.
+impl Serialize for Envelope {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Envelope", 23)?;
+        fields.serialize_field("v", &self.v)?;
+        fields.serialize_field("id", &self.id)?;
+        let (target, name) = self.target.field();
+        fields.serialize_field(target, name)?;
+        if_some(&mut fields, "chosen", &self.chosen)?;
+        fields.serialize_field("kind", &self.kind)?;
+        fields.serialize_field("tenant", &self.tenant)?;
+        fields.serialize_field("priority", &self.priority)?;
+        if_some(&mut fields, "deadline", &self.deadline)?;
+        if_some(&mut fields, "not_before", &self.not_before)?;
+        if_some(&mut fields, "cost", &self.cost)?;
+        if_some(&mut fields, "timeout_ms", &self.timeout_ms)?;
+        if_some(&mut fields, "max_attempts", &self.max_attempts)?;
+        if_some(&mut fields, "idempotency_key", &self.idempotency_key)?;
+        if !self.metadata.is_empty() {
+            fields.serialize_field("metadata", &self.metadata)?;
+        }
+        if_some(&mut fields, "webhook", &self.webhook)?;
+        fields.serialize_field("accepted", &self.accepted)?;
+        if_some(&mut fields, "dispatched", &self.dispatched)?;
+        fields.serialize_field("attempts", &self.attempts)?;
+        if_some(&mut fields, "reply", &self.reply)?;
+        if_some(&mut fields, "traceparent", &self.traceparent)?;
+        if_some(&mut fields, "tracestate", &self.tracestate)?;
+        if_some(&mut fields, "last_error", &self.last_error)?;
+        fields.serialize_field("input", &self.input)?;
+        fields.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Envelope {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wire = Wire::deserialize(deserializer)?;
+        Ok(Self {
+            v: wire.v,
+            id: wire.id,
+            target: Target::of(wire.model, wire.capability).ok_or_else(|| de::Error::custom(ONE_TARGET))?,
+            chosen: wire.chosen,
+            kind: wire.kind,
+            tenant: wire.tenant,
+            priority: wire.priority,
+            deadline: wire.deadline,
+            not_before: wire.not_before,
+            cost: wire.cost,
+            timeout_ms: wire.timeout_ms,
+            max_attempts: wire.max_attempts,
+            idempotency_key: wire.idempotency_key,
+            metadata: wire.metadata,
+            webhook: wire.webhook,
+            accepted: wire.accepted,
+            dispatched: wire.dispatched,
+            attempts: wire.attempts,
+            reply: wire.reply,
+            traceparent: wire.traceparent,
+            tracestate: wire.tracestate,
+            last_error: wire.last_error,
+            input: wire.input,
+        })
+    }
+}
+
+/// An envelope's fields as they are on the wire.
+#[derive(Deserialize)]
+struct Wire {
+    v: u32,
+    id: TaskId,
+    model: Option<String>,
+    capability: Option<String>,
+    chosen: Option<String>,
+    kind: Kind,
+    tenant: String,
+    priority: Priority,
+    deadline: Option<Timestamp>,
+    not_before: Option<Timestamp>,
+    cost: Option<f64>,
+    timeout_ms: Option<u64>,
+    max_attempts: Option<u32>,
+    idempotency_key: Option<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    webhook: Option<Webhook>,
+    accepted: Timestamp,
+    dispatched: Option<Timestamp>,
+    #[serde(default)]
+    attempts: u32,
+    reply: Option<Reply>,
+    traceparent: Option<String>,
+    tracestate: Option<String>,
+    last_error: Option<TaskError>,
+    input: Box<RawValue>,
 }
 
 fn checked_tenant(app_id: &str) -> Result<String, Invalid> {

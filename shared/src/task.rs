@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeStruct;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -103,7 +104,7 @@ impl From<Priority> for u8 {
 }
 
 /// Where a task may run.
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// On this model, optionally `name@version`.
@@ -111,6 +112,28 @@ pub enum Target {
     /// On any model that offers this.
     Capability(String),
 }
+
+impl Target {
+    /// From the two fields that say it on the wire. `None` unless it is exactly one of them.
+    pub(crate) fn of(model: Option<String>, capability: Option<String>) -> Option<Self> {
+        match (model, capability) {
+            (Some(model), None) => Some(Self::Model(model)),
+            (None, Some(capability)) => Some(Self::Capability(capability)),
+            _ => None,
+        }
+    }
+
+    /// The field that says it on the wire, and its value.
+    pub(crate) fn field(&self) -> (&'static str, &str) {
+        match self {
+            Self::Model(name) => ("model", name),
+            Self::Capability(name) => ("capability", name),
+        }
+    }
+}
+
+/// What [`Target::of`] refuses, in words.
+pub(crate) const ONE_TARGET: &str = "exactly one of model and capability must be given";
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Webhook {
@@ -120,7 +143,7 @@ pub struct Webhook {
 }
 
 /// A task as published, every field checked. `input` stays the bytes that came.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, JsonSchema)]
 pub struct Task {
     pub id: Option<TaskId>,
     #[serde(flatten)]
@@ -165,5 +188,97 @@ impl Task {
             metadata: BTreeMap::new(),
             webhook: None,
         }
+    }
+}
+
+// Written out, because `serde(flatten)` reads every field into a buffer first.
+impl Serialize for Task {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Task", 16)?;
+        if_some(&mut fields, "id", &self.id)?;
+        let (target, name) = self.target.field();
+        fields.serialize_field(target, name)?;
+        fields.serialize_field("kind", &self.kind)?;
+        fields.serialize_field("input", &self.input)?;
+        if_some(&mut fields, "priority", &self.priority)?;
+        if_some(&mut fields, "tenant", &self.tenant)?;
+        if_some(&mut fields, "deadline", &self.deadline)?;
+        if_some(&mut fields, "deadline_ms", &self.deadline_ms)?;
+        if_some(&mut fields, "not_before", &self.not_before)?;
+        if_some(&mut fields, "delay_ms", &self.delay_ms)?;
+        if_some(&mut fields, "cost", &self.cost)?;
+        if_some(&mut fields, "timeout_ms", &self.timeout_ms)?;
+        if_some(&mut fields, "max_attempts", &self.max_attempts)?;
+        if_some(&mut fields, "idempotency_key", &self.idempotency_key)?;
+        if !self.metadata.is_empty() {
+            fields.serialize_field("metadata", &self.metadata)?;
+        }
+        if_some(&mut fields, "webhook", &self.webhook)?;
+        fields.end()
+    }
+}
+
+/// Writes a field that has a value, and leaves out one that has none.
+pub(crate) fn if_some<S: SerializeStruct>(
+    fields: &mut S,
+    name: &'static str,
+    value: &Option<impl Serialize>,
+) -> Result<(), S::Error> {
+    match value {
+        Some(value) => fields.serialize_field(name, value),
+        None => fields.skip_field(name),
+    }
+}
+
+impl<'de> Deserialize<'de> for Task {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let wire = Wire::deserialize(deserializer)?;
+        wire.task().ok_or_else(|| de::Error::custom(ONE_TARGET))
+    }
+}
+
+/// A task's fields as they are on the wire, none of them checked by itself.
+#[derive(Deserialize)]
+pub(crate) struct Wire {
+    pub id: Option<TaskId>,
+    pub model: Option<String>,
+    pub capability: Option<String>,
+    pub kind: Option<Kind>,
+    pub input: Box<RawValue>,
+    pub priority: Option<Priority>,
+    pub tenant: Option<String>,
+    pub deadline: Option<Timestamp>,
+    pub deadline_ms: Option<u64>,
+    pub not_before: Option<Timestamp>,
+    pub delay_ms: Option<u64>,
+    pub cost: Option<f64>,
+    pub timeout_ms: Option<u64>,
+    pub max_attempts: Option<u32>,
+    pub idempotency_key: Option<String>,
+    pub metadata: Option<BTreeMap<String, String>>,
+    pub webhook: Option<Webhook>,
+}
+
+impl Wire {
+    /// `None` unless it names exactly one target.
+    pub(crate) fn task(self) -> Option<Task> {
+        Some(Task {
+            id: self.id,
+            target: Target::of(self.model, self.capability)?,
+            kind: self.kind.unwrap_or_default(),
+            input: self.input,
+            priority: self.priority,
+            tenant: self.tenant,
+            deadline: self.deadline,
+            deadline_ms: self.deadline_ms,
+            not_before: self.not_before,
+            delay_ms: self.delay_ms,
+            cost: self.cost,
+            timeout_ms: self.timeout_ms,
+            max_attempts: self.max_attempts,
+            idempotency_key: self.idempotency_key,
+            metadata: self.metadata.unwrap_or_default(),
+            webhook: self.webhook,
+        })
     }
 }

@@ -35,6 +35,9 @@ impl Timestamp {
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(text) = canonical::written(self.0) {
+            return f.write_str(text.as_str());
+        }
         // A year that RFC 3339 cannot write is an error, not a text that nobody can read back.
         let instant = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
         write!(f, "{instant:.6}")
@@ -45,6 +48,9 @@ impl FromStr for Timestamp {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(micros) = canonical::read(text.as_bytes()) {
+            return Ok(Self(micros));
+        }
         text.parse::<jiff::Timestamp>()
             .map(|instant| Self(instant.as_microsecond()))
             .map_err(|_| "must be an RFC 3339 instant such as 2026-01-31T12:00:00Z".to_owned())
@@ -53,6 +59,9 @@ impl FromStr for Timestamp {
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let Some(text) = canonical::written(self.0) {
+            return serializer.serialize_str(text.as_str());
+        }
         let instant = jiff::Timestamp::from_microsecond(self.0).map_err(ser::Error::custom)?;
         serializer.collect_str(&format_args!("{instant:.6}"))
     }
@@ -60,7 +69,132 @@ impl Serialize for Timestamp {
 
 impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        struct Text;
+
+        impl de::Visitor<'_> for Text {
+            type Value = Timestamp;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Timestamp, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        deserializer.deserialize_str(Text)
+    }
+}
+
+/// The one form that we write ourselves, `2026-01-31T12:00:00.000000Z`, without a calendar's generality: there are
+/// several instants in every message, and they would be half its cost.
+mod canonical {
+    /// The first and the last instant of this form here, in microseconds: from 1970 as far as the calendar's own
+    /// implementation goes.
+    const RANGE: std::ops::Range<i64> = 0..253_402_207_200_000_000;
+    const DAY_SECONDS: i64 = 24 * 3600;
+
+    pub(super) struct Text([u8; 27]);
+
+    impl Text {
+        pub(super) fn as_str(&self) -> &str {
+            // Only digits and the signs between them.
+            std::str::from_utf8(&self.0).unwrap_or_default()
+        }
+    }
+
+    /// `None` for an instant out of range.
+    pub(super) fn written(micros: i64) -> Option<Text> {
+        if !RANGE.contains(&micros) {
+            return None;
+        }
+        let (seconds, fraction) = (micros / 1_000_000, (micros % 1_000_000) as u32);
+        let (year, month, day) = date((seconds / DAY_SECONDS) as u32);
+        let second = (seconds % DAY_SECONDS) as u32;
+        let mut text = *b"0000-00-00T00:00:00.000000Z";
+        for (at, number) in [
+            (0, year / 100),
+            (2, year % 100),
+            (5, month),
+            (8, day),
+            (11, second / 3600),
+            (14, second / 60 % 60),
+            (17, second % 60),
+            (20, fraction / 10_000),
+            (22, fraction / 100 % 100),
+            (24, fraction % 100),
+        ] {
+            text[at] = b'0' + (number / 10) as u8;
+            text[at + 1] = b'0' + (number % 10) as u8;
+        }
+        Some(Text(text))
+    }
+
+    /// `None` for any other form, and for what is no instant.
+    pub(super) fn read(text: &[u8]) -> Option<i64> {
+        let fraction = match text.get(19..)? {
+            [b'Z'] => 0,
+            [b'.', digits @ .., b'Z'] if digits.len() == 6 => number(digits)?,
+            _ => return None,
+        };
+        let [_, _, _, _, b'-', _, _, b'-', _, _, b'T', _, _, b':', _, _, b':', _, _, _, ..] = text else { return None };
+        let (year, month, day) = (number(&text[..4])?, number(&text[5..7])?, number(&text[8..10])?);
+        let (hour, minute, second) = (number(&text[11..13])?, number(&text[14..16])?, number(&text[17..19])?);
+        // A leap second, and what lies before 1970, is left to the calendar.
+        if hour > 23 || minute > 59 || second > 59 || year < 1970 || day == 0 || day > days_of(year, month)? {
+            return None;
+        }
+        let seconds = i64::from(days(year, month, day)) * DAY_SECONDS + i64::from(hour * 3600 + minute * 60 + second);
+        let micros = seconds * 1_000_000 + i64::from(fraction);
+        RANGE.contains(&micros).then_some(micros)
+    }
+
+    fn number(digits: &[u8]) -> Option<u32> {
+        let mut number = 0;
+        for byte in digits {
+            if !byte.is_ascii_digit() {
+                return None;
+            }
+            number = number * 10 + u32::from(byte - b'0');
+        }
+        Some(number)
+    }
+
+    fn days_of(year: u32, month: u32) -> Option<u32> {
+        let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        match month {
+            1 | 3 | 5 | 7 | 8 | 10 | 12 => Some(31),
+            4 | 6 | 9 | 11 => Some(30),
+            2 => Some(28 + u32::from(leap)),
+            _ => None,
+        }
+    }
+
+    // Years begin in March here, so that the day that may be missing is the last: Howard Hinnant, "chrono-compatible
+    // low-level date algorithms". An era is 400 years, which are always as many days.
+    const ERA_DAYS: u32 = 146_097;
+    /// From March 1 of year 0 to 1970.
+    const BEFORE_1970_DAYS: u32 = 719_468;
+
+    /// Year, month and day, from the days since 1970.
+    fn date(days: u32) -> (u32, u32, u32) {
+        let days = days + BEFORE_1970_DAYS;
+        let (era, day_of_era) = (days / ERA_DAYS, days % ERA_DAYS);
+        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month + 2) / 5 + 1;
+        let (month, next_year) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+        (era * 400 + year_of_era + next_year, month, day)
+    }
+
+    /// Days since 1970, of a date that is not before.
+    fn days(year: u32, month: u32, day: u32) -> u32 {
+        let year = year - u32::from(month <= 2);
+        let (era, year_of_era) = (year / 400, year % 400);
+        let day_of_year = (153 * if month > 2 { month - 3 } else { month + 9 } + 2) / 5 + day - 1;
+        era * ERA_DAYS + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - BEFORE_1970_DAYS
     }
 }
 
@@ -76,11 +210,57 @@ impl schemars::JsonSchema for Timestamp {
 
 #[cfg(test)]
 mod tests {
-    use super::Timestamp;
+    use proptest::prelude::*;
+
+    use super::{Timestamp, canonical};
 
     #[test]
     fn an_instant_beyond_rfc_3339_is_an_error_and_not_a_text() {
         assert!(serde_json::to_string(&Timestamp::from_micros(i64::MAX)).is_err());
         assert_eq!(serde_json::to_string(&Timestamp::from_micros(0)).unwrap(), r#""1970-01-01T00:00:00.000000Z""#);
+    }
+
+    #[test]
+    fn every_day_is_written_and_read_as_the_calendar_does() {
+        for day in 0..2_932_896 {
+            let micros = day * 86_400_000_000 + day;
+            let calendar = jiff::Timestamp::from_microsecond(micros).unwrap();
+            let text = canonical::written(micros).unwrap();
+            assert_eq!(canonical::read(text.as_str().as_bytes()), Some(micros));
+            if day % 29 == 0 {
+                assert_eq!(text.as_str(), format!("{calendar:.6}"));
+            }
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_range_join_the_calendar() {
+        for micros in [-1, 0, 253_402_207_199_999_999, 253_402_207_200_000_000] {
+            let calendar = jiff::Timestamp::from_microsecond(micros).map(|instant| format!("{instant:.6}"));
+            let written = serde_json::to_string(&Timestamp::from_micros(micros));
+            assert_eq!(written.ok(), calendar.ok().map(|text| format!("{text:?}")), "{micros}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_instant_is_written_and_read_as_the_calendar_does(micros in -62_135_596_800_000_000..253_402_207_200_000_000_i64) {
+            let calendar = format!("{:.6}", jiff::Timestamp::from_microsecond(micros).unwrap());
+            prop_assert_eq!(&Timestamp::from_micros(micros).to_string(), &calendar);
+            prop_assert_eq!(calendar.parse::<Timestamp>().unwrap().as_micros(), micros);
+        }
+
+        #[test]
+        fn what_looks_like_an_instant_is_read_as_the_calendar_does(
+            text in "(19[67]|20[0-3]|999|000)[0-9]-[01][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{6}|\\.[0-9]{1,9})?(Z|z|\\+01:00)"
+        ) {
+            let calendar = text.parse::<jiff::Timestamp>().ok().map(|instant| instant.as_microsecond());
+            prop_assert_eq!(text.parse::<Timestamp>().ok().map(Timestamp::as_micros), calendar);
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused_without_a_panic(text in "\\PC{0,30}", bytes in proptest::collection::vec(any::<u8>(), 20..28)) {
+            let _ = (text.parse::<Timestamp>(), canonical::read(&bytes));
+        }
     }
 }

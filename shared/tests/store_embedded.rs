@@ -72,7 +72,7 @@ fn succeeded(id: TaskId, output: &str) -> TaskResult {
 }
 
 fn acceptance(id: TaskId) -> Accept {
-    Accept { id, fingerprint: id.0.simple().to_string(), alias: None, record: queued(id), follower: None }
+    Accept { id, fingerprint: id.0.as_u128(), alias: None, record: queued(id), follower: None }
 }
 
 fn claim_of(id: TaskId, nonce: u128) -> Claim {
@@ -97,7 +97,7 @@ async fn claim(store: &EmbeddedStore, claim: Claim) -> Claimed {
 
 async fn settle(store: &EmbeddedStore, attempt: u32, nonce: u128, result: TaskResult) -> Settled {
     let guard = Guard::Fence { attempt, nonce };
-    store.settle(vec![Settle { guard, result }]).await.unwrap().remove(0)
+    store.settle(vec![Settle::new(guard, result)]).await.unwrap().remove(0)
 }
 
 async fn show(store: &EmbeddedStore, id: TaskId) -> TaskResult {
@@ -132,7 +132,7 @@ async fn records_outlive_the_process() {
     let output = r#"{"b": 1.0e5,  "a": "ü\u0000"}"#;
     assert!(matches!(settle(&store, 1, 3, succeeded(done, output)).await, Settled::Done { .. }));
     let late = TaskResult { state: State::Expired, ..queued(expired) };
-    let unclaimed = Settle { guard: Guard::Unclaimed, result: late };
+    let unclaimed = Settle::new(Guard::Unclaimed, late);
     assert!(matches!(store.settle(vec![unclaimed]).await.unwrap()[..], [Settled::Done { .. }]));
     let all = vec![waiting, sent, running, released, done, expired];
     let before: Vec<_> = store.get(all.clone()).await.unwrap().iter().flatten().map(text).collect();
@@ -158,7 +158,7 @@ async fn records_outlive_the_process() {
         other => panic!("{other:?}"),
     }
     // The idempotency key still leads to its task, and the fingerprint still tells tasks apart.
-    let same = Accept { alias: alias.clone(), fingerprint: expired.0.simple().to_string(), ..acceptance(task(7)) };
+    let same = Accept { alias: alias.clone(), fingerprint: expired.0.as_u128(), ..acceptance(task(7)) };
     assert!(matches!(accept(&store, same).await, Accepted::Known(known) if known.id == expired));
     assert!(matches!(accept(&store, Accept { alias, ..acceptance(task(7)) }).await, Accepted::Conflict(_)));
     // A lease does not outlive the process, an attempt does; its nonce holds until somebody else claims.
@@ -282,7 +282,7 @@ fn child_crashes_right_after_a_settlement() {
         let store = open(&dir);
         // Large, so that writing them takes a while.
         let output = format!("\"{}\"", "x".repeat(100 << 10));
-        let ending = |number| Settle { guard: Guard::Unclaimed, result: succeeded(task(number), &output) };
+        let ending = |number| Settle::new(Guard::Unclaimed, succeeded(task(number), &output));
         let settled = store.settle((0..100).map(ending).collect()).await.unwrap();
         assert!(settled.iter().all(|answer| matches!(answer, Settled::Done { .. })));
         println!("settled 0");
@@ -312,7 +312,7 @@ fn child_fills_the_disk_and_goes_on() {
         let output = format!("\"{}\"", "x".repeat(20_000));
         let mut number = 1;
         let full = loop {
-            let settlement = Settle { guard: Guard::Unclaimed, result: succeeded(task(number), &output) };
+            let settlement = Settle::new(Guard::Unclaimed, succeeded(task(number), &output));
             match store.settle(vec![settlement]).await {
                 Ok(_) => number += 1,
                 Err(error) => break error,
@@ -383,7 +383,7 @@ async fn expired_records_leave_memory_and_disk() {
     for number in 0..150 {
         let id = task(number);
         store.accept(vec![acceptance(task(1_000 + number))]).await.unwrap();
-        store.settle(vec![Settle { guard: Guard::Unclaimed, result: succeeded(id, &output) }]).await.unwrap();
+        store.settle(vec![Settle::new(Guard::Unclaimed, succeeded(id, &output))]).await.unwrap();
     }
     // 15 MB were written; what is kept at any time is a few records.
     let file = dir.path().join("store.redb");
@@ -421,8 +421,8 @@ async fn what_is_too_large_or_not_terminal_is_refused_and_changes_nothing() {
     let guard = Guard::Fence { attempt: 1, nonce: 1 };
     let large = succeeded(task(1), &format!("\"{}\"", "x".repeat(RECORD_BYTES)));
     for refused in [large, TaskResult { state: State::Queued, ..queued(task(1)) }] {
-        let fine = Settle { guard: Guard::Unclaimed, result: succeeded(task(2), "1") };
-        let answer = store.settle(vec![fine, Settle { guard, result: refused }]).await;
+        let fine = Settle::new(Guard::Unclaimed, succeeded(task(2), "1"));
+        let answer = store.settle(vec![fine, Settle::new(guard, refused)]).await;
         assert!(matches!(answer, Err(StoreError::Refused(_))), "{answer:?}");
     }
     assert_eq!(show(&store, task(1)).await.state, State::Running);

@@ -162,13 +162,13 @@ fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claim
             debug!(task.id = %held.envelope.id.0, for_ms, "another attempt holds the lease: given back for later");
             Outcome::Later { after_ms: for_ms }
         }
-        Claimed::Terminal { result, followers } => Outcome::TellAgain { result, followers },
+        Claimed::Terminal { result, followers } => Outcome::TellAgain { result: result.into(), followers },
         Claimed::Exhausted { attempts } => {
             let message = format!("{attempts} attempts were begun and none came to an end: it may crash its worker");
             let mut result = unrun(&held.envelope, State::Failed, codes::ATTEMPTS_EXHAUSTED, &message);
             result.attempt = attempts;
             debug!(task.id = %held.envelope.id.0, task.model = %lane.spec.name, attempts, "no attempt is left");
-            Outcome::Terminal { result: Box::new(result), guard: Guard::Unclaimed, dead: true }
+            Outcome::Terminal { result: Arc::new(result), guard: Guard::Unclaimed, dead: true }
         }
         // The claimer accepted it anew and claimed again; a store that forgets as fast as that is not kept waiting for.
         Claimed::Unknown => Outcome::Later { after_ms: 1000 },
@@ -271,12 +271,12 @@ async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdi
         Verdict::Succeed(output) => {
             let mut result = run.result(yard, lane, &held.envelope, State::Succeeded);
             result.output = Some(output);
-            Outcome::Terminal { result: Box::new(result), guard, dead: false }
+            Outcome::Terminal { result: Arc::new(result), guard, dead: false }
         }
         Verdict::Fail(error) => {
             let mut result = run.result(yard, lane, &held.envelope, State::Failed);
             result.error = Some(error);
-            Outcome::Terminal { result: Box::new(result), guard, dead: true }
+            Outcome::Terminal { result: Arc::new(result), guard, dead: true }
         }
     };
     // The lease is renewed until the settlement is done: it travels with it.

@@ -29,14 +29,14 @@ const GROUPS: usize = 4;
 /// What is to become of a task in hand.
 pub(crate) enum Outcome {
     /// The end.
-    Terminal { result: Box<TaskResult>, guard: Guard, dead: bool },
+    Terminal { result: Arc<TaskResult>, guard: Guard, dead: bool },
     /// Another attempt, after a while. `attempt` are those that count so far; `claim` is the nonce of the one that ends, if it
     /// was claimed.
     Retry { attempt: u32, counts: bool, claim: Option<u128>, after: Duration, error: TaskError, ran_ms: f64 },
     /// Another attempt is under way elsewhere: see again later.
     Later { after_ms: u64 },
     /// It had ended before, and its result may not have been told.
-    TellAgain { result: Box<TaskResult>, followers: Vec<Reply> },
+    TellAgain { result: Arc<TaskResult>, followers: Vec<Reply> },
 }
 
 pub(crate) struct Settlement {
@@ -47,7 +47,7 @@ pub(crate) struct Settlement {
 impl Settlement {
     /// The end of a task that was not begun here.
     pub fn unclaimed(held: Held, state: State, code: &str, message: &str) -> Self {
-        let result = Box::new(unrun(&held.envelope, state, code, message));
+        let result = Arc::new(unrun(&held.envelope, state, code, message));
         Self { held, outcome: Outcome::Terminal { result, guard: Guard::Unclaimed, dead: false } }
     }
 }
@@ -119,7 +119,7 @@ impl Settler {
         for (at, Settlement { held, outcome }) in group.iter().enumerate() {
             match outcome {
                 Outcome::Terminal { result, guard, .. } => {
-                    settles.push((at, Settle { guard: *guard, result: (**result).clone() }));
+                    settles.push((at, Settle::new(*guard, result.clone())));
                 }
                 Outcome::Retry { claim: Some(nonce), counts, .. } => {
                     releases.push((at, Release { id: held.envelope.id, nonce: *nonce, counts: *counts }));

@@ -339,7 +339,7 @@ impl Worker {
         } else {
             result.output = Some(envelope.input.clone());
         }
-        let settle = Settle { guard: Guard::Fence { attempt, nonce }, result: result.clone() };
+        let settle = Settle::new(Guard::Fence { attempt, nonce }, result.clone());
         let settled = self.store.settle(vec![settle]).await.unwrap().remove(0);
         let Settled::Done { followers } = settled else { panic!("not settled: {settled:?}") };
         self.tell(envelope.reply.into_iter().chain(followers).collect(), &result).await;

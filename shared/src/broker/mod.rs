@@ -10,10 +10,12 @@
 
 pub mod contract;
 pub mod embedded;
+mod operations;
 pub mod rabbitmq;
 mod receipt;
 mod surely;
 
+pub use operations::Operations;
 pub use receipt::{Receipt, settle};
 pub use surely::{Closing, Missed, Need, publish_surely};
 
@@ -211,6 +213,11 @@ pub trait Broker: Send + Sync {
 
     /// Whether publishing is believed possible now: connected, and no alarm at the broker.
     fn is_ready(&self) -> bool;
+
+    /// What was done so far, for metrics; `None` when nobody counts.
+    fn operations(&self) -> Option<Arc<Operations>> {
+        None
+    }
 
     /// Closes the connections in good order; deliveries not yet settled go back.
     async fn close(&self);

@@ -14,6 +14,7 @@ pub use prometheus::{
 };
 use prometheus::{HistogramOpts, Opts, TextEncoder};
 
+mod broker;
 mod process;
 
 const PREFIX: &str = "taskyard_";
@@ -49,7 +50,11 @@ pub enum MetricsError {
 pub struct Registry {
     registry: prometheus::Registry,
     made: Arc<Mutex<BTreeMap<String, Made>>>,
+    refreshers: Arc<Mutex<Vec<Refresher>>>,
 }
+
+/// Brings metrics up to date that are counted elsewhere.
+type Refresher = Box<dyn FnMut() + Send>;
 
 struct Made {
     labels: Vec<String>,
@@ -59,7 +64,7 @@ struct Made {
 impl Registry {
     /// A registry with `build_info` and the process's own metrics in it.
     pub fn new() -> Result<Self, MetricsError> {
-        let new = Self { registry: prometheus::Registry::new(), made: Arc::default() };
+        let new = Self { registry: prometheus::Registry::new(), made: Arc::default(), refreshers: Arc::default() };
         let build = new.gauges("build_info", "The running program; always 1.", &["version", "commit"])?;
         let commit = option_env!("TASKYARD_COMMIT").unwrap_or("unknown");
         build.with_label_values(&[env!("CARGO_PKG_VERSION"), commit]).set(1);
@@ -144,8 +149,16 @@ impl Registry {
         Ok(metric)
     }
 
+    /// Has `refresh` called before each time that metrics are written.
+    fn before_rendering(&self, refresh: impl FnMut() + Send + 'static) {
+        self.refreshers.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(refresh));
+    }
+
     /// All metrics as [`TEXT_FORMAT`].
     pub fn render(&self) -> Result<String, MetricsError> {
+        for refresh in self.refreshers.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+            refresh();
+        }
         TextEncoder::new().encode_to_string(&self.registry.gather()).map_err(MetricsError::Write)
     }
 }

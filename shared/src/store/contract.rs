@@ -213,7 +213,7 @@ fn expired(id: TaskId) -> TaskResult {
 }
 
 fn acceptance(id: TaskId) -> Accept {
-    Accept { id, fingerprint: "f".repeat(32), alias: None, record: queued(id), follower: None }
+    Accept { id, fingerprint: 0xf, alias: None, record: queued(id), follower: None }
 }
 
 fn claim_of(id: TaskId, nonce: u128, lease_ms: u64) -> Claim {
@@ -267,17 +267,17 @@ impl Desk {
 
     async fn settle(&self, attempt: u32, nonce: u128, result: &TaskResult) -> Settled {
         let guard = Guard::Fence { attempt, nonce };
-        only(self.0.settle(vec![Settle { guard, result: result.clone() }]).await.expect("settle"))
+        only(self.0.settle(vec![Settle::new(guard, result.clone())]).await.expect("settle"))
     }
 
     async fn settle_first(&self, nonce: u128, result: &TaskResult) -> Settled {
         let guard = Guard::First { nonce };
-        only(self.0.settle(vec![Settle { guard, result: result.clone() }]).await.expect("settle"))
+        only(self.0.settle(vec![Settle::new(guard, result.clone())]).await.expect("settle"))
     }
 
     async fn settle_unclaimed(&self, result: &TaskResult) -> Settled {
         let guard = Guard::Unclaimed;
-        only(self.0.settle(vec![Settle { guard, result: result.clone() }]).await.expect("settle"))
+        only(self.0.settle(vec![Settle::new(guard, result.clone())]).await.expect("settle"))
     }
 
     async fn release(&self, id: TaskId, nonce: u128, counts: bool) -> Released {

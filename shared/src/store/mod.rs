@@ -14,6 +14,7 @@ mod surely;
 pub use surely::until_answered;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -32,7 +33,7 @@ pub const FOLLOWERS: usize = 16;
 pub struct Accept {
     pub id: TaskId,
     /// From [`Envelope::fingerprint`](crate::envelope::Envelope::fingerprint).
-    pub fingerprint: String,
+    pub fingerprint: u128,
     /// The tenant's idempotency key, from [`Envelope::alias`](crate::envelope::Envelope::alias).
     pub alias: Option<String>,
     /// The task in its state `queued`, as look-ups show it.
@@ -113,7 +114,13 @@ pub enum Guard {
 pub struct Settle {
     pub guard: Guard,
     /// In a terminal state. Written as the record, and kept for the retention time.
-    pub result: TaskResult,
+    pub result: Arc<TaskResult>,
+}
+
+impl Settle {
+    pub fn new(guard: Guard, result: impl Into<Arc<TaskResult>>) -> Self {
+        Self { guard, result: result.into() }
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -114,7 +114,7 @@ impl Store for RedisStore {
             let alias = task.alias.map(|alias| format!("{}{alias}", self.keys.alias)).unwrap_or_default();
             let arguments = [
                 task.id.0.simple().to_string().into_bytes(),
-                task.fingerprint.into_bytes(),
+                format!("3{:032x}", task.fingerprint).into_bytes(),
                 alias.into_bytes(),
                 task.record.state.as_str().into(),
                 number(task.record.attempt),

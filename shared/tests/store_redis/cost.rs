@@ -93,7 +93,8 @@ async fn do_call(store: &dyn Store, call: &str, batch: &[Accept]) {
             let settlements = batch.iter().map(|task| {
                 let mut settlement = settle(task, 1);
                 let output = format!(r#"{{"text":"{}"}}"#, "o".repeat(400));
-                settlement.result.output = Some(serde_json::value::RawValue::from_string(output).expect("JSON"));
+                Arc::make_mut(&mut settlement.result).output =
+                    Some(serde_json::value::RawValue::from_string(output).expect("JSON"));
                 settlement
             });
             drop(store.settle(settlements.collect()).await.expect("settle"));

@@ -37,7 +37,7 @@ pub fn task(id: TaskId) -> Accept {
         worker: None,
         metadata: Default::default(),
     };
-    Accept { id, fingerprint: "f".repeat(32), alias: None, record, follower: None }
+    Accept { id, fingerprint: 0xf, alias: None, record, follower: None }
 }
 
 pub fn tasks(count: usize) -> Vec<Accept> {
@@ -50,7 +50,7 @@ pub fn claim(id: TaskId, nonce: u128) -> Claim {
 
 pub fn settle(task: &Accept, nonce: u128) -> Settle {
     let result = TaskResult { state: State::Succeeded, attempt: 1, ..task.record.clone() };
-    Settle { guard: Guard::Fence { attempt: 1, nonce }, result }
+    Settle::new(Guard::Fence { attempt: 1, nonce }, result)
 }
 
 /// Accepts one task; the error, if any.

@@ -1,8 +1,10 @@
 //! One hop of the plain relay, as a process: what `--baseline relay` starts two of.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Args;
+use taskyard_shared::broker::Operations;
 use taskyard_shared::broker::rabbitmq::relay::{Hop, relay};
 use taskyard_shared::process::admin::{self, Readiness};
 use taskyard_shared::process::config;
@@ -33,13 +35,16 @@ pub async fn hop(args: HopArgs, file: Option<&Path>) -> Result<(), Failure> {
     loaded.settings.require_shared("bench-hop")?;
     let shutdown = Shutdown::on_signals()?;
     let registry = Registry::new()?;
+    let operations = Arc::new(Operations::default());
+    let counted = operations.clone();
+    registry.broker_operations(move || Some(counted.clone()))?;
     let listener = admin::listen(&loaded.settings.admin).await?;
     let address = listener.address()?;
     let done = CancellationToken::new();
     tokio::spawn(admin::serve(listener, registry, Readiness::default(), done.clone()));
     info!(%address, "listening: metrics");
     let HopArgs { from, to, in_flight } = args;
-    let ended = relay(&loaded.settings.broker, Hop { from, to, in_flight }, shutdown.drain.clone()).await;
+    let ended = relay(&loaded.settings.broker, Hop { from, to, in_flight }, operations, shutdown.drain.clone()).await;
     done.cancel();
     Ok(ended?)
 }

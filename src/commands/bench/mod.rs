@@ -327,7 +327,7 @@ impl Bench {
             self.warm_up(stage, &plan).await?;
         }
         let before_sources = stage.sources();
-        let before = roles::read(&before_sources).await?;
+        let before = roles::read(&before_sources, &*stage.target.broker).await?;
         let running = Running::start(stage.target.clone(), &plan, self.stop.child_token()).await?;
         if drain {
             tokio::select! {
@@ -344,7 +344,7 @@ impl Bench {
         // Completions and acks may still be on their way.
         tokio::time::sleep(SETTLING).await;
         let sources = stage.sources();
-        let after = roles::read(&sources).await?;
+        let after = roles::read(&sources, &*stage.target.broker).await?;
         let before = roles::by_source(&sources, &before_sources, before);
         let usage = roles::usage(&sources, &before, &after, outcome.answered);
         let name = match system {

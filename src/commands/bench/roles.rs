@@ -5,6 +5,7 @@ use std::fs;
 use std::time::Duration;
 
 use serde::Serialize;
+use taskyard_shared::broker::{Broker, Operations};
 
 use crate::failure::Failure;
 
@@ -13,6 +14,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// For one role's metrics.
 const PATIENCE: Duration = Duration::from_secs(5);
 const OPERATIONS: &str = "taskyard_broker_operations_total";
+const BYTES: &str = "taskyard_broker_bytes_total";
 
 /// A process, or several, that take part in a run.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -25,6 +27,8 @@ pub struct Source {
 pub enum Kind {
     /// Of this machine, with the address of its metrics when it has any.
     Process { pid: u32, metrics: Option<String> },
+    /// This process: what its connection to the broker does is read from it.
+    This,
     /// Known by its metrics alone.
     Metrics(String),
     /// All processes of this machine with this name.
@@ -50,7 +54,7 @@ pub struct Reading {
 }
 
 /// Reads all of them. A process that is not there is not in the answer.
-pub async fn read(sources: &[Source]) -> Result<Vec<Option<Reading>>, Failure> {
+pub async fn read(sources: &[Source], own: &dyn Broker) -> Result<Vec<Option<Reading>>, Failure> {
     let client = reqwest::Client::builder()
         .timeout(PATIENCE)
         .build()
@@ -65,6 +69,10 @@ pub async fn read(sources: &[Source]) -> Result<Vec<Option<Reading>>, Failure> {
                 }
                 reading
             }
+            Kind::This => of_process(std::process::id(), "VmHWM:").map(|mut reading| {
+                reading.operations = own.operations().map_or_else(BTreeMap::new, |operations| counted(&operations));
+                reading
+            }),
             Kind::Metrics(url) => Some(scrape(&client, url).await?),
             Kind::Named(name) => of_all(name),
         });
@@ -112,6 +120,15 @@ pub fn usage(sources: &[Source], before: &[Option<Reading>], after: &[Option<Rea
     roles
 }
 
+fn counted(operations: &Operations) -> BTreeMap<String, f64> {
+    let bytes = operations.bytes().map(|(direction, count)| (bytes_name(direction), count as f64));
+    operations.counts().map(|(name, count)| (name.to_owned(), count as f64)).into_iter().chain(bytes).collect()
+}
+
+fn bytes_name(direction: &str) -> String {
+    format!("bytes {direction}")
+}
+
 fn of_process(pid: u32, memory: &str) -> Option<Reading> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // After the program's name in brackets, the third field is the first.
@@ -154,9 +171,10 @@ fn parse(text: &str) -> Reading {
         match name.split_once('{') {
             None if name == "process_cpu_seconds_total" => reading.cpu_seconds = value,
             None if name == "process_resident_memory_bytes" => reading.resident_bytes = value,
-            Some((OPERATIONS, labels)) => {
-                if let Some(operation) = labels.split('"').nth(1) {
-                    reading.operations.insert(operation.to_owned(), value);
+            Some((family @ (OPERATIONS | BYTES), labels)) => {
+                if let Some(label) = labels.split('"').nth(1) {
+                    let name = if family == BYTES { bytes_name(label) } else { label.to_owned() };
+                    reading.operations.insert(name, value);
                 }
             }
             _ => {}
@@ -180,9 +198,11 @@ mod tests {
             "process_cpu_seconds_total 12.5\nprocess_resident_memory_bytes 1048576\n",
             "taskyard_broker_operations_total{operation=\"publish\"} 40\n",
             "taskyard_broker_operations_total{operation=\"ack\"} 7\n",
+            "taskyard_broker_bytes_total{direction=\"sent\"} 512\n",
             "taskyard_other_total{operation=\"ack\"} 9\n",
         ));
-        let operations = [("ack".to_owned(), 7.0), ("publish".to_owned(), 40.0)].into();
+        let operations = [("ack", 7.0), ("publish", 40.0), ("bytes sent", 512.0)];
+        let operations = operations.map(|(name, count)| (name.to_owned(), count)).into();
         assert_eq!(reading, Reading { cpu_seconds: 12.5, resident_bytes: 1_048_576.0, operations });
     }
 

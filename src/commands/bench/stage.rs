@@ -134,8 +134,7 @@ impl Stage {
 
     fn around(broker: Arc<dyn Broker>, settings: Settings, to: Destination) -> Self {
         let topology = Topology::new(&settings.broker.namespace);
-        let bench = Kind::Process { pid: std::process::id(), metrics: None };
-        let mut others = vec![Source { role: "bench".to_owned(), kind: bench }];
+        let mut others = vec![Source { role: "bench".to_owned(), kind: Kind::This }];
         if !is_embedded(&settings.broker.url) {
             others.push(Source { role: "rabbitmq".to_owned(), kind: Kind::Named("beam.smp") });
         }

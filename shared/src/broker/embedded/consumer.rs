@@ -7,6 +7,7 @@ use tokio::sync::Notify;
 
 use super::queue::{Given, Queue, Taken, weight};
 use super::{Shared, Tag};
+use crate::broker::operations::count;
 use crate::broker::{Acker, BrokerError, Consumer, Delivery, Verdict};
 
 pub(super) struct EmbeddedConsumer {
@@ -25,12 +26,17 @@ impl EmbeddedConsumer {
 #[async_trait]
 impl Consumer for EmbeddedConsumer {
     async fn next_batch(&mut self, most: usize) -> Result<Vec<Delivery>, BrokerError> {
-        let EmbeddedAcker { queue, session, .. } = &*self.acker;
+        let EmbeddedAcker { shared, queue, session } = &*self.acker;
         loop {
             // Made before looking, so that nothing that arrives after the look is missed.
             let arrived = queue.arrived.notified();
             match queue.take(*session, most) {
-                Taken::Given(given) => return Ok(given.into_iter().map(|given| deliver(*session, given)).collect()),
+                Taken::Given(given) => {
+                    count(&shared.operations.delivered, given.len() as u64);
+                    let bytes = given.iter().map(|given| given.content.body.len() as u64).sum();
+                    count(&shared.operations.bytes_received, bytes);
+                    return Ok(given.into_iter().map(|given| deliver(*session, given)).collect());
+                }
                 Taken::Empty => arrived.await,
                 Taken::NoRoom => self.room.notified().await,
                 Taken::Gone if self.cancelled => return Err(BrokerError::Cut("the consumer was cancelled".into())),
@@ -76,6 +82,11 @@ struct EmbeddedAcker {
 #[async_trait]
 impl Acker for EmbeddedAcker {
     async fn settle(&self, tags: Vec<Tag>, verdict: Verdict) -> usize {
+        let operations = &self.shared.operations;
+        match verdict {
+            Verdict::Ack => count(&operations.acks, 1),
+            Verdict::Requeue => count(&operations.requeues, 1),
+        }
         let own = tags.iter().filter(|tag| tag.session == self.session);
         let foreign = tags.len() - own.clone().count();
         let Some(acked) = self.queue.settle(self.session, own.map(|tag| tag.number), verdict) else {

@@ -24,7 +24,9 @@ use async_trait::async_trait;
 
 use self::consumer::EmbeddedConsumer;
 use self::routing::Routing;
-use super::{Broker, BrokerError, BrokerInfo, Consumer, Lock, Message, PublishError, QueueSpec, QueueState, Tag};
+use super::{
+    Broker, BrokerError, BrokerInfo, Consumer, Lock, Message, Operations, PublishError, QueueSpec, QueueState, Tag,
+};
 use crate::journal::{Journal, JournalError};
 
 /// Most bytes of one message's body.
@@ -65,6 +67,7 @@ struct Shared {
     sessions: AtomicU64,
     locks: Mutex<HashSet<String>>,
     closed: AtomicBool,
+    operations: Arc<Operations>,
 }
 
 impl EmbeddedBroker {
@@ -108,6 +111,7 @@ impl EmbeddedBroker {
                 sessions: AtomicU64::new(1),
                 locks: Mutex::default(),
                 closed: AtomicBool::new(false),
+                operations: Arc::default(),
             }),
         }
     }
@@ -217,6 +221,12 @@ impl Broker for EmbeddedBroker {
     fn is_ready(&self) -> bool {
         !self.shared.closed.load(Ordering::Acquire)
             && self.shared.journal.as_ref().is_none_or(|journal| journal.error().is_none())
+    }
+
+    fn operations(&self) -> Option<Arc<Operations>> {
+        let operations = self.shared.operations.clone();
+        operations.commits.store(self.commits(), Ordering::Relaxed);
+        Some(operations)
     }
 
     async fn close(&self) {

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::queue::{Content, Entry, Queue, weight};
 use super::{MESSAGE_BYTES, Shared, record};
+use crate::broker::operations::count;
 use crate::broker::{Destination, Message, Properties, PublishError, QueueKind};
 use crate::journal::JournalError;
 
@@ -43,6 +44,9 @@ pub(super) async fn publish(shared: &Arc<Shared>, messages: Vec<Message>) -> Vec
     if shared.closed.load(Ordering::Acquire) {
         return messages.iter().map(|_| Err(PublishError::Unknown(JournalError::Closed.to_string()))).collect();
     }
+    let operations = &shared.operations;
+    count(&operations.published, messages.len() as u64);
+    count(&operations.bytes_sent, messages.iter().map(|message| message.body.len() as u64).sum());
     let (mut answers, flight) = Flight::board(shared, messages);
     if flight.journal_bytes == 0 {
         flight.land();

@@ -16,7 +16,8 @@ use lapin::uri::AMQPUri;
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 
 use super::errors::{self, timed_out};
-use crate::broker::BrokerError;
+use super::traffic::{CountedStream, runtime};
+use crate::broker::{BrokerError, Operations};
 use crate::process::settings::BrokerSettings;
 
 const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
@@ -36,6 +37,7 @@ pub(super) struct Greeting {
 pub(super) struct Endpoint {
     uri: AMQPUri,
     connect_limit: Duration,
+    operations: Arc<Operations>,
 }
 
 impl Endpoint {
@@ -50,12 +52,24 @@ impl Endpoint {
             "/".clone_into(&mut uri.vhost);
         }
         uri.query.heartbeat = Some(settings.heartbeat_s);
-        Ok(Self { uri, connect_limit: Duration::from_millis(settings.connect_timeout_ms) })
+        let connect_limit = Duration::from_millis(settings.connect_timeout_ms);
+        Ok(Self { uri, connect_limit, operations: Arc::default() })
     }
 
     /// Host and port, for messages.
     pub(super) fn address(&self) -> String {
         format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+    }
+
+    /// Counts there instead of by itself.
+    pub(super) fn counting(mut self, operations: Arc<Operations>) -> Self {
+        self.operations = operations;
+        self
+    }
+
+    /// Of all its connections together.
+    pub(super) fn operations(&self) -> Arc<Operations> {
+        self.operations.clone()
     }
 
     pub(super) fn connect_limit(&self) -> Duration {
@@ -103,14 +117,15 @@ impl Endpoint {
         let unfinished = CutOnDrop(Some(socket));
         let limit = self.connect_limit;
         let options = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = lapin::runtime::default_runtime().map_err(|error| self.connect_error(&error))?;
+        let plain = lapin::runtime::default_runtime().map_err(|error| self.connect_error(&error))?;
+        let operations = self.operations.clone();
         let opening = Connection::connector(
             self.uri.clone(),
-            runtime,
+            runtime(operations.clone()),
             // This runs on lapin's own thread, which goes on when the caller has given up: hence the limit here too.
-            async move |uri, runtime| {
+            async move |uri, _| {
                 let tls = OwnedTLSConfig::default();
-                let connecting = uri.connect_with_config_async(tls.as_ref(), &runtime);
+                let connecting = uri.connect_with_config_async(tls.as_ref(), &plain);
                 let stream = tokio::time::timeout(limit, connecting)
                     .await
                     .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
@@ -119,7 +134,7 @@ impl Endpoint {
                     AsyncTcpStream::Rustls(tls) => kept.keep(tls.get_ref().0.get_ref().as_fd())?,
                     _ => {}
                 }
-                Ok(stream)
+                Ok(AsyncTcpStream::Plain(CountedStream::new(stream, operations.clone())))
             },
             options,
         );

@@ -13,6 +13,7 @@ mod link;
 mod publish;
 pub mod relay;
 mod session;
+mod traffic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,7 +28,9 @@ use self::endpoint::{Endpoint, Greeting};
 use self::link::Link;
 use self::publish::Publisher;
 use self::session::Session;
-use super::{Broker, BrokerError, BrokerInfo, Consumer, Lock, Message, PublishError, QueueSpec, QueueState};
+use super::{
+    Broker, BrokerError, BrokerInfo, Consumer, Lock, Message, Operations, PublishError, QueueSpec, QueueState,
+};
 use crate::process::settings::{BrokerSettings, QueueType};
 
 /// A quorum queue whose broker is killed in the second after its declaration comes back without its messages, or not at
@@ -42,6 +45,7 @@ pub struct RabbitMq {
     durable: DurableType,
     held: Arc<Held>,
     consumers: AtomicU64,
+    operations: Arc<Operations>,
     connect_limit: Duration,
     /// For one answer on a session that stands.
     answer_limit: Duration,
@@ -82,6 +86,7 @@ impl RabbitMq {
             durable,
             held: Arc::default(),
             consumers: AtomicU64::new(1),
+            operations: endpoint.operations(),
             connect_limit: endpoint.connect_limit(),
             answer_limit,
         })
@@ -173,6 +178,10 @@ impl Broker for RabbitMq {
 
     fn is_ready(&self) -> bool {
         self.publisher.link.is_ready() && self.consuming.is_ready()
+    }
+
+    fn operations(&self) -> Option<Arc<Operations>> {
+        Some(self.operations.clone())
     }
 
     async fn close(&self) {

@@ -6,6 +6,7 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
@@ -20,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::convert::short;
 use super::endpoint::Endpoint;
 use super::errors::broker_error;
-use crate::broker::BrokerError;
+use crate::broker::{BrokerError, Operations};
 use crate::process::settings::BrokerSettings;
 
 /// One hop of a relay.
@@ -35,12 +36,17 @@ pub struct Hop {
 
 type Publishing = Pin<Box<dyn Future<Output = lapin::Result<Confirmation>> + Send>>;
 
-/// Relays until `stop`, or until something does not go as it should.
+/// Relays until `stop`, or until something does not go as it should. What it does is counted in `operations`.
 ///
 /// # Errors
 /// When the broker cannot be reached, is lost, or does not take a message.
-pub async fn relay(settings: &BrokerSettings, hop: Hop, stop: CancellationToken) -> Result<(), BrokerError> {
-    let endpoint = Endpoint::new(settings)?;
+pub async fn relay(
+    settings: &BrokerSettings,
+    hop: Hop,
+    operations: Arc<Operations>,
+    stop: CancellationToken,
+) -> Result<(), BrokerError> {
+    let endpoint = Endpoint::new(settings)?.counting(operations);
     let ((consuming, _in), (publishing, _out)) =
         tokio::try_join!(endpoint.connect("relay consuming"), endpoint.connect("relay publishing"))?;
     let lost = |error: lapin::Error| broker_error(&error);

@@ -48,10 +48,7 @@ pub(super) struct CountedStream {
 }
 
 impl CountedStream {
-    pub(super) fn new(
-        stream: AsyncTcpStream<<Tokio as Reactor>::TcpStream>,
-        operations: Arc<Operations>,
-    ) -> Self {
+    pub(super) fn new(stream: AsyncTcpStream<<Tokio as Reactor>::TcpStream>, operations: Arc<Operations>) -> Self {
         let outgoing = Frames { skip: PROTOCOL_HEADER_BYTES, ..Frames::default() };
         Self { stream, operations, incoming: Frames::default(), outgoing }
     }
@@ -198,13 +195,6 @@ pub(super) type Kit = RuntimeParts<Tokio, CountingReactor>;
 pub(super) struct CountingReactor {
     tokio: Tokio,
     operations: Arc<Operations>,
-}
-
-impl CountingReactor {
-    /// Without counting: for what connects by itself.
-    pub(super) fn operations(&self) -> &Arc<Operations> {
-        &self.operations
-    }
 }
 
 impl Reactor for CountingReactor {

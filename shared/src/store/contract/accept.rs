@@ -40,7 +40,7 @@ pub async fn another_content_is_a_conflict(store: Arc<dyn Store>) {
     let desk = Desk(store);
     let task = acceptance(TaskId::new());
     assert!(matches!(desk.accept(task.clone()).await, Accepted::New));
-    let other = Accept { fingerprint: "e".repeat(32), follower: Some(follower("other")), ..task.clone() };
+    let other = Accept { fingerprint: 0xe, follower: Some(follower("other")), ..task.clone() };
     let answer = desk.accept(other).await;
     assert!(matches!(&answer, Accepted::Conflict(known) if text(known) == text(&task.record)), "{answer:?}");
     assert_eq!(text(&desk.show(task.id).await), text(&task.record));
@@ -70,7 +70,7 @@ pub async fn an_idempotency_key_with_another_content_is_a_conflict(store: Arc<dy
     let alias = Some(format!("{}:key", tenant()));
     let first = Accept { alias: alias.clone(), ..acceptance(TaskId::new()) };
     assert!(matches!(desk.accept(first.clone()).await, Accepted::New));
-    let second = Accept { alias, fingerprint: "e".repeat(32), ..acceptance(TaskId::new()) };
+    let second = Accept { alias, fingerprint: 0xe, ..acceptance(TaskId::new()) };
     let answer = desk.accept(second.clone()).await;
     assert!(matches!(&answer, Accepted::Conflict(known) if known.id == first.id), "{answer:?}");
     assert!(desk.get(second.id).await.is_none());
@@ -95,7 +95,7 @@ pub async fn a_batch_sees_what_it_has_itself_taken_in(store: Arc<dyn Store>) {
         plain.clone(),
         keyed(),
         first.clone(),
-        Accept { fingerprint: "e".repeat(32), ..plain.clone() },
+        Accept { fingerprint: 0xe, ..plain.clone() },
     ];
     let answers = store.accept(batch).await.expect("accept");
     let short: Vec<_> = answers

@@ -93,7 +93,7 @@ impl Record {
 
 impl Model {
     fn accepted(&self, fingerprint: char) -> Accept {
-        Accept { fingerprint: fingerprint.to_string().repeat(32), ..acceptance(self.id) }
+        Accept { fingerprint: u128::from(u32::from(fingerprint)), ..acceptance(self.id) }
     }
 
     /// Does the call, and answers in words.

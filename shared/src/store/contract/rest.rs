@@ -135,9 +135,11 @@ pub async fn batches_of_a_thousand_answer_in_order(store: Arc<dyn Store>) {
         assert_eq!(answer, if number % 2 == 0 { Renewed::Renewed } else { Renewed::Lost }, "number {number}");
     }
 
-    let settlements = tasks.iter().enumerate().map(|(number, (id, nonce))| Settle {
-        guard: Guard::Fence { attempt: 1, nonce: if number % 5 == 0 { super::nonce() } else { *nonce } },
-        result: succeeded(*id, 1, &number.to_string()),
+    let settlements = tasks.iter().enumerate().map(|(number, (id, nonce))| {
+        Settle::new(
+            Guard::Fence { attempt: 1, nonce: if number % 5 == 0 { super::nonce() } else { *nonce } },
+            succeeded(*id, 1, &number.to_string()),
+        )
     });
     for (number, answer) in store.settle(settlements.collect()).await.expect("settle").into_iter().enumerate() {
         let stale = matches!(answer, Settled::Stale);

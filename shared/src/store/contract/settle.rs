@@ -42,7 +42,7 @@ pub async fn settling_twice_by_the_same_attempt_is_told_apart(store: Arc<dyn Sto
     desk.open(id).await;
     desk.run(id, nonce, LONG_MS, 1).await;
     let guard = Guard::Fence { attempt: 1, nonce };
-    let twice = vec![Settle { guard, result: result.clone() }, Settle { guard, result: result.clone() }];
+    let twice = vec![Settle::new(guard, result.clone()), Settle::new(guard, result.clone())];
     let answers = store.settle(twice).await.expect("settle");
     assert!(matches!(answers[..], [Settled::Done { .. }, Settled::Again { .. }]), "{answers:?}");
     assert!(matches!(desk.settle(1, nonce, &succeeded(id, 1, "2")).await, Settled::Again { .. }));

@@ -225,7 +225,7 @@ impl Store for EmbeddedStore {
         for Accept { id, fingerprint, alias, record, follower } in tasks {
             packing.clear();
             put_task(&mut packing, &record);
-            let identity = identity(&fingerprint, alias.as_deref());
+            let identity = identity(fingerprint, alias.as_deref());
             let packed = pack(&identity, &[], &packing);
             check_size(packed.len())?;
             bytes += packed.len();

@@ -35,7 +35,7 @@ for number = 1, #KEYS - 1 do
     entries[#entries + 1] = ARGV[at + 7]
     entries[#entries + 1] = id
     answers[number] = 0
-  elseif known ~= '' and known ~= print then
+  elseif #known == #print and known ~= print then
     answers[number] = { 2, view(key) }
   else
     local held = redis.call('HMGET', key, 'state', 'alias')
