@@ -77,7 +77,7 @@ pub(crate) struct Core {
     by_age: VecDeque<(Instant, TaskId)>,
     /// Tasks whose model is not known, in the first moments.
     unknown: Vec<Held>,
-    models: HashMap<String, ModelSpec>,
+    models: HashMap<String, Arc<ModelSpec>>,
     offers: Offers,
     last_completion: HashMap<String, Instant>,
     estimator: Estimator,
@@ -99,7 +99,7 @@ pub(crate) struct Parts {
     pub settings: SchedulerSettings,
     pub metrics: Metrics,
     pub room: Room,
-    pub models: HashMap<String, ModelSpec>,
+    pub models: HashMap<String, Arc<ModelSpec>>,
     pub closing: CancellationToken,
 }
 
@@ -259,7 +259,7 @@ impl Core {
 
     /// The model a task names, or of those that offer a capability the one that is expected to have it done first:
     /// least p·t + queue seconds.
-    fn choose_model(&self, envelope: &Envelope) -> Result<ModelSpec, (&'static str, String)> {
+    fn choose_model(&self, envelope: &Envelope) -> Result<Arc<ModelSpec>, (&'static str, String)> {
         if let Some(chosen) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
             return Ok(chosen.clone());
         }
@@ -358,7 +358,7 @@ impl Core {
     fn handle_loads(&mut self, loads: Vec<LoadReport>, models: Option<Vec<ModelSpec>>) {
         if let Some(models) = models {
             for spec in models {
-                self.models.insert(spec.name.clone(), spec);
+                self.models.insert(spec.name.clone(), Arc::new(spec));
             }
             let waiting = std::mem::take(&mut self.unknown);
             waiting.into_iter().for_each(|task| self.admit(task));
@@ -529,7 +529,7 @@ impl Core {
                 && let Some(receipt) = held.receipt.take()
             {
                 self.in_limbo.insert(id);
-                group.push((held.envelope.clone(), receipt));
+                group.push(((*held.envelope).clone(), receipt));
             }
         }
         if !group.is_empty() {

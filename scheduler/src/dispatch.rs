@@ -121,7 +121,7 @@ fn message(topology: &Topology, parcel: &Parcel) -> Result<broker::Message, mess
     let mut message = match parcel.tasks.as_slice() {
         [task] => messages::ready(topology, model, &task.envelope)?,
         tasks => {
-            let envelopes: Vec<&Envelope> = tasks.iter().map(|task| &task.envelope).collect();
+            let envelopes: Vec<&Envelope> = tasks.iter().map(|task| &*task.envelope).collect();
             messages::ready_group(topology, model, &envelopes)?
         }
     };

@@ -7,7 +7,8 @@ use taskyard_shared::broker::Receipt;
 
 /// A task that waits here: its envelope, and the delivery that owns it until it is handed on.
 pub(crate) struct Held {
-    pub envelope: Envelope,
+    /// Boxed: a task is handed on from place to place, and an envelope is large.
+    pub envelope: Box<Envelope>,
     /// Nothing while a task held for long is on its way round through the broker.
     pub receipt: Option<Receipt>,
     pub since: Instant,

@@ -40,7 +40,7 @@ pub(crate) struct Intake {
 
 /// A task of a message, with its part of the delivery.
 struct Taken {
-    envelope: Envelope,
+    envelope: Box<Envelope>,
     receipt: Receipt,
 }
 
@@ -87,7 +87,7 @@ impl Intake {
                 let (mut bad, mut bad_receipts) = (Vec::new(), Vec::new());
                 for (at, (task, receipt)) in tasks.into_iter().zip(receipts.by_ref()).enumerate() {
                     match task.and_then(|task| Envelope::new(task, &carried, now)) {
-                        Ok(envelope) => taken.push(Taken { envelope, receipt }),
+                        Ok(envelope) => taken.push(Taken { envelope: Box::new(envelope), receipt }),
                         Err(invalid) => {
                             bad.push((invalid, Some(at)));
                             bad_receipts.push(receipt);
@@ -215,7 +215,7 @@ impl Intake {
     }
 }
 
-fn held(envelope: Envelope, receipt: Receipt) -> Held {
+fn held(envelope: Box<Envelope>, receipt: Receipt) -> Held {
     Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now() }
 }
 

@@ -39,7 +39,7 @@ impl Returns {
             };
             let mut tasks = Vec::with_capacity(deliveries.len());
             for delivery in deliveries {
-                match serde_json::from_slice::<Envelope>(&delivery.body) {
+                match serde_json::from_slice::<Box<Envelope>>(&delivery.body) {
                     Ok(envelope) if envelope.v == envelope::VERSION => {
                         let receipt = Receipt::split(delivery.tag, &acker, 1).pop();
                         tasks.push(Held { envelope, receipt, since: Instant::now(), model: String::new() });

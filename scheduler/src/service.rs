@@ -170,13 +170,13 @@ impl Scheduler {
 
     /// Without knowing the models every task would be refused: nothing is read before the store has said which there
     /// are.
-    async fn known_models(&self, stop: &CancellationToken, lock: &dyn Lock) -> Option<HashMap<String, ModelSpec>> {
+    async fn known_models(&self, stop: &CancellationToken, lock: &dyn Lock) -> Option<HashMap<String, Arc<ModelSpec>>> {
         let mut told = false;
         loop {
             match self.store.models().await {
                 Ok(announced) => {
                     let all = self.configured.iter().cloned().chain(announced);
-                    return Some(all.map(|spec| (spec.name.clone(), spec)).collect());
+                    return Some(all.map(|spec| (spec.name.clone(), Arc::new(spec))).collect());
                 }
                 Err(failure) => {
                     if !told {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -34,13 +34,18 @@ enum End {
     Ended(BrokerError),
 }
 
-/// The deliveries that one consumer gave and nobody has settled.
+/// How long an ack waits for those before it, to be told to the broker with them in one.
+const LATE: Duration = Duration::from_millis(10);
+
+/// The deliveries that one consumer gave and the broker has not been told of.
 pub(super) struct Deliveries {
+    /// For what is told later.
+    me: Weak<Deliveries>,
     channel: Channel,
     session: Arc<Session>,
     /// [`Tag::session`].
     number: u64,
-    outstanding: Mutex<BTreeSet<u64>>,
+    book: Mutex<Book>,
     /// Whether the broker may still be at the acks when they are written: in a quorum queue.
     acks_linger: bool,
     limit: Duration,
@@ -63,9 +68,11 @@ impl RabbitConsumer {
                 return Err(failure);
             }
         };
-        let outstanding = Mutex::default();
-        let deliveries = Deliveries { channel, session, number, outstanding, acks_linger, limit };
-        Ok(Self { stream, deliveries: Arc::new(deliveries), end: End::Open })
+        let deliveries = Arc::new_cyclic(|me| {
+            let (me, book) = (me.clone(), Mutex::default());
+            Deliveries { me, channel, session, number, book, acks_linger, limit }
+        });
+        Ok(Self { stream, deliveries, end: End::Open })
     }
 
     async fn subscribe(
@@ -133,6 +140,7 @@ impl Consumer for RabbitConsumer {
             return Ok(());
         }
         let limit = self.deliveries.limit;
+        self.deliveries.wait_no_more();
         let cancelling = self.deliveries.channel.basic_cancel(self.stream.tag(), BasicCancelOptions::default());
         let cancelled = within(limit, cancelling).await;
         // Those that came and that nobody has seen go back at once: their owner may go on for long with what it has.
@@ -150,6 +158,7 @@ impl Consumer for RabbitConsumer {
 impl Drop for RabbitConsumer {
     fn drop(&mut self) {
         let deliveries = self.deliveries.clone();
+        deliveries.wait_no_more();
         let (Ok(runtime), true) = (Handle::try_current(), deliveries.is_alive()) else { return };
         // lapin cancels a dropped consumer by itself, and takes it for the end of the connection when the channel is
         // closed just then. Kept until it is cancelled, it has nothing left to do.
@@ -168,11 +177,27 @@ impl Drop for RabbitConsumer {
     }
 }
 
+/// What was delivered and is not settled, and what is settled and not told.
+#[derive(Default)]
+struct Book {
+    outstanding: BTreeSet<u64>,
+    /// Acks that wait for those before them.
+    late: BTreeSet<u64>,
+    /// Somebody is going to tell the late ones.
+    is_due: bool,
+    /// No ack waits any more: the consumer is at its end.
+    at_once: bool,
+}
+
 impl Deliveries {
+    fn book(&self) -> MutexGuard<'_, Book> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hand_out(&self, batch: Vec<AmqpDelivery>) -> Vec<Delivery> {
-        let mut outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut book = self.book();
         let convert = |delivery: AmqpDelivery| {
-            outstanding.insert(delivery.delivery_tag);
+            book.outstanding.insert(delivery.delivery_tag);
             Delivery {
                 tag: Tag { session: self.number, number: delivery.delivery_tag },
                 body: Bytes::from(delivery.data),
@@ -195,6 +220,51 @@ impl Deliveries {
             Verdict::Requeue => self.channel.basic_nack(last, BasicNackOptions { multiple, requeue: true }).await,
         }
     }
+
+    /// Puts parts into lapin's queue. It happens under the book's lock: an ack of all up to a tag must not overtake one of
+    /// a smaller tag, which the broker would then not know and close the channel for. Answers what is not written yet, and
+    /// how many deliveries could not be told.
+    fn tell(&self, parts: Vec<Part>, verdict: Verdict) -> (Vec<(usize, Sending<'_>)>, usize) {
+        let (mut sending, mut void) = (Vec::new(), 0);
+        for part in parts {
+            let mut settling: Sending<'_> = Box::pin(self.send(part, verdict));
+            // The first poll puts it into the queue.
+            match (&mut settling).now_or_never() {
+                Some(Ok(())) => {}
+                Some(Err(_)) => void += part.count,
+                None => sending.push((part.count, settling)),
+            }
+        }
+        (sending, void)
+    }
+
+    /// Tells the acks that waited for others, and lets none wait from now on.
+    fn wait_no_more(&self) {
+        let mut book = self.book();
+        book.at_once = true;
+        self.tell_late(book);
+    }
+
+    fn tell_late(&self, mut book: MutexGuard<'_, Book>) {
+        book.is_due = false;
+        let parts = book.all_late();
+        if !parts.is_empty() && self.is_alive() {
+            // What lapin has not written when its channel goes is void, as it is with every ack.
+            drop(self.tell(parts, Verdict::Ack));
+        }
+    }
+
+    async fn finish(&self, sending: Vec<(usize, Sending<'_>)>) -> usize {
+        let (counts, sending): (Vec<usize>, Vec<Sending<'_>>) = sending.into_iter().unzip();
+        match tokio::time::timeout(self.limit, join_all(sending)).await {
+            Ok(sent) => sent.iter().zip(&counts).filter(|(sent, _)| sent.is_err()).map(|(_, count)| count).sum(),
+            Err(_) => {
+                // A connection that takes no acks is of no use, and its deliveries come again on the next one.
+                self.session.fail(timed_out(self.limit));
+                counts.iter().sum()
+            }
+        }
+    }
 }
 
 type Sending<'a> = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send + 'a>>;
@@ -203,40 +273,56 @@ type Sending<'a> = Pin<Box<dyn Future<Output = lapin::Result<()>> + Send + 'a>>;
 impl Acker for Deliveries {
     async fn settle(&self, tags: Vec<Tag>, verdict: Verdict) -> usize {
         let (ours, others): (Vec<Tag>, Vec<Tag>) = tags.into_iter().partition(|tag| tag.session == self.number);
-        let mut void = others.len();
         if !self.is_alive() {
-            return void + ours.len();
+            return others.len() + ours.len();
         }
-        let mut sending: Vec<(usize, Sending<'_>)> = Vec::new();
-        {
-            let mut outstanding = self.outstanding.lock().unwrap_or_else(PoisonError::into_inner);
-            for part in parts(&mut outstanding, ours.into_iter().map(|tag| tag.number)) {
-                let mut settling: Sending<'_> = Box::pin(self.send(part, verdict));
-                // The first poll puts it into lapin's queue. It happens under the lock: an ack of all up to a tag must
-                // not overtake one of a smaller tag, which the broker would then not know and close the channel for.
-                match (&mut settling).now_or_never() {
-                    Some(Ok(())) => {}
-                    Some(Err(_)) => void += part.count,
-                    None => sending.push((part.count, settling)),
+        let (sending, void) = {
+            let mut book = self.book();
+            let numbers = ours.into_iter().map(|tag| tag.number);
+            let parts = match verdict {
+                Verdict::Ack => book.ack(numbers),
+                Verdict::Requeue => {
+                    // Giving back all up to a tag must not take an ack with it that was not told yet.
+                    drop(self.tell(book.all_late(), Verdict::Ack));
+                    parts(&mut book.outstanding, numbers)
                 }
+            };
+            if !book.late.is_empty() && !book.is_due {
+                book.is_due = true;
+                let me = self.me.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(LATE).await;
+                    if let Some(me) = me.upgrade() {
+                        me.tell_late(me.book());
+                    }
+                });
             }
-        }
+            self.tell(parts, verdict)
+        };
         if self.acks_linger {
             self.session.note_acks();
         }
-        let (counts, sending): (Vec<usize>, Vec<Sending<'_>>) = sending.into_iter().unzip();
-        match tokio::time::timeout(self.limit, join_all(sending)).await {
-            Ok(sent) => {
-                void +=
-                    sent.iter().zip(&counts).filter(|(sent, _)| sent.is_err()).map(|(_, count)| count).sum::<usize>();
-            }
-            Err(_) => {
-                // A connection that takes no acks is of no use, and its deliveries come again on the next one.
-                self.session.fail(timed_out(self.limit));
-                void += counts.iter().sum::<usize>();
-            }
+        others.len() + void + self.finish(sending).await
+    }
+}
+
+impl Book {
+    /// Settles tags, and answers what is to be told now: everything up to the first that is not settled. The rest is late.
+    fn ack(&mut self, tags: impl Iterator<Item = u64>) -> Vec<Part> {
+        let Self { outstanding, late, at_once, .. } = self;
+        // Tags that are not outstanding were settled before; the broker would close the channel over them.
+        late.extend(tags.filter(|tag| outstanding.remove(tag)));
+        if *at_once {
+            return self.all_late();
         }
-        void
+        let stays = outstanding.first().copied().unwrap_or(u64::MAX);
+        let behind = late.split_off(&stays);
+        prefix(&std::mem::replace(late, behind), stays).into_iter().collect()
+    }
+
+    /// Takes everything that is late, as few acks as it can.
+    fn all_late(&mut self) -> Vec<Part> {
+        fewest(&std::mem::take(&mut self.late), &self.outstanding)
     }
 }
 
@@ -249,15 +335,23 @@ struct Part {
     count: usize,
 }
 
-/// Takes `tags` out of `outstanding`, as few acks as it can: all up to the first that stays, and the others one by one.
-/// Tags that are not outstanding were settled before; the broker would close the channel over them.
+/// Takes `tags` out of `outstanding`, as few parts as it can. Tags that are not outstanding were settled before; the
+/// broker would close the channel over them.
 fn parts(outstanding: &mut BTreeSet<u64>, tags: impl Iterator<Item = u64>) -> Vec<Part> {
     let settled: BTreeSet<u64> = tags.filter(|tag| outstanding.remove(tag)).collect();
+    fewest(&settled, outstanding)
+}
+
+/// All up to the first that stays are one part, and the others one each.
+fn fewest(settled: &BTreeSet<u64>, outstanding: &BTreeSet<u64>) -> Vec<Part> {
     let stays = outstanding.first().copied().unwrap_or(u64::MAX);
-    let count = settled.range(..stays).count();
-    let first = settled.range(..stays).next_back().map(|last| Part { last: *last, multiple: count > 1, count });
     let others = settled.range(stays..).map(|last| Part { last: *last, multiple: false, count: 1 });
-    first.into_iter().chain(others).collect()
+    prefix(settled, stays).into_iter().chain(others).collect()
+}
+
+fn prefix(settled: &BTreeSet<u64>, stays: u64) -> Option<Part> {
+    let count = settled.range(..stays).count();
+    settled.range(..stays).next_back().map(|last| Part { last: *last, multiple: count > 1, count })
 }
 
 #[cfg(test)]
@@ -292,7 +386,43 @@ mod tests {
         assert_eq!(parts(&mut outstanding, [5].into_iter()), []);
     }
 
+    #[test]
+    fn an_ack_waits_for_those_before_it_and_goes_with_them() {
+        let mut book = Book { outstanding: (1..=6).collect(), ..Book::default() };
+        assert_eq!(book.ack([3, 4, 6].into_iter()), []);
+        assert_eq!(book.ack([1].into_iter()), [alone(1)]);
+        assert_eq!(book.ack([2].into_iter()), [Part { last: 4, multiple: true, count: 3 }]);
+        assert_eq!(book.all_late(), [alone(6)]);
+        assert_eq!((book.outstanding.len(), book.late.len()), (1, 0));
+        book.at_once = true;
+        assert_eq!(book.ack([5].into_iter()), [alone(5)]);
+    }
+
     proptest! {
+        /// The same with acks that wait, told at any time.
+        #[test]
+        fn the_broker_always_knows_what_is_acked_late(
+            rounds in prop::collection::vec((prop::collection::vec(1_u64..40, 0..20), any::<bool>()), 1..12),
+        ) {
+            let mut book = Book { outstanding: (1..40).collect(), ..Book::default() };
+            let mut unacked: BTreeSet<u64> = (1..40).collect();
+            for (tags, late_too) in rounds {
+                let mut told = book.ack(tags.into_iter());
+                if late_too {
+                    told.extend(book.all_late());
+                    prop_assert!(book.late.is_empty());
+                }
+                for part in told {
+                    prop_assert!(unacked.contains(&part.last));
+                    let before = unacked.len();
+                    unacked.retain(|tag| if part.multiple { *tag > part.last } else { *tag != part.last });
+                    prop_assert_eq!(before - unacked.len(), part.count);
+                }
+                let known: BTreeSet<u64> = book.outstanding.union(&book.late).copied().collect();
+                prop_assert_eq!(&unacked, &known);
+            }
+        }
+
         /// A broker that knows only `unacked` understands every ack, and afterwards holds what is outstanding.
         #[test]
         fn the_broker_always_knows_what_is_acked(
