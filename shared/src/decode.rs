@@ -4,12 +4,12 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
-use memchr::memchr2;
 use serde::de::{self, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::task::{ONE_TARGET, Task, TaskId, Webhook, Wire, limits};
+use crate::wire::end_of_string;
 
 /// Why a body or one task of it cannot be taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ fn outline(text: &[u8]) -> Result<Outline, Invalid> {
         at += 1;
         match byte {
             b'"' => {
-                at = end_of_string(text, at);
+                at = end_of_string(text, at).unwrap_or(text.len());
                 others += usize::from(depth == member_depth);
             }
             b'{' | b'[' => {
@@ -96,18 +96,6 @@ fn outline(text: &[u8]) -> Result<Outline, Invalid> {
         }
     }
     Ok(Outline { members: commas + 1, tasks: objects == commas + 1 && others == 0 && !too_large })
-}
-
-/// Where the string ends that has begun before `at`: behind its closing quote.
-fn end_of_string(text: &[u8], mut at: usize) -> usize {
-    loop {
-        let rest = text.get(at..).unwrap_or_default();
-        match memchr2(b'"', b'\\', rest) {
-            None => return text.len(),
-            Some(found) if rest[found] == b'"' => return at + found + 1,
-            Some(found) => at += found + 2,
-        }
-    }
 }
 
 /// Reads what is all good in one pass. `None` for anything else: it takes a closer look to say what that is.

@@ -58,6 +58,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 5] =
+        [Kind::Prediction, Kind::Training, Kind::Deployment, Kind::DataProcessing, Kind::Optimization];
+
     /// As on the wire, and as a metric label.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -23,6 +23,11 @@ impl Timestamp {
         Self(jiff::Timestamp::now().as_microsecond())
     }
 
+    /// As it is written on the wire, if that has a short way.
+    pub(crate) fn canonical(self) -> Option<canonical::Text> {
+        canonical::written(self.0)
+    }
+
     pub fn plus_ms(self, ms: u64) -> Self {
         Self(self.0.saturating_add_unsigned(ms.saturating_mul(1000)))
     }
@@ -95,10 +100,10 @@ mod canonical {
     const RANGE: std::ops::Range<i64> = 0..253_402_207_200_000_000;
     const DAY_SECONDS: i64 = 24 * 3600;
 
-    pub(super) struct Text([u8; 27]);
+    pub(crate) struct Text([u8; 27]);
 
     impl Text {
-        pub(super) fn as_str(&self) -> &str {
+        pub(crate) fn as_str(&self) -> &str {
             // Only digits and the signs between them.
             std::str::from_utf8(&self.0).unwrap_or_default()
         }
