@@ -51,8 +51,13 @@ fn several<T: Wire>(what: &'static str, messages: &[&T]) -> Result<Bytes, Unwrit
 }
 
 fn with_id(mut message: Message, id: TaskId) -> Message {
-    message.properties.message_id = Some(id.0.to_string());
+    message.properties.message_id = Some(text_of(id));
     message
+}
+
+fn text_of(id: TaskId) -> String {
+    let mut text = uuid::Uuid::encode_buffer();
+    id.0.as_hyphenated().encode_lower(&mut text).to_owned()
 }
 
 /// A task for the workers of its model.
@@ -93,7 +98,7 @@ pub fn completions(topology: &Topology, completions: &[Completion]) -> Result<Me
 /// A body that is no longer tried, with its reason.
 pub fn dead(topology: &Topology, reason: &str, detail: &str, id: Option<TaskId>, body: Bytes) -> Message {
     let mut properties = Properties {
-        message_id: id.map(|id| id.0.to_string()),
+        message_id: id.map(text_of),
         content_type: Some("application/json".into()),
         ..Properties::default()
     };

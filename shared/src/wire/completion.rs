@@ -4,14 +4,10 @@ use super::{Reader, Wire, Writer};
 use crate::load::Completion;
 
 impl Wire for Completion {
-    fn bytes(&self) -> usize {
-        160 + self.model.len() + self.worker.len()
-    }
-
     fn put(&self, out: &mut Writer) -> Option<()> {
         out.put("{\"id\":").id(self.id)?;
         out.put(",\"model\":").text(&self.model)?;
-        out.put(",\"state\":").text(self.state.as_str())?;
+        out.put(",\"state\":").word(self.state.as_str())?;
         out.put(",\"ran_ms\":").any(&self.ran_ms)?;
         out.put(",\"idle_ms\":").any(&self.idle_ms)?;
         out.put(",\"worker\":").text(&self.worker)?;

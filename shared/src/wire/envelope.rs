@@ -5,10 +5,6 @@ use crate::envelope::{Envelope, Reply};
 use crate::task::Target;
 
 impl Wire for Envelope {
-    fn bytes(&self) -> usize {
-        640 + self.input.get().len()
-    }
-
     fn put(&self, out: &mut Writer) -> Option<()> {
         out.put("{\"v\":").number(self.v.into())?;
         out.put(",\"id\":").id(self.id)?;
@@ -17,7 +13,7 @@ impl Wire for Envelope {
             Target::Capability(name) => out.put(",\"capability\":").text(name)?,
         }
         out.some(",\"chosen\":", self.chosen.as_deref(), Writer::text)?;
-        out.put(",\"kind\":").text(self.kind.as_str())?;
+        out.put(",\"kind\":").word(self.kind.as_str())?;
         out.put(",\"tenant\":").text(&self.tenant)?;
         out.put(",\"priority\":").number(self.priority.get().into())?;
         out.some(",\"deadline\":", self.deadline, Writer::instant)?;

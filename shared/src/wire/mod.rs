@@ -23,9 +23,6 @@ pub use write::Writer;
 
 /// A message with a short way to and from its bytes.
 pub trait Wire: Serialize + DeserializeOwned {
-    /// About how many bytes it takes.
-    fn bytes(&self) -> usize;
-
     /// Writes it. `None`, with anything written, for what only serde can write, or nobody.
     fn put(&self, out: &mut Writer) -> Option<()>;
 
@@ -38,9 +35,8 @@ pub trait Wire: Serialize + DeserializeOwned {
 /// # Errors
 /// For an instant that RFC 3339 cannot write.
 pub fn write<T: Wire>(message: &T) -> serde_json::Result<Vec<u8>> {
-    let mut out = Writer::with_capacity(message.bytes());
-    match message.put(&mut out) {
-        Some(()) => Ok(out.done()),
+    match Writer::written(|out| message.put(out)) {
+        Some(json) => Ok(json),
         None => serde_json::to_vec(message),
     }
 }
@@ -50,9 +46,8 @@ pub fn write<T: Wire>(message: &T) -> serde_json::Result<Vec<u8>> {
 /// # Errors
 /// As [`write`].
 pub fn write_all<T: Wire>(messages: &[&T]) -> serde_json::Result<Vec<u8>> {
-    let mut out = Writer::with_capacity(messages.iter().map(|message| message.bytes() + 1).sum::<usize>() + 2);
-    match out.array(messages, |out, message| message.put(out)) {
-        Some(()) => Ok(out.done()),
+    match Writer::written(|out| out.array(messages, |out, message| message.put(out))) {
+        Some(json) => Ok(json),
         None => serde_json::to_vec(messages),
     }
 }

@@ -4,14 +4,10 @@ use super::{Reader, Wire, Writer};
 use crate::outcome::{TaskError, TaskResult, Timings};
 
 impl Wire for TaskResult {
-    fn bytes(&self) -> usize {
-        512 + self.output.as_ref().map_or(0, |output| output.get().len())
-    }
-
     fn put(&self, out: &mut Writer) -> Option<()> {
         out.put("{\"id\":").id(self.id)?;
-        out.put(",\"state\":").text(self.state.as_str())?;
-        out.put(",\"kind\":").text(self.kind.as_str())?;
+        out.put(",\"state\":").word(self.state.as_str())?;
+        out.put(",\"kind\":").word(self.kind.as_str())?;
         out.put(",\"model\":").or_null(self.model.as_deref(), Writer::text)?;
         out.put(",\"tenant\":").text(&self.tenant)?;
         out.put(",\"priority\":").number(self.priority.get().into())?;

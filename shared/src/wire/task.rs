@@ -5,10 +5,6 @@ use crate::lifecycle::State;
 use crate::task::{Kind, Priority, Target, Task};
 
 impl Wire for Task {
-    fn bytes(&self) -> usize {
-        384 + self.input.get().len()
-    }
-
     fn put(&self, out: &mut Writer) -> Option<()> {
         let id = if self.id.is_some() { "{\"id\":" } else { "{" };
         out.put(id);
@@ -20,7 +16,7 @@ impl Wire for Task {
             Target::Model(name) => out.put("\"model\":").text(name)?,
             Target::Capability(name) => out.put("\"capability\":").text(name)?,
         }
-        out.put(",\"kind\":").text(self.kind.as_str())?;
+        out.put(",\"kind\":").word(self.kind.as_str())?;
         out.put(",\"input\":").raw(&self.input)?;
         out.some(",\"priority\":", self.priority.map(|priority| priority.get().into()), Writer::number)?;
         out.some(",\"tenant\":", self.tenant.as_deref(), Writer::text)?;
