@@ -9,7 +9,7 @@ use crate::load::Completion;
 use crate::outcome::TaskResult;
 use crate::task::TaskId;
 use crate::topology::Topology;
-use crate::wire::{self, Wire};
+use crate::wire::{self, Put};
 
 /// Why a dead letter is dead: a code.
 pub const REASON_HEADER: &str = "x-taskyard-reason";
@@ -42,11 +42,11 @@ pub struct Unwritable {
     source: serde_json::Error,
 }
 
-fn one(what: &'static str, message: &impl Wire) -> Result<Bytes, Unwritable> {
+fn one(what: &'static str, message: &impl Put) -> Result<Bytes, Unwritable> {
     wire::write(message).map(Bytes::from).map_err(|source| Unwritable { what, source })
 }
 
-fn several<T: Wire>(what: &'static str, messages: &[&T]) -> Result<Bytes, Unwritable> {
+fn several<T: Put>(what: &'static str, messages: &[&T]) -> Result<Bytes, Unwritable> {
     wire::write_all(messages).map(Bytes::from).map_err(|source| Unwritable { what, source })
 }
 

@@ -1,9 +1,9 @@
 //! Finished attempts.
 
-use super::{Reader, Wire, Writer};
+use super::{Get, Put, Reader, Writer};
 use crate::load::Completion;
 
-impl Wire for Completion {
+impl Put for Completion {
     fn put(&self, out: &mut Writer) -> Option<()> {
         out.put("{\"id\":").id(self.id)?;
         out.put(",\"model\":").text(&self.model)?;
@@ -14,7 +14,9 @@ impl Wire for Completion {
         out.put("}");
         Some(())
     }
+}
 
+impl Get for Completion {
     fn get(from: &mut Reader<'_>) -> Option<Self> {
         from.want("{\"id\":")?;
         let id = from.id()?;

@@ -1,10 +1,10 @@
 //! Tasks between roles.
 
-use super::{Reader, Wire, Writer};
+use super::{Get, Put, Reader, Writer};
 use crate::envelope::{Envelope, Reply};
 use crate::task::Target;
 
-impl Wire for Envelope {
+impl Put for Envelope {
     fn put(&self, out: &mut Writer) -> Option<()> {
         out.put("{\"v\":").number(self.v.into())?;
         out.put(",\"id\":").id(self.id)?;
@@ -35,7 +35,9 @@ impl Wire for Envelope {
         out.put("}");
         Some(())
     }
+}
 
+impl Get for Envelope {
     fn get(from: &mut Reader<'_>) -> Option<Self> {
         from.want("{\"v\":")?;
         let v = from.number()?.try_into().ok()?;

@@ -18,15 +18,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use read::Reader;
-pub(crate) use read::end_of_string;
 pub use write::Writer;
 
-/// A message with a short way to and from its bytes.
-pub trait Wire: Serialize + DeserializeOwned {
+/// A message with a short way to its bytes.
+pub trait Put: Serialize {
     /// Writes it. `None`, with anything written, for what only serde can write, or nobody.
     fn put(&self, out: &mut Writer) -> Option<()>;
+}
 
-    /// Reads what [`put`](Self::put) wrote. `None`, anywhere, for anything else.
+/// A message with a short way from its bytes.
+pub trait Get: DeserializeOwned {
+    /// Reads what [`Put::put`] wrote. `None`, anywhere, for anything else.
     fn get(from: &mut Reader<'_>) -> Option<Self>;
 }
 
@@ -34,7 +36,7 @@ pub trait Wire: Serialize + DeserializeOwned {
 ///
 /// # Errors
 /// For an instant that RFC 3339 cannot write.
-pub fn write<T: Wire>(message: &T) -> serde_json::Result<Vec<u8>> {
+pub fn write<T: Put>(message: &T) -> serde_json::Result<Vec<u8>> {
     match Writer::written(|out| message.put(out)) {
         Some(json) => Ok(json),
         None => serde_json::to_vec(message),
@@ -45,7 +47,7 @@ pub fn write<T: Wire>(message: &T) -> serde_json::Result<Vec<u8>> {
 ///
 /// # Errors
 /// As [`write`].
-pub fn write_all<T: Wire>(messages: &[&T]) -> serde_json::Result<Vec<u8>> {
+pub fn write_all<T: Put>(messages: &[&T]) -> serde_json::Result<Vec<u8>> {
     match Writer::written(|out| out.array(messages, |out, message| message.put(out))) {
         Some(json) => Ok(json),
         None => serde_json::to_vec(messages),
@@ -56,7 +58,7 @@ pub fn write_all<T: Wire>(messages: &[&T]) -> serde_json::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When it is none.
-pub fn read<T: Wire>(body: &[u8]) -> serde_json::Result<T> {
+pub fn read<T: Get>(body: &[u8]) -> serde_json::Result<T> {
     if let Ok(text) = std::str::from_utf8(body) {
         let mut reader = Reader::new(text);
         if let Some(message) = T::get(&mut reader)
@@ -73,7 +75,7 @@ pub fn read<T: Wire>(body: &[u8]) -> serde_json::Result<T> {
 ///
 /// # Errors
 /// When it is neither.
-pub fn read_all<T: Wire>(body: &[u8]) -> serde_json::Result<Vec<T>> {
+pub fn read_all<T: Get>(body: &[u8]) -> serde_json::Result<Vec<T>> {
     if body.first() != Some(&b'[') {
         return read(body).map(|message| vec![message]);
     }

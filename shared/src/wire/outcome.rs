@@ -1,9 +1,9 @@
 //! Results.
 
-use super::{Reader, Wire, Writer};
+use super::{Get, Put, Reader, Writer};
 use crate::outcome::{TaskError, TaskResult, Timings};
 
-impl Wire for TaskResult {
+impl Put for TaskResult {
     fn put(&self, out: &mut Writer) -> Option<()> {
         out.put("{\"id\":").id(self.id)?;
         out.put(",\"state\":").word(self.state.as_str())?;
@@ -25,7 +25,9 @@ impl Wire for TaskResult {
         }
         Some(())
     }
+}
 
+impl Get for TaskResult {
     fn get(from: &mut Reader<'_>) -> Option<Self> {
         from.want("{\"id\":")?;
         let id = from.id()?;

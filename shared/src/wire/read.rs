@@ -4,8 +4,11 @@ use memchr::memchr2;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::task::TaskId;
+use crate::task::{TaskId, limits};
 use crate::time::Timestamp;
+
+/// How deep what is inside a message may be: with the message and an array around it no deeper than a body.
+const NESTED: usize = limits::DEPTH - 2;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
@@ -13,11 +16,11 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(text: &'a str) -> Self {
+    pub(crate) fn new(text: &'a str) -> Self {
         Self { rest: text }
     }
 
-    pub(super) fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.rest.is_empty()
     }
 
@@ -57,9 +60,17 @@ impl<'a> Reader<'a> {
     }
 
     pub fn id(&mut self) -> Option<TaskId> {
-        // Of the forms that an id may have, the one that is written.
-        let text = self.text().filter(|text| text.len() == 36)?;
-        text.parse().ok().map(TaskId)
+        self.text()?.parse().ok().map(TaskId)
+    }
+
+    /// Steps over space between signs.
+    pub(crate) fn space(&mut self) {
+        self.rest = self.rest.trim_start_matches([' ', '\n', '\t', '\r']);
+    }
+
+    /// How many bytes there are behind this.
+    pub(crate) fn left(&self) -> usize {
+        self.rest.len()
     }
 
     pub fn instant(&mut self) -> Option<Timestamp> {
@@ -136,6 +147,8 @@ fn end_of_value(json: &[u8]) -> Option<usize> {
                 at += 1;
                 match byte {
                     b'"' => at = end_of_string(json, at)?,
+                    // Deeper than that is for a closer look.
+                    b'{' | b'[' if depth == NESTED => return None,
                     b'{' | b'[' => depth += 1,
                     b'}' | b']' => {
                         depth -= 1;
@@ -147,12 +160,16 @@ fn end_of_value(json: &[u8]) -> Option<usize> {
                 }
             }
         }
-        _ => json.iter().position(|byte| matches!(byte, b',' | b'}' | b']')),
+        _ => Some(
+            json.iter()
+                .position(|byte| matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\t' | b'\r'))
+                .unwrap_or(json.len()),
+        ),
     }
 }
 
 /// Where the string ends that began before `at`: behind its closing quote.
-pub(crate) fn end_of_string(json: &[u8], mut at: usize) -> Option<usize> {
+fn end_of_string(json: &[u8], mut at: usize) -> Option<usize> {
     loop {
         let rest = json.get(at..)?;
         let found = memchr2(b'"', b'\\', rest)?;

@@ -1,10 +1,10 @@
 //! Tasks as our own clients publish them.
 
-use super::{Reader, Wire, Writer};
+use super::{Put, Reader, Writer};
 use crate::lifecycle::State;
-use crate::task::{Kind, Priority, Target, Task};
+use crate::task::{Fields, Kind, Priority, Target, Task};
 
-impl Wire for Task {
+impl Put for Task {
     fn put(&self, out: &mut Writer) -> Option<()> {
         let id = if self.id.is_some() { "{\"id\":" } else { "{" };
         out.put(id);
@@ -33,12 +33,79 @@ impl Wire for Task {
         out.put("}");
         Some(())
     }
+}
 
-    /// Tasks come from anybody: [`decode_tasks`](crate::decode_tasks) reads them.
-    fn get(_: &mut Reader<'_>) -> Option<Self> {
-        None
+impl Reader<'_> {
+    /// A task as anybody may write it: fields in any order, with any space between them. Their values are not checked.
+    /// `None` also for what is allowed but seldom, such as escapes in a name.
+    pub(crate) fn task(&mut self) -> Option<Task> {
+        let mut fields = Fields::default();
+        let mut seen = 0_u32;
+        self.want("{")?;
+        loop {
+            self.space();
+            let name = self.text()?;
+            self.space();
+            self.want(":")?;
+            self.space();
+            // Once, each of them.
+            let field = 1 << NAMES.iter().position(|known| *known == name)?;
+            if seen & field != 0 {
+                return None;
+            }
+            seen |= field;
+            // Nothing at all, for every field but the input, to which it is a value like any other.
+            if name == "input" || !self.skip("null") {
+                match name {
+                    "input" => fields.input = Some(self.raw()?),
+                    "id" => fields.id = Some(self.id()?),
+                    "model" => fields.model = Some(self.owned()?),
+                    "capability" => fields.capability = Some(self.owned()?),
+                    "kind" => fields.kind = Some(self.kind()?),
+                    "priority" => fields.priority = Some(self.priority()?),
+                    "tenant" => fields.tenant = Some(self.owned()?),
+                    "deadline" => fields.deadline = Some(self.instant()?),
+                    "deadline_ms" => fields.deadline_ms = Some(self.number()?),
+                    "not_before" => fields.not_before = Some(self.instant()?),
+                    "delay_ms" => fields.delay_ms = Some(self.number()?),
+                    "cost" => fields.cost = Some(self.float()?),
+                    "timeout_ms" => fields.timeout_ms = Some(self.number()?),
+                    "max_attempts" => fields.max_attempts = Some(self.small()?),
+                    "idempotency_key" => fields.idempotency_key = Some(self.owned()?),
+                    "metadata" => fields.metadata = Some(self.any()?),
+                    "webhook" => fields.webhook = Some(self.any()?),
+                    _ => return None,
+                }
+            }
+            self.space();
+            if self.skip("}") {
+                break;
+            }
+            self.want(",")?;
+        }
+        fields.task()
     }
 }
+
+const NAMES: [&str; 17] = [
+    "id",
+    "model",
+    "capability",
+    "kind",
+    "input",
+    "priority",
+    "tenant",
+    "deadline",
+    "deadline_ms",
+    "not_before",
+    "delay_ms",
+    "cost",
+    "timeout_ms",
+    "max_attempts",
+    "idempotency_key",
+    "metadata",
+    "webhook",
+];
 
 impl Reader<'_> {
     /// A number of at most 32 bits.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Reader, Wire, read, read_all, write, write_all};
+use super::{Get, Put, Reader, read, read_all, write, write_all};
 use crate::envelope::{Envelope, Reply};
 use crate::lifecycle::State;
 use crate::load::Completion;
@@ -126,7 +126,7 @@ prop_compose! {
 }
 
 /// What is written is what serde writes, alone and in an array.
-fn check_written<T: Wire>(messages: &[T]) -> Result<(), TestCaseError> {
+fn check_written<T: Put>(messages: &[T]) -> Result<(), TestCaseError> {
     let text = |written: serde_json::Result<Vec<u8>>| {
         written.map(|bytes| String::from_utf8(bytes).expect("UTF-8")).map_err(|error| error.to_string())
     };
@@ -139,8 +139,8 @@ fn check_written<T: Wire>(messages: &[T]) -> Result<(), TestCaseError> {
 }
 
 /// What is read is what serde reads: of what was written, and of the same after a change somewhere.
-fn check_read<T: Wire + Debug>(messages: &[T], at: usize, with: &str) -> Result<(), TestCaseError> {
-    fn check<T: Wire + Debug>(text: &str) -> Result<(), TestCaseError> {
+fn check_read<T: Get + Put + Debug>(messages: &[T], at: usize, with: &str) -> Result<(), TestCaseError> {
+    fn check<T: Get + Debug>(text: &str) -> Result<(), TestCaseError> {
         let words =
             |read: serde_json::Result<Vec<T>>| read.map(|read| format!("{read:?}")).map_err(|error| error.to_string());
         let one = || serde_json::from_str(text).map(|read| vec![read]);
@@ -203,7 +203,7 @@ proptest! {
 /// The short way is taken for what roles tell each other: serde is for the rest.
 #[test]
 fn what_is_usual_is_read_the_short_way() {
-    fn is_read<T: Wire>(text: &str) {
+    fn is_read<T: Get>(text: &str) {
         let mut reader = Reader::new(text.trim_end());
         assert!(T::get(&mut reader).is_some() && reader.is_done(), "{text}");
     }
