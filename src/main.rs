@@ -58,6 +58,9 @@ enum Command {
     /// One hop of the relay that `bench` measures against.
     #[command(hide = true)]
     BenchHop(commands::bench::HopArgs),
+    /// The slots behind the priority queue that `bench` measures against.
+    #[command(hide = true)]
+    BenchSlots(commands::bench::SlotsArgs),
     /// Checks broker, store, queue arguments, versions and time-outs, and says what to do.
     Doctor {
         #[command(flatten)]
@@ -108,6 +111,7 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Worker(args) => roles::worker(args, config).await,
         Command::Bench(args) => commands::bench::run(*args, config).await,
         Command::BenchHop(args) => commands::bench::hop(args, config).await,
+        Command::BenchSlots(args) => commands::bench::slots(args, config).await,
         Command::Schema { action } => schema::run(action),
         Command::Task(args) => return commands::task::run(args).await.into(),
         Command::Models(args) => return commands::models::run(args).await.into(),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use taskyard_shared::broker::{Broker, BrokerError, Destination, Message, Properties, PublishError, QueueSpec};
 use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
-use taskyard_shared::{Envelope, Invalid, Reply, Topology};
+use taskyard_shared::{Envelope, Invalid, Reply, Topology, wire};
 
 /// Publishes to the tasks exchange of one yard.
 #[derive(Clone)]
@@ -83,5 +83,5 @@ impl Publisher {
 /// # Errors
 /// When a value cannot be written as JSON, such as an instant beyond the year 9999.
 pub fn encode(envelope: &Envelope) -> Result<Vec<u8>, Invalid> {
-    serde_json::to_vec(&envelope.to_task()).map_err(|error| Invalid::field("body", error))
+    wire::write(&envelope.to_task()).map_err(|error| Invalid::field("body", error))
 }

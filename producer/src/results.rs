@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{Broker, BrokerError, Delivery, QueueSpec, Verdict};
 use taskyard_shared::retry::Backoff;
-use taskyard_shared::{Reply, State, TaskId, TaskResult};
+use taskyard_shared::{Reply, State, TaskId, TaskResult, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -179,7 +179,7 @@ impl Inbox {
     }
 
     fn take(&self, delivery: &Delivery) {
-        let results = match decode(&delivery.body) {
+        let results = match wire::read_all::<TaskResult>(&delivery.body) {
             Ok(results) => results,
             Err(error) => {
                 tracing::warn!(broker.queue = %self.inner.queue, %error, "a result cannot be read");
@@ -211,14 +211,6 @@ impl Inbox {
 
 fn is_conflict(result: &TaskResult) -> bool {
     result.state == State::Rejected && result.error.as_ref().is_some_and(|error| error.code == "conflict")
-}
-
-fn decode(body: &[u8]) -> Result<Vec<TaskResult>, serde_json::Error> {
-    if body.first() == Some(&b'[') {
-        serde_json::from_slice(body)
-    } else {
-        serde_json::from_slice(body).map(|result| vec![result])
-    }
 }
 
 impl Inner {

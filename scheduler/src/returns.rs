@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use taskyard_shared::broker::{Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::load::Completion;
-use taskyard_shared::{Envelope, Topology, envelope, messages};
+use taskyard_shared::{Envelope, Topology, envelope, messages, wire};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
@@ -39,10 +39,10 @@ impl Returns {
             };
             let mut tasks = Vec::with_capacity(deliveries.len());
             for delivery in deliveries {
-                match serde_json::from_slice::<Box<Envelope>>(&delivery.body) {
+                match wire::read::<Envelope>(&delivery.body) {
                     Ok(envelope) if envelope.v == envelope::VERSION => {
                         let receipt = Receipt::split(delivery.tag, &acker, 1).pop();
-                        tasks.push(Held { envelope, receipt, since: Instant::now(), model: String::new() });
+                        tasks.push(Held { envelope: Box::new(envelope), receipt, since: Instant::now(), model: String::new() });
                     }
                     Ok(envelope) => {
                         let detail =
@@ -69,7 +69,7 @@ impl Returns {
             };
             let mut all = Vec::new();
             for delivery in &deliveries {
-                match serde_json::from_slice::<Vec<Completion>>(&delivery.body) {
+                match wire::read_all::<Completion>(&delivery.body) {
                     Ok(completions) => all.extend(completions),
                     Err(failure) => warn!(%failure, "a message of completions cannot be read and is dropped"),
                 }

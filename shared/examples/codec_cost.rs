@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::value::RawValue;
 use taskyard_shared::load::Completion;
 use taskyard_shared::{
-    Carried, Envelope, Reply, State, TaskId, TaskResult, Timestamp, Timings, Topology, decode_tasks, messages,
+    Carried, Envelope, Reply, State, TaskId, TaskResult, Timestamp, Timings, Topology, decode_tasks, messages, wire,
 };
 
 const ROUND: Duration = Duration::from_millis(40);
@@ -55,11 +55,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     (envelope.chosen, envelope.dispatched) = (Some("sentiment".to_owned()), Some(now));
     let text = serde_json::to_vec(&envelope)?;
     baselines(&run, "envelope", &text, 1);
-    run("envelope: write", text.len(), 1, &mut || drop(black_box(serde_json::to_vec(black_box(&envelope)))));
+    run("envelope: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&envelope)))));
     run("envelope: read", text.len(), 1, &mut || {
-        drop(black_box(serde_json::from_slice::<Envelope>(black_box(&text))));
+        drop(black_box(wire::read::<Envelope>(black_box(&text))));
     });
-    run("envelope: fingerprint", envelope.input.get().len(), 1, &mut || drop(black_box(envelope.fingerprint())));
+    run("envelope: fingerprint", envelope.input.get().len(), 1, &mut || {
+        black_box(envelope.fingerprint());
+    });
     run("envelope: result(Queued)", 0, 1, &mut || drop(black_box(envelope.result(State::Queued))));
     let topology = Topology::new("taskyard");
     run("messages::ready", text.len(), 1, &mut || {
@@ -67,14 +69,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
     let outgoing = envelope.to_task();
     let text = serde_json::to_vec(&outgoing)?;
-    run("a client's task: write", text.len(), 1, &mut || drop(black_box(serde_json::to_vec(black_box(&outgoing)))));
+    run("a client's task: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&outgoing)))));
 
     let result = result(&envelope)?;
     let text = serde_json::to_vec(&result)?;
     baselines(&run, "result", &text, 1);
-    run("result: write", text.len(), 1, &mut || drop(black_box(serde_json::to_vec(black_box(&result)))));
+    run("result: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&result)))));
     run("result: read", text.len(), 1, &mut || {
-        drop(black_box(serde_json::from_slice::<TaskResult>(black_box(&text))));
+        drop(black_box(wire::read::<TaskResult>(black_box(&text))));
     });
     run("result: clone", 0, 1, &mut || drop(black_box(result.clone())));
     if let Some(reply) = &envelope.reply {
@@ -86,13 +88,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     });
 
     let completions: Vec<_> = (0..BATCH).map(|_| completion(&envelope)).collect();
+    let all: Vec<_> = completions.iter().collect();
     let text = serde_json::to_vec(&completions)?;
     baselines(&run, "completions, 100", &text, BATCH);
     run("completions, 100: write", text.len(), BATCH, &mut || {
-        drop(black_box(serde_json::to_vec(black_box(&completions))));
+        drop(black_box(wire::write_all(black_box(&all))));
     });
     run("completions, 100: read", text.len(), BATCH, &mut || {
-        drop(black_box(serde_json::from_slice::<Vec<Completion>>(black_box(&text))));
+        drop(black_box(wire::read_all::<Completion>(black_box(&text))));
     });
 
     let text = serde_json::to_vec(&now)?;

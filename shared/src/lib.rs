@@ -13,6 +13,7 @@ pub mod schema;
 pub mod task;
 pub mod time;
 pub mod topology;
+pub mod wire;
 
 // The ports and their adapters.
 pub mod broker;

@@ -2,7 +2,6 @@
 //! completions, dead letters.
 
 use bytes::Bytes;
-use serde::Serialize;
 
 use crate::broker::{Destination, Message, Properties, QueueSpec};
 use crate::envelope::{Envelope, Reply};
@@ -10,6 +9,7 @@ use crate::load::Completion;
 use crate::outcome::TaskResult;
 use crate::task::TaskId;
 use crate::topology::Topology;
+use crate::wire::{self, Put};
 
 /// Why a dead letter is dead: a code.
 pub const REASON_HEADER: &str = "x-taskyard-reason";
@@ -42,51 +42,63 @@ pub struct Unwritable {
     source: serde_json::Error,
 }
 
-fn json(what: &'static str, value: &impl Serialize) -> Result<Bytes, Unwritable> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|source| Unwritable { what, source })
+fn one(what: &'static str, message: &impl Put) -> Result<Bytes, Unwritable> {
+    wire::write(message).map(Bytes::from).map_err(|source| Unwritable { what, source })
+}
+
+fn several<T: Put>(what: &'static str, messages: &[&T]) -> Result<Bytes, Unwritable> {
+    wire::write_all(messages).map(Bytes::from).map_err(|source| Unwritable { what, source })
 }
 
 fn with_id(mut message: Message, id: TaskId) -> Message {
-    message.properties.message_id = Some(id.0.to_string());
+    message.properties.message_id = Some(text_of(id));
     message
+}
+
+fn text_of(id: TaskId) -> String {
+    let mut text = uuid::Uuid::encode_buffer();
+    id.0.as_hyphenated().encode_lower(&mut text).to_owned()
 }
 
 /// A task for the workers of its model.
 pub fn ready(topology: &Topology, model: &str, envelope: &Envelope) -> Result<Message, Unwritable> {
-    Ok(with_id(Message::to_queue(topology.ready(model), json("a task", envelope)?), envelope.id))
+    Ok(with_id(Message::to_queue(topology.ready(model), one("a task", envelope)?), envelope.id))
 }
 
 /// Several tasks for one worker of their model, as an array.
 pub fn ready_group(topology: &Topology, model: &str, envelopes: &[&Envelope]) -> Result<Message, Unwritable> {
-    Ok(Message::to_queue(topology.ready(model), json("tasks", &envelopes)?))
+    Ok(Message::to_queue(topology.ready(model), several("tasks", envelopes)?))
 }
 
 /// A task that goes back to the scheduler.
 pub fn retry(topology: &Topology, envelope: &Envelope) -> Result<Message, Unwritable> {
-    Ok(with_id(Message::to_queue(topology.retry(), json("a task", envelope)?), envelope.id))
+    Ok(with_id(Message::to_queue(topology.retry(), one("a task", envelope)?), envelope.id))
 }
 
 /// A result, to whoever asked for it.
 pub fn result(reply: &Reply, result: &TaskResult) -> Result<Message, Unwritable> {
-    let mut message = with_id(Message::to_queue(&reply.to, json("a result", result)?), result.id);
+    let mut message = with_id(Message::to_queue(&reply.to, one("a result", result)?), result.id);
     message.properties.correlation_id = reply.correlation_id.clone();
     Ok(message)
 }
 
 /// Several results to one queue, as an array.
 pub fn results(queue: &str, results: &[&TaskResult]) -> Result<Message, Unwritable> {
-    Ok(Message::to_queue(queue, json("results", &results)?))
+    Ok(Message::to_queue(queue, several("results", results)?))
 }
 
 /// What finished, for the scheduler. Not persistent: losing it costs a credit for a while.
 pub fn completions(topology: &Topology, completions: &[Completion]) -> Result<Message, Unwritable> {
-    Ok(Message { persistent: false, ..Message::to_queue(topology.completions(), json("completions", &completions)?) })
+    Ok(Message {
+        persistent: false,
+        ..Message::to_queue(topology.completions(), several("completions", &completions.iter().collect::<Vec<_>>())?)
+    })
 }
 
 /// A body that is no longer tried, with its reason.
 pub fn dead(topology: &Topology, reason: &str, detail: &str, id: Option<TaskId>, body: Bytes) -> Message {
     let mut properties = Properties {
-        message_id: id.map(|id| id.0.to_string()),
+        message_id: id.map(text_of),
         content_type: Some("application/json".into()),
         ..Properties::default()
     };

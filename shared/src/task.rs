@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::ser::SerializeStruct;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -58,6 +58,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 5] =
+        [Kind::Prediction, Kind::Training, Kind::Deployment, Kind::DataProcessing, Kind::Optimization];
+
     /// As on the wire, and as a metric label.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -230,21 +233,14 @@ pub(crate) fn if_some<S: SerializeStruct>(
     }
 }
 
-impl<'de> Deserialize<'de> for Task {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let wire = Wire::deserialize(deserializer)?;
-        wire.task().ok_or_else(|| de::Error::custom(ONE_TARGET))
-    }
-}
-
-/// A task's fields as they are on the wire, none of them checked by itself.
-#[derive(Deserialize)]
-pub(crate) struct Wire {
+/// A task's fields as they come, before it is known that it has what it must have.
+#[derive(Default)]
+pub(crate) struct Fields {
     pub id: Option<TaskId>,
     pub model: Option<String>,
     pub capability: Option<String>,
     pub kind: Option<Kind>,
-    pub input: Box<RawValue>,
+    pub input: Option<Box<RawValue>>,
     pub priority: Option<Priority>,
     pub tenant: Option<String>,
     pub deadline: Option<Timestamp>,
@@ -259,14 +255,14 @@ pub(crate) struct Wire {
     pub webhook: Option<Webhook>,
 }
 
-impl Wire {
-    /// `None` unless it names exactly one target.
+impl Fields {
+    /// `None` without an input, or without exactly one target.
     pub(crate) fn task(self) -> Option<Task> {
         Some(Task {
             id: self.id,
             target: Target::of(self.model, self.capability)?,
             kind: self.kind.unwrap_or_default(),
-            input: self.input,
+            input: self.input?,
             priority: self.priority,
             tenant: self.tenant,
             deadline: self.deadline,

@@ -23,6 +23,11 @@ impl Timestamp {
         Self(jiff::Timestamp::now().as_microsecond())
     }
 
+    /// As it is written on the wire, if that has a short way.
+    pub(crate) fn canonical(self) -> Option<canonical::Text> {
+        canonical::written(self.0)
+    }
+
     pub fn plus_ms(self, ms: u64) -> Self {
         Self(self.0.saturating_add_unsigned(ms.saturating_mul(1000)))
     }
@@ -95,12 +100,23 @@ mod canonical {
     const RANGE: std::ops::Range<i64> = 0..253_402_207_200_000_000;
     const DAY_SECONDS: i64 = 24 * 3600;
 
-    pub(super) struct Text([u8; 27]);
+    pub(crate) struct Text([u8; 27]);
 
     impl Text {
-        pub(super) fn as_str(&self) -> &str {
+        pub(crate) fn as_str(&self) -> &str {
             // Only digits and the signs between them.
             std::str::from_utf8(&self.0).unwrap_or_default()
+        }
+
+        pub(crate) fn as_bytes(&self) -> &[u8] {
+            &self.0
+        }
+
+        /// The last two digits of a number.
+        fn set(&mut self, at: usize, number: u32) {
+            let number = number % 100;
+            self.0[at] = b'0' + (number / 10) as u8;
+            self.0[at + 1] = b'0' + (number % 10) as u8;
         }
     }
 
@@ -112,23 +128,18 @@ mod canonical {
         let (seconds, fraction) = (micros / 1_000_000, (micros % 1_000_000) as u32);
         let (year, month, day) = date((seconds / DAY_SECONDS) as u32);
         let second = (seconds % DAY_SECONDS) as u32;
-        let mut text = *b"0000-00-00T00:00:00.000000Z";
-        for (at, number) in [
-            (0, year / 100),
-            (2, year % 100),
-            (5, month),
-            (8, day),
-            (11, second / 3600),
-            (14, second / 60 % 60),
-            (17, second % 60),
-            (20, fraction / 10_000),
-            (22, fraction / 100 % 100),
-            (24, fraction % 100),
-        ] {
-            text[at] = b'0' + (number / 10) as u8;
-            text[at + 1] = b'0' + (number % 10) as u8;
-        }
-        Some(Text(text))
+        let mut text = Text(*b"0000-00-00T00:00:00.000000Z");
+        text.set(0, year / 100);
+        text.set(2, year);
+        text.set(5, month);
+        text.set(8, day);
+        text.set(11, second / 3600);
+        text.set(14, second / 60 % 60);
+        text.set(17, second % 60);
+        text.set(20, fraction / 10_000);
+        text.set(22, fraction / 100);
+        text.set(24, fraction);
+        Some(text)
     }
 
     /// `None` for any other form, and for what is no instant.

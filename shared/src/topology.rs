@@ -17,7 +17,7 @@ impl Topology {
     }
 
     fn name(&self, rest: &str) -> String {
-        format!("{}.{rest}", self.namespace)
+        [&self.namespace, ".", rest].concat()
     }
 
     /// Topic exchange that publishers use; everything in it goes to [`intake`](Self::intake).
@@ -42,7 +42,7 @@ impl Topology {
 
     /// Envelopes for the workers of one model.
     pub fn ready(&self, model: &str) -> String {
-        self.name(&format!("ready.{model}"))
+        [&self.namespace, ".ready.", model].concat()
     }
 
     /// What workers tell the scheduler of finished attempts, many to a message.

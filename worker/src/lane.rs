@@ -11,7 +11,7 @@ use taskyard_shared::broker::{
 };
 use taskyard_shared::load::{ModelLoad, ModelSpec};
 use taskyard_shared::retry::Backoff;
-use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages};
+use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages, wire};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -340,11 +340,7 @@ fn decode(body: &[u8]) -> Result<Vec<Envelope>, Unreadable> {
     struct MemberVersion {
         v: u32,
     }
-    let envelopes: Result<Vec<Envelope>, _> = match body.first() {
-        Some(b'[') => serde_json::from_slice(body),
-        _ => serde_json::from_slice(body).map(|envelope| vec![envelope]),
-    };
-    match envelopes {
+    match wire::read_all::<Envelope>(body) {
         Ok(envelopes) => match envelopes.iter().find(|envelope| envelope.v != envelope::VERSION) {
             Some(other) => Err(Unreadable::Version(other.v)),
             None if envelopes.is_empty() => Err(Unreadable::Empty),

@@ -10,13 +10,13 @@ use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{Broker, Destination, Message, Properties, QueueSpec, Verdict};
 use taskyard_shared::messages::RESULTS_HEADER;
-use taskyard_shared::{State, Topology};
+use taskyard_shared::{State, Timestamp, Topology};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::latency::{Latencies, Latency, Schedule};
-use super::tasks::{Shape, Tasks};
+use super::tasks::{Answer, RunTimings, Shape, Tasks};
 use crate::failure::Failure;
 
 /// Calls of the broker at once.
@@ -45,6 +45,8 @@ pub struct Plan {
     pub arrays: bool,
     /// How long the next result may take once everything is published.
     pub patience: Duration,
+    /// Whether to note when tasks ran.
+    pub runs: bool,
 }
 
 /// Where the load goes.
@@ -73,6 +75,19 @@ pub struct Outcome {
     /// From the first result to the last.
     pub answering: Duration,
     pub latency: Option<Latency>,
+    /// When asked for.
+    pub runs: Runs,
+}
+
+/// When the tasks of a load ran.
+#[derive(Clone, Debug, Default)]
+pub struct Runs {
+    /// Of each task in the order of the results, milliseconds from when it was due to its start.
+    pub waits_ms: Vec<f64>,
+    pub ran_ms: f64,
+    /// Of the first task and of the last.
+    pub first_started: Option<Timestamp>,
+    pub last_finished: Option<Timestamp>,
 }
 
 /// A load that is being published, or is.
@@ -85,6 +100,8 @@ pub struct Running {
 /// What sender and receiver both know.
 struct Ledger {
     began: Instant,
+    /// The same instant by the clock that results have.
+    began_at: Timestamp,
     /// When each task was due.
     due: Mutex<Vec<Duration>>,
     sent: AtomicU64,
@@ -94,6 +111,8 @@ struct Ledger {
     window: Semaphore,
     /// Whether everything is published and confirmed, or given up.
     over: watch::Sender<bool>,
+    /// Whether there was a result.
+    answered: watch::Sender<bool>,
     stop: CancellationToken,
 }
 
@@ -106,12 +125,14 @@ impl Running {
         let tasks = Tasks::new(plan.shape.clone());
         let ledger = Arc::new(Ledger {
             began: Instant::now(),
+            began_at: Timestamp::now(),
             due: Mutex::default(),
             sent: AtomicU64::new(0),
             unconfirmed: AtomicU64::new(0),
             refusal: Mutex::default(),
             window: Semaphore::new(plan.in_flight as usize),
             over: watch::Sender::new(false),
+            answered: watch::Sender::new(false),
             stop,
         });
         let latencies = Latencies::new().map_err(|failure| Failure::Internal(failure.to_string()))?;
@@ -124,6 +145,7 @@ impl Running {
             first: None,
             last: None,
             patience: plan.patience,
+            runs: plan.runs,
         };
         let receiver = tokio::spawn(receiver.run(consumer));
         let sender =
@@ -137,6 +159,12 @@ impl Running {
         // The sender's half lives as long as the ledger.
         let mut over = self.ledger.over.subscribe();
         let _over = over.wait_for(|over| *over).await;
+    }
+
+    /// Waits for the first result.
+    pub async fn answered(&self) {
+        let mut answered = self.ledger.answered.subscribe();
+        let _answered = answered.wait_for(|answered| *answered).await;
     }
 
     /// Waits for the last result.
@@ -243,8 +271,22 @@ impl Sender {
         if self.plan.arrays {
             properties.headers.insert(RESULTS_HEADER.into(), "array".into());
         }
-        let body = self.tasks.body(first, count, None);
+        if count == 1 {
+            // The body has it too, for whoever reads it; this is for whoever leaves the order to the broker.
+            properties.priority = self.tasks.priority(first);
+        }
+        let body = self.tasks.body(first, count);
         Message { to: self.target.to.clone(), body, properties, persistent: true, mandatory: true }
+    }
+}
+
+impl Runs {
+    fn add(&mut self, timings: &RunTimings, began_at: Timestamp, due: Duration) {
+        let RunTimings { started, finished, ran_ms } = *timings;
+        self.waits_ms.push(started.ms_since(began_at) - due.as_secs_f64() * 1e3);
+        self.ran_ms += ran_ms;
+        self.first_started = Some(self.first_started.map_or(started, |first| first.min(started)));
+        self.last_finished = Some(self.last_finished.map_or(finished, |last| last.max(finished)));
     }
 }
 
@@ -258,6 +300,7 @@ struct Receiver {
     first: Option<Instant>,
     last: Option<Instant>,
     patience: Duration,
+    runs: bool,
 }
 
 impl Receiver {
@@ -280,7 +323,7 @@ impl Receiver {
             heard = Instant::now();
             for delivery in &batch {
                 self.tasks
-                    .answers(&delivery.body, false, &mut answers)
+                    .answers(&delivery.body, self.runs, &mut answers)
                     .map_err(|failure| Failure::Failed(format!("a result cannot be read: {failure}")))?;
             }
             self.take(heard, &mut answers);
@@ -307,7 +350,7 @@ impl Receiver {
         *ledger.over.borrow() && outcome.answered >= expected
     }
 
-    fn take(&mut self, now: Instant, answers: &mut Vec<super::tasks::Answer>) {
+    fn take(&mut self, now: Instant, answers: &mut Vec<Answer>) {
         let Self { ledger, latencies, seen, outcome, .. } = self;
         let received = now.duration_since(ledger.began);
         let mut fresh = 0;
@@ -322,12 +365,18 @@ impl Receiver {
             }
             fresh += 1;
             latencies.record(*due, received);
+            if let Some(timings) = answer.timings {
+                outcome.runs.add(&timings, ledger.began_at, *due);
+            }
             *outcome.states.entry(State::as_str(answer.state)).or_default() += 1;
         }
         drop(due);
         if fresh > 0 {
             outcome.answered += fresh;
-            self.first.get_or_insert(now);
+            if self.first.is_none() {
+                self.first = Some(now);
+                self.ledger.answered.send_replace(true);
+            }
             self.last = Some(now);
             self.ledger.window.add_permits(fresh as usize);
         }

@@ -4,8 +4,8 @@
 //! the settings, or everything in this process when those are embedded. `--baseline relay` measures a plain relay on the
 //! same broker in turns with it.
 
+mod baseline;
 mod children;
-mod hop;
 mod latency;
 mod load;
 mod report;
@@ -23,9 +23,9 @@ use taskyard_shared::process::shutdown::Shutdown;
 use taskyard_shared::process::telemetry;
 use tokio_util::sync::CancellationToken;
 
-pub use self::hop::{HopArgs, hop};
+pub use self::baseline::{HopArgs, SlotsArgs, hop, slots};
 use self::load::{Plan, Running};
-use self::report::{Report, Turn};
+use self::report::{Overtaking, Report, Turn};
 use self::stage::{Made, Stage};
 use self::tasks::Shape;
 use crate::failure::Failure;
@@ -36,6 +36,7 @@ const SETTLING: Duration = Duration::from_millis(300);
 /// For the first tasks of a yard, which may only just have started.
 const WARM_UP_PATIENCE: Duration = Duration::from_secs(60);
 const NO_OP: &str = "bench";
+const URGENT: u8 = 9;
 
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
@@ -45,17 +46,16 @@ pub struct BenchArgs {
     /// Spread the tasks over so many models, NAME-0 and so on.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     models: u32,
-    /// Tasks to publish. Without it and --duration: for 10 seconds, or 20,000 in drain mode.
+    /// Tasks to publish. With neither this nor a duration, for 10 seconds, or 20,000 in drain mode.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000), value_name = "N")]
     tasks: Option<u64>,
     /// Publish for so long, in seconds.
     #[arg(long, conflicts_with = "tasks", value_parser = positive, value_name = "SECONDS")]
     duration: Option<f64>,
-    /// Tasks a second, due at their times whether or not earlier ones are answered. Without it: as fast as they are
-    /// answered.
+    /// Tasks a second, due at their times whether or not earlier ones are answered; else as fast as they are answered.
     #[arg(long, value_parser = positive, value_name = "TASKS")]
     rate: Option<f64>,
-    /// Without --rate: most tasks that are not answered.
+    /// Most tasks that are not answered, when no rate is given.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000), value_name = "N")]
     in_flight: u32,
     /// Size of a task's input as JSON.
@@ -91,28 +91,35 @@ pub struct BenchArgs {
     /// Start a yard for each turn, under a namespace of its own on the broker and store of the settings.
     #[arg(long)]
     own: bool,
-    /// With --own: schedulers and workers of the yard, each a process.
+    /// Schedulers of the yard of one's own, each a process.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N", requires = "own")]
     schedulers: u32,
-    /// With --own: workers of the yard.
+    /// Its workers, each a process.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N", requires = "own")]
     workers: u32,
-    /// With --own: slots of each model on each worker.
+    /// Slots of each of its models on each worker.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N", requires = "own")]
     slots: u32,
-    /// With --own: most tasks in one call of the model.
+    /// Most tasks in one call of its models.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N", requires = "own")]
     max_batch: u32,
-    /// With --own: what a call of the model takes, in milliseconds.
+    /// What a call of its models takes, in milliseconds.
     #[arg(long, default_value_t = 0.0, value_parser = not_negative, value_name = "MS", requires = "own")]
     service_ms: f64,
-    /// With --own and an embedded broker: keep the yard on disk, in a folder of its own in DIR that is deleted at the end.
+    /// Keep it on disk when it is embedded, in a folder of its own in DIR that is deleted at the end.
     #[arg(long, value_name = "DIR", requires = "own")]
     data: Option<PathBuf>,
+    /// In drain mode: publish so many tasks of priority 9 while the others wait, which have priority 0, and tell how long
+    /// they waited and how busy the slots were.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000), value_name = "N")]
+    overtake: Option<u64>,
+    /// Seconds between two of those.
+    #[arg(long, default_value = "0.3", value_parser = positive, value_name = "SECONDS", requires = "overtake")]
+    overtake_every: f64,
     /// Measure something else on the same broker too, in turns.
     #[arg(long, value_enum, value_name = "WHAT")]
     baseline: Option<Baseline>,
-    /// With --baseline relay: deliveries and confirms that a hop has under way.
+    /// Deliveries and confirms that a hop of the relay has under way.
     #[arg(long, default_value_t = 1_000, value_name = "N")]
     relay_in_flight: u16,
     /// Metrics of a role that runs, http://HOST:PORT/metrics; may be given several times.
@@ -148,6 +155,10 @@ enum Mode {
 enum Baseline {
     /// Two queues and a reply, each message by itself.
     Relay,
+    /// RabbitMQ's own priority queue, and a consumer with a prefetch of 1 for each slot.
+    Priority,
+    /// The same, where a result is not confirmed before its task is acked.
+    PriorityUnconfirmed,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -193,6 +204,7 @@ impl BenchArgs {
                 models: self.names(),
                 size_bytes: self.size as usize,
                 priorities: self.priorities,
+                priority: self.overtake.map(|_| 0),
                 tenants: self.tenants,
             },
             tasks,
@@ -209,7 +221,15 @@ impl BenchArgs {
             },
             arrays: self.results == Results::Array,
             patience: Duration::from_secs_f64(self.patience),
+            runs: self.overtake.is_some(),
         }
+    }
+
+    /// The tasks that overtake.
+    fn urgent(&self, plan: &Plan) -> Option<Plan> {
+        let shape = Shape { priority: Some(URGENT), ..plan.shape.clone() };
+        let (rate, duration) = (Some(1.0 / self.overtake_every), None);
+        Some(Plan { shape, tasks: Some(self.overtake?), duration, rate, batch: 1, arrays: false, ..plan.clone() })
     }
 
     /// What cannot be done together.
@@ -233,6 +253,12 @@ impl BenchArgs {
         }
         if self.mode == Mode::Drain && self.duration.is_some() {
             return refuse("drain mode takes --tasks, not --duration");
+        }
+        if self.overtake.is_some() && self.mode != Mode::Drain {
+            return refuse("--overtake needs --mode drain: something to overtake");
+        }
+        if matches!(self.baseline, Some(Baseline::Priority | Baseline::PriorityUnconfirmed)) && !self.own {
+            return refuse("--baseline priority needs --own: both have the same slots");
         }
         let model = taskyard_shared::task::limits::MODEL_BYTES;
         if self.names().iter().any(|name| !is_model(name, model)) {
@@ -279,6 +305,7 @@ fn interrupted() -> Failure {
 enum System {
     Taskyard,
     Relay,
+    Priority,
 }
 
 struct Bench {
@@ -293,6 +320,7 @@ impl Bench {
         let others = match self.args.baseline {
             None => &[System::Taskyard][..],
             Some(Baseline::Relay) => &[System::Taskyard, System::Relay][..],
+            Some(Baseline::Priority | Baseline::PriorityUnconfirmed) => &[System::Taskyard, System::Priority][..],
         };
         for number in 1..=self.args.turns {
             for system in others {
@@ -309,6 +337,10 @@ impl Bench {
     async fn stage(&self, system: System) -> Result<Stage, Failure> {
         match system {
             System::Relay => Stage::relay(&self.settings, self.args.relay_in_flight).await,
+            System::Priority => {
+                let confirmed = self.args.baseline == Some(Baseline::Priority);
+                Stage::priority(&self.settings, &self.args.made(&self.settings), confirmed).await
+            }
             System::Taskyard if self.args.own => {
                 Stage::own(&self.settings, &self.plan.shape.models, &self.args.made(&self.settings)).await
             }
@@ -320,7 +352,7 @@ impl Bench {
         let drain = self.args.mode == Mode::Drain;
         let plan = match system {
             System::Taskyard => self.plan.clone(),
-            System::Relay => Plan { batch: 1, arrays: false, ..self.plan.clone() },
+            System::Relay | System::Priority => Plan { batch: 1, arrays: false, ..self.plan.clone() },
         };
         if !drain {
             stage.serve().await?;
@@ -337,7 +369,21 @@ impl Bench {
             stage.settled().await?;
             stage.serve().await?;
         }
+        let urgent = match self.args.urgent(&plan) {
+            None => None,
+            Some(urgent) => {
+                tokio::select! {
+                    () = running.answered() => {}
+                    () = self.stop.cancelled() => {}
+                }
+                Some(Running::start(stage.target.clone(), &urgent, self.stop.child_token()).await?)
+            }
+        };
         let outcome = running.finish().await?;
+        let overtaking = match urgent {
+            None => None,
+            Some(urgent) => Some(Overtaking::of(&outcome, urgent.finish().await?, self.slots())),
+        };
         if self.stop.is_cancelled() {
             return Err(interrupted());
         }
@@ -350,8 +396,14 @@ impl Bench {
         let name = match system {
             System::Taskyard => report::TASKYARD,
             System::Relay => report::RELAY,
+            System::Priority => report::PRIORITY,
         };
-        Ok(Turn::new(name, number, outcome, usage, drain))
+        Ok(Turn { overtaking, ..Turn::new(name, number, outcome, usage, drain) })
+    }
+
+    fn slots(&self) -> f64 {
+        let BenchArgs { slots, workers, models, .. } = self.args;
+        f64::from(slots) * f64::from(workers) * f64::from(models)
     }
 
     async fn warm_up(&self, stage: &Stage, plan: &Plan) -> Result<(), Failure> {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use taskyard_shared::Topology;
+use taskyard_shared::broker::rabbitmq::slots::declare_priority_queue;
 use taskyard_shared::broker::{Broker, Destination, QueueSpec};
 use taskyard_shared::messages;
 use taskyard_shared::process::config::is_embedded;
@@ -120,6 +121,25 @@ impl Stage {
         let started = async {
             stage.own_children(&name, &queues, std::iter::empty()).await?;
             stage.child("forwarder", &forwarder).await
+        }
+        .await;
+        stage.or_end(started).await
+    }
+
+    /// RabbitMQ's own priority queue, and as many slots as the yard's workers have together.
+    pub async fn priority(settings: &Settings, made: &Made, confirmed: bool) -> Result<Self, Failure> {
+        let (settings, name) = own_settings(settings, &["bench".to_owned()], made);
+        let queue = format!("{name}.priority");
+        let mut stage = Self::new(settings, Destination::Queue(queue.clone())).await?;
+        stage.queues = vec![queue.clone()];
+        let slots = made.slots.to_string();
+        let mut arguments = vec!["bench-slots", "--from", &queue, "--slots", &slots];
+        arguments.extend(confirmed.then_some("--confirmed"));
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
+        stage.consumers = (0..made.workers).map(|_| ("priority worker".to_owned(), arguments.clone())).collect();
+        let started = async {
+            stage.prepare(&name)?;
+            Ok(declare_priority_queue(&stage.settings.broker, &queue, super::URGENT).await?)
         }
         .await;
         stage.or_end(started).await

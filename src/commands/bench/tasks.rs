@@ -26,6 +26,8 @@ pub struct Shape {
     pub size_bytes: usize,
     /// 1 leaves the priority to the default; n spreads them over the n lowest.
     pub priorities: u64,
+    /// All of them have this one.
+    pub priority: Option<u8>,
     /// 1 leaves the tenant to the default.
     pub tenants: u64,
 }
@@ -48,7 +50,15 @@ pub struct Answer {
     pub task: u64,
     pub state: State,
     /// Only when the result was read in full.
-    pub started: Option<Timestamp>,
+    pub timings: Option<RunTimings>,
+}
+
+/// When a task ran.
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
+pub struct RunTimings {
+    pub started: Timestamp,
+    pub finished: Timestamp,
+    pub ran_ms: f64,
 }
 
 #[derive(Deserialize)]
@@ -57,12 +67,21 @@ struct Read<'a> {
     id: Cow<'a, str>,
     /// The plain relay sends tasks back as they came.
     state: Option<State>,
-    timings: Option<ReadTimings>,
+    /// Not those of a task that never ran.
+    #[serde(default, deserialize_with = "complete")]
+    timings: Option<RunTimings>,
 }
 
-#[derive(Deserialize)]
-struct ReadTimings {
-    started: Option<Timestamp>,
+fn complete<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<RunTimings>, D::Error> {
+    #[derive(Deserialize)]
+    struct Partial {
+        started: Option<Timestamp>,
+        finished: Option<Timestamp>,
+        ran_ms: Option<f64>,
+    }
+    let Partial { started, finished, ran_ms } = Partial::deserialize(deserializer)?;
+    let both = started.zip(finished).zip(ran_ms);
+    Ok(both.map(|((started, finished), ran_ms)| RunTimings { started, finished, ran_ms }))
 }
 
 impl Tasks {
@@ -76,21 +95,21 @@ impl Tasks {
     }
 
     /// Of one task, as an array of several otherwise.
-    pub fn body(&self, first: u64, count: u64, priority: Option<u8>) -> Bytes {
+    pub fn body(&self, first: u64, count: u64) -> Bytes {
         let mut body = Vec::with_capacity(count as usize * (self.input.len() + 160) + 2);
         if count == 1 {
-            self.put(&mut body, first, priority);
+            self.put(&mut body, first);
             return body.into();
         }
         for task in first..first + count {
             body.push(if task == first { b'[' } else { b',' });
-            self.put(&mut body, task, priority);
+            self.put(&mut body, task);
         }
         body.push(b']');
         body.into()
     }
 
-    fn put(&self, body: &mut Vec<u8>, task: u64, priority: Option<u8>) {
+    fn put(&self, body: &mut Vec<u8>, task: u64) {
         body.extend_from_slice(b"{\"id\":\"");
         body.extend_from_slice(self.prefix.as_bytes());
         put_hex(body, task);
@@ -103,15 +122,17 @@ impl Tasks {
             put_hex(body, task % self.shape.tenants);
             body.push(b'"');
         }
-        let priority = priority.or_else(|| {
-            let priorities = self.shape.priorities;
-            (priorities > 1).then(|| u8::try_from(task % priorities).unwrap_or(9))
-        });
-        if let Some(priority) = priority {
+        if let Some(priority) = self.priority(task) {
             body.extend_from_slice(b",\"priority\":");
             body.push(b'0' + priority.min(9));
         }
         body.push(b'}');
+    }
+
+    /// `None` leaves it to the default.
+    pub fn priority(&self, task: u64) -> Option<u8> {
+        let Shape { priorities, priority, .. } = self.shape;
+        priority.or_else(|| (priorities > 1).then(|| u8::try_from(task % priorities).unwrap_or(9)))
     }
 
     /// The results in a message, of tasks of this run. Of others there are none.
@@ -126,8 +147,8 @@ impl Tasks {
         answers.truncate(before);
         let mut take = |read: Read<'_>| {
             let number = read.id.strip_prefix(&self.prefix).and_then(|digits| number(digits.as_bytes()));
-            let started = read.timings.and_then(|timings| timings.started);
-            answers.extend(number.map(|task| Answer { task, state: read.state.unwrap_or(State::Succeeded), started }));
+            let (state, timings) = (read.state.unwrap_or(State::Succeeded), read.timings);
+            answers.extend(number.map(|task| Answer { task, state, timings }));
         };
         if body.first() == Some(&b'[') {
             serde_json::from_slice::<Vec<Read<'_>>>(body)?.into_iter().for_each(take);
@@ -147,7 +168,7 @@ impl Tasks {
             if !body.get(after..).is_some_and(|rest| rest.starts_with(SUCCEEDED)) {
                 return false;
             }
-            answers.push(Answer { task, state: State::Succeeded, started: None });
+            answers.push(Answer { task, state: State::Succeeded, timings: None });
         }
         answers.len() > before
     }
@@ -174,14 +195,14 @@ mod tests {
 
     fn tasks() -> Tasks {
         let models = vec!["a-0".to_owned(), "a-1".to_owned()];
-        Tasks::new(Shape { models, size_bytes: 256, priorities: 10, tenants: 3 })
+        Tasks::new(Shape { models, size_bytes: 256, priorities: 10, priority: None, tenants: 3 })
     }
 
     #[test]
     fn bodies_are_tasks_of_the_shape_that_was_asked_for() {
         let tasks = tasks();
         for (first, count) in [(0, 1), (41, 7)] {
-            let read = decode_tasks(&tasks.body(first, count, None)).unwrap();
+            let read = decode_tasks(&tasks.body(first, count)).unwrap();
             assert_eq!(read.len() as u64, count);
             for (task, read) in (first..).zip(read) {
                 let read = read.unwrap();
@@ -193,7 +214,8 @@ mod tests {
                 assert!(read.id.unwrap().0.to_string().ends_with(&format!("{task:012x}")));
             }
         }
-        let read = decode_tasks(&tasks.body(5, 1, Some(9))).unwrap();
+        let urgent = Tasks::new(Shape { priority: Some(9), ..tasks.shape });
+        let read = decode_tasks(&urgent.body(5, 1)).unwrap();
         assert_eq!(read[0].as_ref().unwrap().priority.map(u8::from), Some(9));
     }
 
@@ -215,21 +237,25 @@ mod tests {
         let turned = format!("{{ \"state\": \"expired\", \"id\": \"{}00000000000a\", \"more\": [1] }}", tasks.prefix);
         assert_eq!(read(&turned), [(10, State::Expired)]);
         // As the plain relay sends it back.
-        let relayed = tasks.body(3, 1, None);
+        let relayed = tasks.body(3, 1);
         assert_eq!(read(std::str::from_utf8(&relayed).unwrap()), [(3, State::Succeeded)]);
         assert_eq!(read(&format!("{{\"id\":\"{}\",\"state\":\"succeeded\"}}", Uuid::new_v4())), []);
         assert!(tasks.answers(b"{", false, &mut Vec::new()).is_err());
     }
 
     #[test]
-    fn a_full_reading_has_the_start() {
+    fn a_full_reading_has_the_times_of_the_run_if_there_was_one() {
         let tasks = tasks();
-        let mut answers = Vec::new();
-        let body = format!(
-            "{{\"id\":\"{}000000000001\",\"state\":\"succeeded\",\"timings\":{{\"started\":\"2026-01-01T00:00:00.5Z\"}}}}",
-            tasks.prefix
-        );
-        tasks.answers(body.as_bytes(), true, &mut answers).unwrap();
-        assert!(answers[0].started.is_some());
+        let read = |timings: &str| {
+            let mut answers = Vec::new();
+            let body =
+                format!("{{\"id\":\"{}000000000001\",\"state\":\"succeeded\",\"timings\":{timings}}}", tasks.prefix);
+            tasks.answers(body.as_bytes(), true, &mut answers).unwrap();
+            answers[0].timings
+        };
+        let ran = r#"{"started":"2026-01-01T00:00:00.5Z","finished":"2026-01-01T00:00:01Z","ran_ms":500.0}"#;
+        let timings = read(ran).unwrap();
+        assert_eq!((timings.finished.ms_since(timings.started), timings.ran_ms), (500.0, 500.0));
+        assert_eq!(read(r#"{"started":null,"finished":"2026-01-01T00:00:01Z"}"#), None);
     }
 }

@@ -13,6 +13,7 @@ mod link;
 mod publish;
 pub mod relay;
 mod session;
+pub mod slots;
 mod traffic;
 
 use std::sync::Arc;

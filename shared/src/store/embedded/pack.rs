@@ -16,8 +16,6 @@ use crate::store::Filter;
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
 
-const KINDS: [Kind; 5] = [Kind::Prediction, Kind::Training, Kind::Deployment, Kind::DataProcessing, Kind::Optimization];
-
 pub(super) fn put_state(out: &mut Vec<u8>, state: State) {
     out.push(State::ALL.iter().position(|one| *one == state).unwrap_or_default() as u8);
 }
@@ -90,7 +88,7 @@ pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
     let TaskResult { id: _, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata } =
         task;
     put_state(out, *state);
-    out.push(KINDS.iter().position(|one| one == kind).unwrap_or_default() as u8);
+    out.push(Kind::ALL.iter().position(|one| one == kind).unwrap_or_default() as u8);
     out.push(priority.get());
     put_u64(out, (*attempt).into());
     put_str(out, tenant);
@@ -140,7 +138,7 @@ fn timings(reader: &mut Reader<'_>) -> Result<Timings, Malformed> {
 
 fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Result<TaskResult, Malformed> {
     let state = state(reader)?;
-    let kind = *KINDS.get(usize::from(reader.u8()?)).ok_or(Malformed)?;
+    let kind = *Kind::ALL.get(usize::from(reader.u8()?)).ok_or(Malformed)?;
     let priority = Priority::try_from(reader.u8()?).map_err(|_| Malformed)?;
     let attempt = reader.u32()?;
     let tenant = reader.str()?.to_owned();
@@ -238,37 +236,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn any_task() -> impl Strategy<Value = TaskResult> {
-        let instant = || proptest::option::of(any::<i64>().prop_map(Timestamp::from_micros));
-        let timings = (instant(), instant(), instant(), instant(), any::<Option<f64>>(), any::<Option<f64>>());
-        let error = proptest::option::of(("[a-z_]{1,9}", ".*", any::<bool>()));
-        let output = proptest::option::of(prop_oneof![
-            Just("null".to_owned()),
-            Just("{\"a\":[1.50,2e3]}".to_owned()),
-            ".*".prop_map(|text| serde_json::Value::from(text).to_string()),
-        ]);
-        let rest = (any::<Option<String>>(), ".*", any::<Option<String>>(), any::<BTreeMap<String, String>>());
-        (any::<u128>(), 0..9_usize, 0..5_usize, 0..10_u8, any::<u32>(), timings, error, output, rest).prop_map(
-            |(id, state, kind, priority, attempt, timings, error, output, (model, tenant, worker, metadata))| {
-                let (accepted, dispatched, started, finished, waited_ms, ran_ms) = timings;
-                TaskResult {
-                    id: TaskId(uuid::Uuid::from_u128(id)),
-                    state: State::ALL[state],
-                    kind: KINDS[kind],
-                    model,
-                    tenant,
-                    priority: Priority::try_from(priority).unwrap(),
-                    attempt,
-                    output: output.map(|json| RawValue::from_string(json).unwrap()),
-                    error: error.map(|(code, message, retryable)| TaskError { code, message, retryable }),
-                    timings: Timings { accepted, dispatched, started, finished, waited_ms, ran_ms },
-                    worker,
-                    metadata,
-                }
-            },
-        )
-    }
+    use crate::wire::tests::any_result;
 
     fn any_follower() -> impl Strategy<Value = Reply> {
         (".*", any::<Option<String>>(), any::<bool>()).prop_map(|(to, correlation_id, array)| Reply {
@@ -281,7 +249,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_packed_is_unpacked(
-            task in any_task(),
+            task in any_result(),
             told in proptest::collection::vec(any_follower(), 0..4),
             print in any::<u128>(),
             alias in any::<Option<String>>(),

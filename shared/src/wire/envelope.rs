@@ -1,0 +1,121 @@
+//! Tasks between roles.
+
+use super::{Get, Put, Reader, Writer};
+use crate::envelope::{Envelope, Reply};
+use crate::task::Target;
+
+impl Put for Envelope {
+    fn put(&self, out: &mut Writer) -> Option<()> {
+        out.put("{\"v\":").number(self.v.into())?;
+        out.put(",\"id\":").id(self.id)?;
+        match &self.target {
+            Target::Model(name) => out.put(",\"model\":").text(name)?,
+            Target::Capability(name) => out.put(",\"capability\":").text(name)?,
+        }
+        out.some(",\"chosen\":", self.chosen.as_deref(), Writer::text)?;
+        out.put(",\"kind\":").word(self.kind.as_str())?;
+        out.put(",\"tenant\":").text(&self.tenant)?;
+        out.put(",\"priority\":").number(self.priority.get().into())?;
+        out.some(",\"deadline\":", self.deadline, Writer::instant)?;
+        out.some(",\"not_before\":", self.not_before, Writer::instant)?;
+        out.some(",\"cost\":", self.cost.as_ref(), Writer::any)?;
+        out.some(",\"timeout_ms\":", self.timeout_ms, Writer::number)?;
+        out.some(",\"max_attempts\":", self.max_attempts.map(u64::from), Writer::number)?;
+        out.some(",\"idempotency_key\":", self.idempotency_key.as_deref(), Writer::text)?;
+        out.some(",\"metadata\":", Some(&self.metadata).filter(|metadata| !metadata.is_empty()), Writer::any)?;
+        out.some(",\"webhook\":", self.webhook.as_ref(), Writer::any)?;
+        out.put(",\"accepted\":").instant(self.accepted)?;
+        out.some(",\"dispatched\":", self.dispatched, Writer::instant)?;
+        out.put(",\"attempts\":").number(self.attempts.into())?;
+        out.some(",\"reply\":", self.reply.as_ref(), put_reply)?;
+        out.some(",\"traceparent\":", self.traceparent.as_deref(), Writer::text)?;
+        out.some(",\"tracestate\":", self.tracestate.as_deref(), Writer::text)?;
+        out.some(",\"last_error\":", self.last_error.as_ref(), Writer::any)?;
+        out.put(",\"input\":").raw(&self.input)?;
+        out.put("}");
+        Some(())
+    }
+}
+
+impl Get for Envelope {
+    fn get(from: &mut Reader<'_>) -> Option<Self> {
+        from.want("{\"v\":")?;
+        let v = from.number()?.try_into().ok()?;
+        from.want(",\"id\":")?;
+        let id = from.id()?;
+        let target = if from.skip(",\"model\":") {
+            Target::Model(from.owned()?)
+        } else {
+            from.want(",\"capability\":")?;
+            Target::Capability(from.owned()?)
+        };
+        let chosen = from.some(",\"chosen\":", Reader::owned)?;
+        from.want(",\"kind\":")?;
+        let kind = from.kind()?;
+        from.want(",\"tenant\":")?;
+        let tenant = from.owned()?;
+        from.want(",\"priority\":")?;
+        let priority = from.priority()?;
+        let deadline = from.some(",\"deadline\":", Reader::instant)?;
+        let not_before = from.some(",\"not_before\":", Reader::instant)?;
+        let cost = from.some(",\"cost\":", Reader::float)?;
+        let timeout_ms = from.some(",\"timeout_ms\":", Reader::number)?;
+        let max_attempts = from.some(",\"max_attempts\":", Reader::small)?;
+        let idempotency_key = from.some(",\"idempotency_key\":", Reader::owned)?;
+        let metadata = from.some(",\"metadata\":", Reader::any)?.unwrap_or_default();
+        let webhook = from.some(",\"webhook\":", Reader::any)?;
+        from.want(",\"accepted\":")?;
+        let accepted = from.instant()?;
+        let dispatched = from.some(",\"dispatched\":", Reader::instant)?;
+        from.want(",\"attempts\":")?;
+        let attempts = from.small()?;
+        let reply = from.some(",\"reply\":", get_reply)?;
+        let traceparent = from.some(",\"traceparent\":", Reader::owned)?;
+        let tracestate = from.some(",\"tracestate\":", Reader::owned)?;
+        let last_error = from.some(",\"last_error\":", Reader::any)?;
+        from.want(",\"input\":")?;
+        let input = from.raw()?;
+        from.want("}")?;
+        Some(Self {
+            v,
+            id,
+            target,
+            chosen,
+            kind,
+            tenant,
+            priority,
+            deadline,
+            not_before,
+            cost,
+            timeout_ms,
+            max_attempts,
+            idempotency_key,
+            metadata,
+            webhook,
+            accepted,
+            dispatched,
+            attempts,
+            reply,
+            traceparent,
+            tracestate,
+            last_error,
+            input,
+        })
+    }
+}
+
+fn put_reply(out: &mut Writer, reply: &Reply) -> Option<()> {
+    out.put("{\"to\":").text(&reply.to)?;
+    out.some(",\"correlation_id\":", reply.correlation_id.as_deref(), Writer::text)?;
+    out.put(if reply.array { ",\"array\":true}" } else { "}" });
+    Some(())
+}
+
+fn get_reply(from: &mut Reader<'_>) -> Option<Reply> {
+    from.want("{\"to\":")?;
+    let to = from.owned()?;
+    let correlation_id = from.some(",\"correlation_id\":", Reader::owned)?;
+    let array = from.skip(",\"array\":true");
+    from.want("}")?;
+    Some(Reply { to, correlation_id, array })
+}
