@@ -28,6 +28,11 @@ impl Timestamp {
         canonical::written(self.0)
     }
 
+    /// Of the form that is written on the wire, if that is what it is.
+    pub(crate) fn of_canonical(text: &[u8]) -> Option<Self> {
+        canonical::read(text).map(Self)
+    }
+
     pub fn plus_ms(self, ms: u64) -> Self {
         Self(self.0.saturating_add_unsigned(ms.saturating_mul(1000)))
     }
@@ -114,11 +119,20 @@ mod canonical {
 
         /// The last two digits of a number.
         fn set(&mut self, at: usize, number: u32) {
-            let number = number % 100;
-            self.0[at] = b'0' + (number / 10) as u8;
-            self.0[at + 1] = b'0' + (number % 10) as u8;
+            self.0[at..at + 2].copy_from_slice(&PAIRS[(number % 100) as usize]);
         }
     }
+
+    /// From `00` to `99`.
+    const PAIRS: [[u8; 2]; 100] = {
+        let mut pairs = [[0; 2]; 100];
+        let mut number = 0;
+        while number < 100 {
+            pairs[number] = [b'0' + (number / 10) as u8, b'0' + (number % 10) as u8];
+            number += 1;
+        }
+        pairs
+    };
 
     /// `None` for an instant out of range.
     pub(super) fn written(micros: i64) -> Option<Text> {

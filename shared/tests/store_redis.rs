@@ -3,6 +3,8 @@
 
 #[path = "store_redis/cost.rs"]
 mod cost;
+#[path = "store_redis/erase.rs"]
+mod erase;
 #[path = "store_redis/faults.rs"]
 mod faults;
 #[path = "store_redis/server.rs"]

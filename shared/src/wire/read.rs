@@ -3,6 +3,7 @@
 use memchr::memchr2;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 use crate::task::{TaskId, limits};
 use crate::time::Timestamp;
@@ -60,7 +61,18 @@ impl<'a> Reader<'a> {
     }
 
     pub fn id(&mut self) -> Option<TaskId> {
-        self.text()?.parse().ok().map(TaskId)
+        let text = self.text_of(36)?;
+        Uuid::try_parse_ascii(text).ok().map(TaskId)
+    }
+
+    /// A text of so many bytes, whatever they are.
+    fn text_of(&mut self, bytes: usize) -> Option<&'a [u8]> {
+        let text = self.rest.as_bytes().get(..bytes + 2)?;
+        if text[0] != b'"' || text[bytes + 1] != b'"' {
+            return None;
+        }
+        self.take(bytes + 2)?;
+        Some(&text[1..=bytes])
     }
 
     /// Steps over space between signs.
@@ -74,6 +86,11 @@ impl<'a> Reader<'a> {
     }
 
     pub fn instant(&mut self) -> Option<Timestamp> {
+        let mut ahead = *self;
+        if let Some(instant) = ahead.text_of(27).and_then(Timestamp::of_canonical) {
+            *self = ahead;
+            return Some(instant);
+        }
         self.text()?.parse().ok()
     }
 
@@ -95,7 +112,8 @@ impl<'a> Reader<'a> {
     pub fn float(&mut self) -> Option<f64> {
         let end = self.rest.bytes().take_while(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'-' | b'+' | b'e' | b'E'));
         let end = end.count();
-        serde_json::from_str(self.take(end)?).ok()
+        let text = self.take(end)?;
+        short_decimal(text.as_bytes()).or_else(|| serde_json::from_str(text).ok())
     }
 
     /// Any value; checked, and copied.
@@ -134,6 +152,26 @@ impl<'a> Reader<'a> {
             self.want(",")?;
         }
     }
+}
+
+/// `123.456`, of so few digits that the number and the power of ten are both exact, and their quotient so rightly
+/// rounded.
+fn short_decimal(text: &[u8]) -> Option<f64> {
+    const POWERS: [f64; 7] = [1.0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
+    let point = text.iter().position(|byte| *byte == b'.')?;
+    let (whole, fraction) = (&text[..point], &text[point + 1..]);
+    let power = *POWERS.get(fraction.len()).filter(|_| !fraction.is_empty())?;
+    if whole.is_empty() || whole.len() > 9 || (whole.len() > 1 && whole[0] == b'0') {
+        return None;
+    }
+    let mut number = 0_u64;
+    for byte in whole.iter().chain(fraction) {
+        if !byte.is_ascii_digit() {
+            return None;
+        }
+        number = number * 10 + u64::from(byte - b'0');
+    }
+    Some(number as f64 / power)
 }
 
 /// Where the value ends that begins here, if it is one.

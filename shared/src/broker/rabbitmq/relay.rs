@@ -65,6 +65,8 @@ pub async fn relay(
         let delivery = tokio::select! {
             delivery = deliveries.next() => delivery,
             () = stop.cancelled() => break Ok(()),
+            // Something was not confirmed: the other side has the reason.
+            () = published.closed() => break Ok(()),
         };
         let delivery = match delivery {
             Some(Ok(delivery)) => delivery,
