@@ -370,7 +370,7 @@ impl Core {
     }
 
     fn set_capacity(&mut self, model: &str) {
-        self.planner.handle_load(model, self.offers.room(model, &self.estimator, &self.settings));
+        self.planner.handle_load(model, self.offers.room(model, &self.estimator));
     }
 
     fn decide(&mut self) {
@@ -397,7 +397,7 @@ impl Core {
                         Outstanding { model: model.to_string(), at: Instant::now(), cost: task.envelope.cost };
                     self.outstanding.insert(id, outstanding);
                     group.add(task, reason == DispatchReason::Passes, |model| {
-                        self.offers.together(model, &self.estimator, &self.settings)
+                        self.offers.together(model, &self.estimator)
                     });
                     if group.len() >= GROUP {
                         self.send(std::mem::take(&mut group));

@@ -42,7 +42,12 @@ impl Returns {
                 match wire::read::<Envelope>(&delivery.body) {
                     Ok(envelope) if envelope.v == envelope::VERSION => {
                         let receipt = Receipt::split(delivery.tag, &acker, 1).pop();
-                        tasks.push(Held { envelope: Box::new(envelope), receipt, since: Instant::now(), model: String::new() });
+                        tasks.push(Held {
+                            envelope: Box::new(envelope),
+                            receipt,
+                            since: Instant::now(),
+                            model: String::new(),
+                        });
                     }
                     Ok(envelope) => {
                         let detail =

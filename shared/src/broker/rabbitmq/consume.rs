@@ -35,7 +35,11 @@ enum End {
 }
 
 /// How long an ack waits for those before it, to be told to the broker with them in one.
-const LATE: Duration = Duration::from_millis(10);
+const LATE: Duration = Duration::from_millis(100);
+/// Acks wait only where the prefetch is so large that those which do leave room enough for deliveries.
+const LATE_FROM_PREFETCH: u16 = 1024;
+/// The share of the prefetch that may wait.
+const LATE_SHARE: usize = 8;
 
 /// The deliveries that one consumer gave and the broker has not been told of.
 pub(super) struct Deliveries {
@@ -69,7 +73,8 @@ impl RabbitConsumer {
             }
         };
         let deliveries = Arc::new_cyclic(|me| {
-            let (me, book) = (me.clone(), Mutex::default());
+            let most_late = if prefetch < LATE_FROM_PREFETCH { 0 } else { usize::from(prefetch) / LATE_SHARE };
+            let (me, book) = (me.clone(), Mutex::new(Book { most_late, ..Book::default() }));
             Deliveries { me, channel, session, number, book, acks_linger, limit }
         });
         Ok(Self { stream, deliveries, end: End::Open })
@@ -185,8 +190,8 @@ struct Book {
     late: BTreeSet<u64>,
     /// Somebody is going to tell the late ones.
     is_due: bool,
-    /// No ack waits any more: the consumer is at its end.
-    at_once: bool,
+    /// Acks that may wait. None when the consumer is at its end.
+    most_late: usize,
 }
 
 impl Deliveries {
@@ -241,7 +246,7 @@ impl Deliveries {
     /// Tells the acks that waited for others, and lets none wait from now on.
     fn wait_no_more(&self) {
         let mut book = self.book();
-        book.at_once = true;
+        book.most_late = 0;
         self.tell_late(book);
     }
 
@@ -309,14 +314,15 @@ impl Acker for Deliveries {
 impl Book {
     /// Settles tags, and answers what is to be told now: everything up to the first that is not settled. The rest is late.
     fn ack(&mut self, tags: impl Iterator<Item = u64>) -> Vec<Part> {
-        let Self { outstanding, late, at_once, .. } = self;
+        let Self { outstanding, late, most_late, .. } = self;
         // Tags that are not outstanding were settled before; the broker would close the channel over them.
         late.extend(tags.filter(|tag| outstanding.remove(tag)));
-        if *at_once {
-            return self.all_late();
-        }
         let stays = outstanding.first().copied().unwrap_or(u64::MAX);
         let behind = late.split_off(&stays);
+        if behind.len() > *most_late {
+            late.extend(behind);
+            return self.all_late();
+        }
         prefix(&std::mem::replace(late, behind), stays).into_iter().collect()
     }
 
@@ -388,14 +394,15 @@ mod tests {
 
     #[test]
     fn an_ack_waits_for_those_before_it_and_goes_with_them() {
-        let mut book = Book { outstanding: (1..=6).collect(), ..Book::default() };
+        let mut book = Book { outstanding: (1..=6).collect(), most_late: 3, ..Book::default() };
         assert_eq!(book.ack([3, 4, 6].into_iter()), []);
         assert_eq!(book.ack([1].into_iter()), [alone(1)]);
         assert_eq!(book.ack([2].into_iter()), [Part { last: 4, multiple: true, count: 3 }]);
         assert_eq!(book.all_late(), [alone(6)]);
         assert_eq!((book.outstanding.len(), book.late.len()), (1, 0));
-        book.at_once = true;
-        assert_eq!(book.ack([5].into_iter()), [alone(5)]);
+        book.outstanding.extend(7..=12);
+        assert_eq!(book.ack([8, 9, 10].into_iter()), []);
+        assert_eq!(book.ack([12].into_iter()), [8, 9, 10, 12].map(alone), "more than may wait");
     }
 
     proptest! {
@@ -404,7 +411,7 @@ mod tests {
         fn the_broker_always_knows_what_is_acked_late(
             rounds in prop::collection::vec((prop::collection::vec(1_u64..40, 0..20), any::<bool>()), 1..12),
         ) {
-            let mut book = Book { outstanding: (1..40).collect(), ..Book::default() };
+            let mut book = Book { outstanding: (1..40).collect(), most_late: 8, ..Book::default() };
             let mut unacked: BTreeSet<u64> = (1..40).collect();
             for (tags, late_too) in rounds {
                 let mut told = book.ack(tags.into_iter());
