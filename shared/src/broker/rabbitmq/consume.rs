@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -40,6 +40,8 @@ const LATE: Duration = Duration::from_millis(100);
 const LATE_FROM_PREFETCH: u16 = 1024;
 /// The share of the prefetch that may wait.
 const LATE_SHARE: usize = 8;
+/// Where acks wait, so many in one go at once.
+const MANY: usize = 16;
 
 /// The deliveries that one consumer gave and the broker has not been told of.
 pub(super) struct Deliveries {
@@ -91,6 +93,25 @@ impl RabbitConsumer {
         within(limit, channel.basic_consume(queue, ShortString::default(), options, FieldTable::default())).await
     }
 
+    /// The next delivery at hand; it is yet to be [handed out](Deliveries::hand_out).
+    pub(super) fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Result<AmqpDelivery, BrokerError>> {
+        if let End::Ended(reason) = &self.end {
+            return Poll::Ready(Err(reason.clone()));
+        }
+        let error = match std::task::ready!(self.stream.poll_next_unpin(context)) {
+            Some(Ok(delivery)) => return Poll::Ready(Ok(delivery)),
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        let reason = self.ended(error);
+        self.end = End::Ended(reason.clone());
+        Poll::Ready(Err(reason))
+    }
+
+    pub(super) fn deliveries(&self) -> &Arc<Deliveries> {
+        &self.deliveries
+    }
+
     /// Why the stream of deliveries is at its end.
     fn ended(&self, error: Option<lapin::Error>) -> BrokerError {
         if let Some(reason) = self.deliveries.session.reason() {
@@ -108,31 +129,22 @@ impl RabbitConsumer {
 #[async_trait]
 impl Consumer for RabbitConsumer {
     async fn next_batch(&mut self, most: usize) -> Result<Vec<Delivery>, BrokerError> {
-        if let End::Ended(reason) = &self.end {
-            return Err(reason.clone());
-        }
         let most = most.max(1);
         let mut batch = Vec::new();
         // One poll takes everything at hand, so a dropped call has taken nothing.
-        let end = std::future::poll_fn(|context| {
+        let ended = std::future::poll_fn(|context| {
             while batch.len() < most {
-                match self.stream.poll_next_unpin(context) {
-                    Poll::Ready(Some(Ok(delivery))) => batch.push(delivery),
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Some(error))),
-                    Poll::Ready(None) => return Poll::Ready(Some(None)),
+                match self.poll_delivery(context) {
+                    Poll::Ready(Ok(delivery)) => batch.push(delivery),
+                    Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
                     Poll::Pending if batch.is_empty() => return Poll::Pending,
                     Poll::Pending => break,
                 }
             }
-            Poll::Ready(None)
-        })
-        .await;
-        if let Some(error) = end {
-            let reason = self.ended(error);
-            self.end = End::Ended(reason.clone());
-            // What came with the end is void already.
-            return Err(reason);
-        }
+            Poll::Ready(Ok(()))
+        });
+        // What came with the end is void already.
+        ended.await?;
         Ok(self.deliveries.hand_out(batch))
     }
 
@@ -199,7 +211,7 @@ impl Deliveries {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hand_out(&self, batch: Vec<AmqpDelivery>) -> Vec<Delivery> {
+    pub(super) fn hand_out(&self, batch: Vec<AmqpDelivery>) -> Vec<Delivery> {
         let mut book = self.book();
         let convert = |delivery: AmqpDelivery| {
             book.outstanding.insert(delivery.delivery_tag);
@@ -212,6 +224,11 @@ impl Deliveries {
             }
         };
         batch.into_iter().map(convert).collect()
+    }
+
+    /// [`Tag::session`] of its deliveries.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     fn is_alive(&self) -> bool {
@@ -312,7 +329,8 @@ impl Acker for Deliveries {
 }
 
 impl Book {
-    /// Settles tags, and answers what is to be told now: everything up to the first that is not settled. The rest is late.
+    /// Settles tags, and answers what is to be told now: everything up to the first that is not settled, if it is worth
+    /// telling. The rest is late.
     fn ack(&mut self, tags: impl Iterator<Item = u64>) -> Vec<Part> {
         let Self { outstanding, late, most_late, .. } = self;
         // Tags that are not outstanding were settled before; the broker would close the channel over them.
@@ -322,6 +340,10 @@ impl Book {
         if behind.len() > *most_late {
             late.extend(behind);
             return self.all_late();
+        }
+        if *most_late > 0 && late.len() < MANY {
+            late.extend(behind);
+            return Vec::new();
         }
         prefix(&std::mem::replace(late, behind), stays).into_iter().collect()
     }
@@ -394,15 +416,19 @@ mod tests {
 
     #[test]
     fn an_ack_waits_for_those_before_it_and_goes_with_them() {
-        let mut book = Book { outstanding: (1..=6).collect(), most_late: 3, ..Book::default() };
-        assert_eq!(book.ack([3, 4, 6].into_iter()), []);
-        assert_eq!(book.ack([1].into_iter()), [alone(1)]);
-        assert_eq!(book.ack([2].into_iter()), [Part { last: 4, multiple: true, count: 3 }]);
-        assert_eq!(book.all_late(), [alone(6)]);
-        assert_eq!((book.outstanding.len(), book.late.len()), (1, 0));
-        book.outstanding.extend(7..=12);
-        assert_eq!(book.ack([8, 9, 10].into_iter()), []);
-        assert_eq!(book.ack([12].into_iter()), [8, 9, 10, 12].map(alone), "more than may wait");
+        let mut book = Book { outstanding: (1..=30).collect(), most_late: 5, ..Book::default() };
+        assert_eq!(book.ack(3..=4), []);
+        assert_eq!(book.ack(1..=1), [], "too few to be worth it");
+        assert_eq!(book.ack(5..=16), []);
+        assert_eq!(book.ack(2..=2), [Part { last: 16, multiple: true, count: 16 }]);
+        assert_eq!(book.ack(18..=22), []);
+        let told = book.ack(24..=24);
+        assert_eq!(told, [18, 19, 20, 21, 22, 24].map(alone), "more than may wait");
+        assert_eq!(book.ack(17..=17), []);
+        assert_eq!(book.all_late(), [alone(17)]);
+        book.most_late = 0;
+        assert_eq!(book.ack(30..=30), [alone(30)]);
+        assert_eq!(book.ack(23..=23), [alone(23)]);
     }
 
     proptest! {
