@@ -13,13 +13,21 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::Channel;
 use lapin::message::Delivery as AmqpDelivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::runtime::Handle;
 
 use super::convert::from_amqp;
 use super::errors::{Failure, broker_error, timed_out, within};
 use super::session::{Session, retire};
 use crate::broker::{Acker, BrokerError, Consumer, Delivery, Tag, Verdict};
+
+/// What a consumer takes of its queue.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    pub(super) prefetch: u16,
+    /// Consumers of a larger one are filled first. 0 as everybody's.
+    pub(super) priority: i16,
+}
 
 pub(super) struct RabbitConsumer {
     stream: lapin::Consumer,
@@ -61,13 +69,13 @@ impl RabbitConsumer {
     pub(super) async fn open(
         session: Arc<Session>,
         queue: ShortString,
-        prefetch: u16,
+        Share { prefetch, priority }: Share,
         number: u64,
         acks_linger: bool,
         limit: Duration,
     ) -> Result<Self, Failure> {
         let channel = session.channel(limit).await?;
-        let stream = match Self::subscribe(&channel, queue, prefetch, limit).await {
+        let stream = match Self::subscribe(&channel, queue, prefetch, priority, limit).await {
             Ok(stream) => stream,
             Err(failure) => {
                 retire(channel);
@@ -86,11 +94,16 @@ impl RabbitConsumer {
         channel: &Channel,
         queue: ShortString,
         prefetch: u16,
+        priority: i16,
         limit: Duration,
     ) -> Result<lapin::Consumer, Failure> {
+        let mut arguments = FieldTable::default();
+        if priority != 0 {
+            arguments.insert("x-priority".into(), AMQPValue::ShortInt(priority));
+        }
         within(limit, channel.basic_qos(prefetch.max(1), BasicQosOptions { global: false })).await?;
         let options = BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
-        within(limit, channel.basic_consume(queue, ShortString::default(), options, FieldTable::default())).await
+        within(limit, channel.basic_consume(queue, ShortString::default(), options, arguments)).await
     }
 
     /// The next delivery at hand; it is yet to be [handed out](Deliveries::hand_out).
@@ -416,19 +429,19 @@ mod tests {
 
     #[test]
     fn an_ack_waits_for_those_before_it_and_goes_with_them() {
-        let mut book = Book { outstanding: (1..=30).collect(), most_late: 5, ..Book::default() };
+        let mut book = Book { outstanding: (1..=60).collect(), most_late: 20, ..Book::default() };
         assert_eq!(book.ack(3..=4), []);
         assert_eq!(book.ack(1..=1), [], "too few to be worth it");
         assert_eq!(book.ack(5..=16), []);
         assert_eq!(book.ack(2..=2), [Part { last: 16, multiple: true, count: 16 }]);
-        assert_eq!(book.ack(18..=22), []);
-        let told = book.ack(24..=24);
-        assert_eq!(told, [18, 19, 20, 21, 22, 24].map(alone), "more than may wait");
+        assert_eq!(book.ack(18..=37), []);
+        let told = book.ack(40..=40);
+        assert_eq!(told, (18..=37).chain([40]).map(alone).collect::<Vec<_>>(), "more than may wait");
         assert_eq!(book.ack(17..=17), []);
         assert_eq!(book.all_late(), [alone(17)]);
         book.most_late = 0;
-        assert_eq!(book.ack(30..=30), [alone(30)]);
-        assert_eq!(book.ack(23..=23), [alone(23)]);
+        assert_eq!(book.ack(50..=50), [alone(50)]);
+        assert_eq!(book.ack(38..=39), [Part { last: 39, multiple: true, count: 2 }]);
     }
 
     proptest! {

@@ -24,7 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use self::consume::RabbitConsumer;
+use self::consume::{RabbitConsumer, Share};
 use self::declare::{Declarer, DurableType, Held};
 use self::endpoint::{Endpoint, Greeting};
 use self::link::Link;
@@ -152,17 +152,17 @@ impl Broker for RabbitMq {
         let name = convert::short(queue)
             .map_err(|_| BrokerError::Refused(format!("a name of {} bytes is too long for AMQP", queue.len())))?;
         let acks_linger = self.durable == DurableType::Quorum;
-        let open = |prefetch| {
+        let open = |share| {
             let number = self.consumers.fetch_add(1, Ordering::Relaxed);
-            RabbitConsumer::open(session.clone(), name.clone(), prefetch, number, acks_linger, self.answer_limit)
+            RabbitConsumer::open(session.clone(), name.clone(), share, number, acks_linger, self.answer_limit)
         };
         let count = strands::strands(prefetch);
         if count == 1 {
-            return Ok(Box::new(open(prefetch).await?));
+            return Ok(Box::new(open(Share { prefetch, priority: 0 }).await?));
         }
         let mut opened = Vec::with_capacity(count.into());
-        for _ in 0..count {
-            opened.push(open(prefetch.div_ceil(count)).await?);
+        for strand in 0..count {
+            opened.push(open(Share { prefetch: prefetch.div_ceil(count), priority: -(strand as i16) }).await?);
         }
         Ok(Box::new(Strands::new(opened)))
     }

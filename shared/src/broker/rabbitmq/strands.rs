@@ -2,7 +2,9 @@
 //!
 //! RabbitMQ keeps the unacked deliveries of a channel in one queue, and looks for an acked one from its front. Whoever
 //! holds tens of thousands and acks them in another order makes it walk past them every time: half a millisecond of the
-//! broker's time for each ack. Dealt out over several channels, each walk is as much shorter.
+//! broker's time for each ack. Dealt out over several channels, each walk is as much shorter. The channels are filled one
+//! after the other, by consumer priority, so that few deliveries all come by the first of them and in the queue's order;
+//! where one channel is full and the next one begins, some may come before others.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -13,8 +15,8 @@ use async_trait::async_trait;
 use super::consume::{Deliveries, RabbitConsumer};
 use crate::broker::{Acker, BrokerError, Consumer, Delivery, Tag, Verdict};
 
-/// Unacked deliveries for which one more channel is worth it.
-const STRAND: u16 = 1024;
+/// Unacked deliveries that one channel has at least, where there are several.
+const STRAND: u16 = 2048;
 const MOST_STRANDS: u16 = 16;
 
 /// How many channels a prefetch is dealt out over.
@@ -23,38 +25,37 @@ pub(super) fn strands(prefetch: u16) -> u16 {
 }
 
 pub(super) struct Strands {
+    /// In the order in which they are filled.
     strands: Vec<RabbitConsumer>,
-    /// Whose turn it is. The broker deals out in turns, so reading in turns keeps the queue's order.
-    turn: usize,
     acker: Arc<StrandsAcker>,
 }
 
 impl Strands {
     pub(super) fn new(strands: Vec<RabbitConsumer>) -> Self {
         let deliveries = strands.iter().map(|strand| strand.deliveries().clone()).collect();
-        Self { strands, turn: 0, acker: Arc::new(StrandsAcker(deliveries)) }
+        Self { strands, acker: Arc::new(StrandsAcker(deliveries)) }
     }
 }
 
 #[async_trait]
 impl Consumer for Strands {
     async fn next_batch(&mut self, most: usize) -> Result<Vec<Delivery>, BrokerError> {
-        let Self { strands, turn, .. } = self;
         let most = most.max(1);
         let mut batch = Vec::new();
         // One poll takes everything at hand, so a dropped call has taken nothing.
         let taken = poll_fn(|context| {
-            let mut without = 0;
-            while batch.len() < most && without < strands.len() {
-                match strands[*turn].poll_delivery(context) {
-                    Poll::Ready(Ok(delivery)) => {
-                        batch.extend(strands[*turn].deliveries().hand_out(vec![delivery]));
-                        without = 0;
+            for strand in &mut self.strands {
+                let mut own = Vec::new();
+                while batch.len() + own.len() < most {
+                    match strand.poll_delivery(context) {
+                        Poll::Ready(Ok(delivery)) => own.push(delivery),
+                        Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
+                        Poll::Pending => break,
                     }
-                    Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
-                    Poll::Pending => without += 1,
                 }
-                *turn = (*turn + 1) % strands.len();
+                if !own.is_empty() {
+                    batch.extend(strand.deliveries().hand_out(own));
+                }
             }
             if batch.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
         });
@@ -99,6 +100,6 @@ mod tests {
 
     #[test]
     fn a_small_prefetch_is_not_dealt_out() {
-        assert_eq!([1, 256, 2_047, 2_048, 60_000, u16::MAX].map(strands), [1, 1, 1, 2, 16, 16]);
+        assert_eq!([1, 256, 4_095, 4_096, 60_000, u16::MAX].map(strands), [1, 1, 1, 2, 16, 16]);
     }
 }
