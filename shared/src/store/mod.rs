@@ -7,7 +7,9 @@
 //! Every call takes a batch and costs one round trip.
 
 pub mod contract;
+mod cursor;
 pub mod embedded;
+mod pack;
 pub mod redis;
 mod surely;
 

@@ -1,9 +1,9 @@
 //! The store on Redis 6.2 or later, or Valkey. The only place that knows either.
 //!
-//! A record is a hash, described in `redis/common.lua`. Whoever decides over one does so in a Lua script, which runs
-//! alone and reads the server's own clock. The scripts never look into a task's JSON: what changes while a task lives
-//! stands in fields beside it, and is patched in when the record is read. Every key has one hash tag, so that all of
-//! them are in one slot of a cluster.
+//! A record is a string, described in `redis/common.lua`. Whoever decides over one does so in a Lua script, which runs
+//! alone and reads the server's own clock. The scripts never look into the task itself: what changes while it lives
+//! stands before it, and is patched in when the record is read. Every key has one hash tag, so that all of them are in
+//! one slot of a cluster.
 //!
 //! Redis as it is often installed is not durable, and is not asked to be: losing it costs repeats, never a task.
 //! It needs `maxmemory-policy noeviction`, since evicting a record would drop a fence. A user with
@@ -19,11 +19,10 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use self::link::{Link, array, bytes, optional_bytes, unexpected};
-use self::record::{Cursor, VIEW};
 use self::script::Entry;
 use super::{
-    Accept, Accepted, Claim, Claimed, FOLLOWERS, Filter, Guard, Page, Release, Released, Renew, Renewed, Retention,
-    Settle, Settled, Store, StoreError,
+    Accept, Accepted, Claim, Claimed, FOLLOWERS, Filter, Page, Release, Released, Renew, Renewed, Retention, Settle,
+    Settled, Store, StoreError, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
@@ -39,6 +38,8 @@ const PAGE_BYTES: usize = 16 << 20;
 /// Records looked at in one round trip of a list, and in all of a list's. A page ends early after them.
 const STRETCH_TASKS: usize = 256;
 const SCAN_TASKS: usize = 16 * STRETCH_TASKS;
+/// Records that a settlement looks at in one command: few commands, and yet not all of a batch in memory at once.
+const TOGETHER: &[u8] = b"16";
 /// Longest time-to-live and lease; milliseconds. A century, so that no sum of them overflows anywhere.
 const LONGEST_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
 
@@ -54,9 +55,11 @@ pub struct RedisStore {
 
 /// Keys, and prefixes of keys.
 struct Keys {
-    task: String,
+    record: String,
     alias: String,
     listed: String,
+    /// Counts all that ever were listed.
+    counter: String,
     load: String,
     loads: String,
     models: String,
@@ -65,7 +68,8 @@ struct Keys {
 
 impl Keys {
     fn of(&self, id: TaskId) -> String {
-        format!("{}{}", self.task, id.0.simple())
+        let mut digits = [0; 32];
+        [&self.record, &*id.0.as_simple().encode_lower(&mut digits)].concat()
     }
 }
 
@@ -80,9 +84,10 @@ impl RedisStore {
             link: Link::new(&settings.url, settings.timeout_ms)?,
             leases: Link::new(&settings.url, settings.timeout_ms)?,
             keys: Keys {
-                task: topology.key("task:"),
+                record: topology.key("record:"),
                 alias: topology.key("alias:"),
-                listed: topology.key("listed"),
+                listed: topology.key("records"),
+                counter: topology.key("records:listed"),
                 load: topology.key("load:"),
                 loads: topology.key("loads"),
                 models: topology.key("models"),
@@ -94,7 +99,7 @@ impl RedisStore {
         })
     }
 
-    async fn commands(&self, commands: &[Cmd]) -> Result<Vec<Value>, StoreError> {
+    async fn commands(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, StoreError> {
         if commands.is_empty() {
             return Ok(Vec::new());
         }
@@ -103,82 +108,78 @@ impl RedisStore {
     }
 
     async fn command(&self, command: Cmd) -> Result<Value, StoreError> {
-        self.commands(&[command]).await?.pop().ok_or_else(|| unexpected("no answer"))
+        self.commands(vec![command]).await?.pop().ok_or_else(|| unexpected("no answer"))
     }
 }
 
 #[async_trait]
 impl Store for RedisStore {
     async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
-        let entries = tasks.into_iter().map(|task| {
-            let alias = task.alias.map(|alias| format!("{}{alias}", self.keys.alias)).unwrap_or_default();
-            let arguments = [
-                task.id.0.simple().to_string().into_bytes(),
-                format!("3{:032x}", task.fingerprint).into_bytes(),
-                alias.into_bytes(),
-                task.record.state.as_str().into(),
-                number(task.record.attempt),
-                record::written(&task.record)?,
-                number(record::score(&task.record)),
-                task.follower.as_ref().map(follower).transpose()?.unwrap_or_default(),
-            ];
-            Ok(Entry::new(self.keys.of(task.id), arguments))
+        let entries = tasks.iter().map(|task| {
+            let alias = task.alias.as_ref().map(|alias| [&self.keys.alias, alias.as_str()].concat());
+            Ok(Entry { key: self.keys.of(task.id), arguments: [record::accepted(task, alias.as_deref())?] })
         });
         let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
         let most = number(FOLLOWERS);
+        let keys = [&*self.keys.listed, &self.keys.counter];
         let arguments: [&[u8]; 4] =
-            [self.keys.task.as_bytes(), self.unfinished_ms.as_bytes(), self.listed.as_bytes(), &most];
-        let answers = script::ACCEPT.batch(&self.link, &[&self.keys.listed], &arguments, &entries).await?;
+            [self.keys.record.as_bytes(), self.unfinished_ms.as_bytes(), self.listed.as_bytes(), &most];
+        let answers = script::ACCEPT.batch(&self.link, &keys, &arguments, &entries).await?;
         let read = |answer| match answer {
             Value::Int(0) => Ok(Accepted::New),
-            answer => match pair(answer)? {
-                [Value::Int(1), view] => Ok(Accepted::Known(record::present(view)?)),
-                [Value::Int(2), view] => Ok(Accepted::Conflict(record::present(view)?)),
-                _ => Err(unexpected("accept")),
-            },
+            answer => {
+                let [kind, id, record] = triple(answer)?;
+                let known = record::present(id_of(id)?, record)?;
+                match kind {
+                    Value::Int(1) => Ok(Accepted::Known(known)),
+                    Value::Int(2) => Ok(Accepted::Conflict(known)),
+                    _ => Err(unexpected("accept")),
+                }
+            }
         };
         answers.into_iter().map(read).collect()
     }
 
     async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError> {
-        let entries: Vec<_> =
-            tasks.into_iter().map(|(id, model)| Entry::new(self.keys.of(id), [model.into_bytes()])).collect();
+        let entry = |(id, model): (TaskId, String)| Entry { key: self.keys.of(id), arguments: [model.into_bytes()] };
+        let entries: Vec<_> = tasks.into_iter().map(entry).collect();
         script::DISPATCHED.batch(&self.link, &[], &[self.unfinished_ms.as_bytes()], &entries).await.map(drop)
     }
 
     async fn claim(&self, claims: Vec<Claim>) -> Result<Vec<Claimed>, StoreError> {
-        let entries = claims.into_iter().map(|claim| {
-            let arguments = [
+        let ids: Vec<_> = claims.iter().map(|claim| claim.id).collect();
+        let entries = claims.into_iter().map(|claim| Entry {
+            key: self.keys.of(claim.id),
+            arguments: [
                 claim.worker.into_bytes(),
-                nonce(claim.nonce),
+                record::nonce(claim.nonce).to_vec(),
                 number(claim.lease_ms.min(LONGEST_MS)),
                 number(claim.max_attempts),
                 number(claim.attempts),
-            ];
-            Entry::new(self.keys.of(claim.id), arguments)
+            ],
         });
         let entries: Vec<_> = entries.collect();
         let answers = script::CLAIM.batch(&self.link, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
-        let read = |answer| match answer {
+        let read = |(answer, id)| match answer {
             Value::Int(0) => Ok(Claimed::Unknown),
             Value::Int(busy) if busy < 0 => Ok(Claimed::Busy { for_ms: busy.unsigned_abs() }),
             Value::Int(attempt) => Ok(Claimed::Run { attempt: attempts(attempt)? }),
-            answer => match <[Value; 1]>::try_from(array(answer)?) {
-                Ok([Value::Int(begun)]) => Ok(Claimed::Exhausted { attempts: attempts(begun)? }),
-                Ok(_) => Err(unexpected("claim")),
-                Err(ended) => {
-                    let [result, tell] = pair(Value::Array(ended))?;
-                    Ok(Claimed::Terminal { result: record::result(result)?, followers: record::followers(tell)? })
-                }
+            Value::Array(begun) => match begun[..] {
+                [Value::Int(begun)] => Ok(Claimed::Exhausted { attempts: attempts(begun)? }),
+                _ => Err(unexpected("claim")),
             },
+            ended => {
+                let (result, followers) = record::finished(id, ended)?;
+                Ok(Claimed::Terminal { result, followers })
+            }
         };
-        answers.into_iter().map(read).collect()
+        answers.into_iter().zip(ids).map(read).collect()
     }
 
     async fn renew(&self, leases: Vec<Renew>) -> Result<Vec<Renewed>, StoreError> {
-        let entries = leases.into_iter().map(|lease| {
-            let arguments = [nonce(lease.nonce), number(lease.lease_ms.min(LONGEST_MS))];
-            Entry::new(self.keys.of(lease.id), arguments)
+        let entries = leases.into_iter().map(|lease| Entry {
+            key: self.keys.of(lease.id),
+            arguments: [record::nonce(lease.nonce).to_vec(), number(lease.lease_ms.min(LONGEST_MS))],
         });
         let entries: Vec<_> = entries.collect();
         let answers = script::RENEW.batch(&self.leases, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
@@ -192,45 +193,34 @@ impl Store for RedisStore {
     }
 
     async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError> {
-        let entries = settlements.into_iter().map(|Settle { guard, result }| {
-            let (nonce, attempt) = match guard {
-                Guard::Fence { attempt, nonce: drawn } => (nonce(drawn), number(attempt)),
-                Guard::First { nonce: drawn } => (nonce(drawn), Vec::new()),
-                Guard::Unclaimed => (Vec::new(), number(result.attempt)),
-            };
+        let entries = settlements.iter().map(|Settle { guard, result }| {
             if !result.state.is_terminal() {
                 return Err(StoreError::Refused(format!("task {}: {:?} settles nothing", result.id.0, result.state)));
             }
-            let arguments = [
-                nonce,
-                attempt,
-                result.state.as_str().into(),
-                record::written(&result)?,
-                result.id.0.simple().to_string().into_bytes(),
-                number(record::score(&result)),
-            ];
-            Ok(Entry::new(self.keys.of(result.id), arguments))
+            Ok(Entry { key: self.keys.of(result.id), arguments: [record::ended(*guard, result)?] })
         });
         let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
-        let arguments = [self.finished_ms.as_bytes(), self.listed.as_bytes()];
-        let answers = script::SETTLE.batch(&self.link, &[&self.keys.listed], &arguments, &entries).await?;
-        let read = |answer| match answer {
+        let together = if has_twice(&settlements) { b"1".as_slice() } else { TOGETHER };
+        let keys = [&*self.keys.listed, &self.keys.counter];
+        let arguments = [self.finished_ms.as_bytes(), self.listed.as_bytes(), together];
+        let answers = script::SETTLE.batch(&self.link, &keys, &arguments, &entries).await?;
+        let read = |(answer, settle): (Value, Settle)| match answer {
             Value::Int(0) => Ok(Settled::Stale),
             Value::Int(1) => Ok(Settled::Done { followers: Vec::new() }),
             Value::BulkString(_) => Ok(Settled::Done { followers: record::followers(answer)? }),
             answer => match pair(answer)? {
-                [Value::Int(2), tell] => Ok(Settled::Again { followers: record::followers(tell)? }),
-                [Value::Int(3), result] => Ok(Settled::Already(record::result(result)?)),
+                [Value::Int(2), told] => Ok(Settled::Again { followers: record::followers(told)? }),
+                [Value::Int(3), ended] => Ok(Settled::Already(record::present(settle.result.id, ended)?)),
                 _ => Err(unexpected("settle")),
             },
         };
-        answers.into_iter().map(read).collect()
+        answers.into_iter().zip(settlements).map(read).collect()
     }
 
     async fn release(&self, releases: Vec<Release>) -> Result<Vec<Released>, StoreError> {
-        let entries = releases.into_iter().map(|release| {
-            let arguments = [nonce(release.nonce), number(u8::from(release.counts))];
-            Entry::new(self.keys.of(release.id), arguments)
+        let entries = releases.into_iter().map(|release| Entry {
+            key: self.keys.of(release.id),
+            arguments: [record::nonce(release.nonce).to_vec(), number(u8::from(release.counts))],
         });
         let entries: Vec<_> = entries.collect();
         let answers = script::RELEASE.batch(&self.leases, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
@@ -238,69 +228,66 @@ impl Store for RedisStore {
     }
 
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError> {
-        let commands = ids.into_iter().map(|id| {
-            let mut command = redis::cmd("HMGET");
-            command.arg(self.keys.of(id)).arg(&VIEW);
+        let commands = ids.iter().map(|id| {
+            let mut command = redis::cmd("GET");
+            command.arg(self.keys.of(*id));
             command
         });
-        let views = self.commands(&commands.collect::<Vec<_>>()).await?;
-        views.into_iter().map(record::task).collect()
+        let records = self.commands(commands.collect()).await?;
+        records.into_iter().zip(ids).map(|(record, id)| record::task(id, record)).collect()
     }
 
     async fn follow(&self, ids: Vec<TaskId>, reply: Reply) -> Result<Vec<Option<TaskResult>>, StoreError> {
-        let entries: Vec<_> = ids.into_iter().map(|id| Entry::new(self.keys.of(id), [])).collect();
-        let (most, reply) = (number(FOLLOWERS), follower(&reply)?);
+        let entries: Vec<_> = ids.iter().map(|id| Entry { key: self.keys.of(*id), arguments: [] }).collect();
+        let (most, reply) = (number(FOLLOWERS), record::follower(&reply)?);
         let arguments = [self.unfinished_ms.as_bytes(), &most, &reply];
-        let views = script::FOLLOW.batch(&self.link, &[], &arguments, &entries).await?;
-        views.into_iter().map(record::task).collect()
+        let records = script::FOLLOW.batch(&self.link, &[], &arguments, &entries).await?;
+        records.into_iter().zip(ids).map(|(record, id)| record::task(id, record)).collect()
     }
 
     async fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Result<Page, StoreError> {
         let limit = limit.min(PAGE_TASKS);
-        let mut from = cursor.map(Cursor::read).transpose()?;
+        let mut from = cursor.map(cursor::read).transpose()?;
         if limit == 0 {
             return Ok(Page { tasks: Vec::new(), cursor: cursor.map(str::to_owned) });
         }
         let unfiltered =
             filter.state.is_none() && filter.model.is_none() && filter.tenant.is_none() && filter.metadata.is_empty();
-        let state = filter.state.map(crate::lifecycle::State::as_str).unwrap_or_default();
+        let state = filter.state.map(|state| number(pack::state_number(state))).unwrap_or_default();
         let (mut tasks, mut page_bytes) = (Vec::new(), 0);
         for _ in 0..SCAN_TASKS / STRETCH_TASKS {
             let stretch = if unfiltered { limit - tasks.len() } else { STRETCH_TASKS };
-            let (id, score) = match &from {
-                Some(cursor) => (cursor.id.0.simple().to_string(), cursor.score.to_string()),
-                None => Default::default(),
-            };
+            let place = from.map(number).unwrap_or_default();
             let (most, most_bytes) = (number(stretch.min(STRETCH_TASKS)), number(PAGE_BYTES - page_bytes));
-            let arguments: [&[u8]; 6] =
-                [self.keys.task.as_bytes(), id.as_bytes(), score.as_bytes(), &most, state.as_bytes(), &most_bytes];
-            let answer = script::LIST.call(&self.link, &[&self.keys.listed], &arguments).await?;
+            let arguments: [&[u8]; 5] = [self.keys.record.as_bytes(), &place, &most, &state, &most_bytes];
+            let keys = [&*self.keys.listed, &self.keys.counter];
+            let answer = script::LIST.call(&self.link, &keys, &arguments).await?;
 
             let mut answer = array(answer)?.into_iter();
-            let ended = yes(answer.next().ok_or_else(|| unexpected("list"))?)?;
-            while let (Some(id), Some(score)) = (answer.next(), answer.next()) {
-                let place = place(id, score)?;
-                let shown = answer.next();
-                from = Some(place);
-                let Some(view) = shown else { break };
-                page_bytes += view_bytes(&view);
-                match record::task(view) {
+            let end = answer.next().ok_or_else(|| unexpected("list")).and_then(count)?;
+            while let (Some(place), Some(id), Some(record)) = (answer.next(), answer.next(), answer.next()) {
+                from = Some(count(place)?);
+                if let Value::BulkString(bytes) = &record {
+                    page_bytes += bytes.len();
+                }
+                match id_of(id).and_then(|id| record::task(id, record)) {
                     Ok(task) => tasks.extend(task.filter(|task| filter.matches(task))),
                     // One that cannot be read must not keep the others from being listed.
                     Err(error) => tracing::warn!(%error, "a listed task cannot be read"),
                 }
                 if tasks.len() == limit {
-                    return Ok(Page { tasks, cursor: from.map(|cursor| cursor.write()) });
+                    return Ok(Page { tasks, cursor: from.map(cursor::write) });
                 }
             }
-            if ended {
+            from = Some(end);
+            if end == 0 {
                 return Ok(Page { tasks, cursor: None });
             }
             if page_bytes >= PAGE_BYTES {
                 break;
             }
         }
-        Ok(Page { tasks, cursor: from.map(|cursor| cursor.write()) })
+        Ok(Page { tasks, cursor: from.map(cursor::write) })
     }
 
     async fn report_load(&self, report: &LoadReport, ttl_ms: u64) -> Result<(), StoreError> {
@@ -315,7 +302,7 @@ impl Store for RedisStore {
         forget.arg(&self.keys.loads).arg(worker);
         let mut delete = redis::cmd("DEL");
         delete.arg(format!("{}{worker}", self.keys.load));
-        self.commands(&[forget, delete]).await.map(drop)
+        self.commands(vec![forget, delete]).await.map(drop)
     }
 
     async fn loads(&self) -> Result<Vec<LoadReport>, StoreError> {
@@ -383,17 +370,8 @@ fn number(number: impl ToString) -> Vec<u8> {
     number.to_string().into_bytes()
 }
 
-fn nonce(nonce: u128) -> Vec<u8> {
-    format!("{nonce:032x}").into_bytes()
-}
-
 fn json(value: &impl serde::Serialize) -> Result<Vec<u8>, StoreError> {
     serde_json::to_vec(value).map_err(|error| StoreError::Refused(error.to_string()))
-}
-
-/// A follower as it is kept and compared.
-fn follower(reply: &Reply) -> Result<Vec<u8>, StoreError> {
-    json(reply)
 }
 
 fn attempts(number: i64) -> Result<u32, StoreError> {
@@ -411,18 +389,26 @@ fn pair(answer: Value) -> Result<[Value; 2], StoreError> {
     array(answer)?.try_into().map_err(|_| unexpected("no pair"))
 }
 
-fn place(id: Value, score: Value) -> Result<Cursor, StoreError> {
-    let id = record::text(bytes(id)?)?.parse().map_err(|_| unexpected("no id"))?;
-    let score = record::parsed(&bytes(score)?, "a place in the list")?;
-    Ok(Cursor { id: TaskId(id), score })
+fn triple(answer: Value) -> Result<[Value; 3], StoreError> {
+    array(answer)?.try_into().map_err(|_| unexpected("no three values"))
 }
 
-fn view_bytes(view: &Value) -> usize {
-    match view {
-        Value::Array(fields) => fields.iter().map(view_bytes).sum(),
-        Value::BulkString(bytes) => bytes.len(),
-        _ => 0,
+fn count(answer: Value) -> Result<u64, StoreError> {
+    match answer {
+        Value::Int(number) => number.try_into().map_err(|_| unexpected("a number below 0")),
+        _ => Err(unexpected("no number")),
     }
+}
+
+fn id_of(answer: Value) -> Result<TaskId, StoreError> {
+    record::text(bytes(answer)?)?.parse().map(TaskId).map_err(|_| unexpected("no id"))
+}
+
+/// Whether a task is settled twice in one batch.
+fn has_twice(settlements: &[Settle]) -> bool {
+    let mut ids: Vec<_> = settlements.iter().map(|settle| settle.result.id).collect();
+    ids.sort_unstable();
+    ids.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 /// Those that can be read: what one process wrote must not blind the others to the rest.

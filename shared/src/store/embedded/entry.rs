@@ -2,9 +2,10 @@
 
 use uuid::Uuid;
 
-use super::pack::{View, followers, put_followers, put_state, state};
+use super::pack::{View, followers, put_followers};
 use super::records::{Live, Record};
 use crate::journal::codec::{Malformed, Reader, put_bytes, put_i64, put_option, put_str, put_u64, put_u128};
+use crate::store::pack::{put_state, state};
 use crate::task::TaskId;
 use crate::time::Timestamp;
 

@@ -21,12 +21,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use self::entry::Entry;
-use self::pack::{View, identity, pack, put_task};
+use self::pack::{View, identity, pack};
 use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
 use self::shelf::Shelf;
+use super::pack::put_task;
 use super::{
     Accept, Accepted, Claim, Claimed, Filter, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention, Settle,
-    Settled, Store, StoreError,
+    Settled, Store, StoreError, cursor,
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
@@ -366,7 +367,7 @@ impl Store for EmbeddedStore {
                 }
                 // One more than fits: there is a next page, and it begins after the last that did fit.
                 if page.tasks.len() == limit {
-                    page.cursor = Some(cursor_at(last));
+                    page.cursor = Some(cursor::write(last));
                     return Ok(page);
                 }
                 page.tasks.push(view.task()?);
@@ -439,23 +440,8 @@ impl EmbeddedStore {
     }
 }
 
-/// The number of the last task of a page, and a check that nobody made it up by mistake.
-fn cursor_at(seq: u64) -> String {
-    format!("{seq:016x}{:04x}", check_of(seq))
-}
-
 fn read_cursor(cursor: &str, end: u64) -> Result<u64, StoreError> {
-    let digits = cursor.len() == 20 && cursor.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if !digits {
-        return Err(StoreError::BadCursor);
-    }
-    let seq = u64::from_str_radix(&cursor[..16], 16).map_err(|_| StoreError::BadCursor)?;
-    let check = u64::from_str_radix(&cursor[16..], 16).map_err(|_| StoreError::BadCursor)?;
-    if check != check_of(seq) || seq >= end { Err(StoreError::BadCursor) } else { Ok(seq) }
-}
-
-fn check_of(seq: u64) -> u64 {
-    seq.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48
+    cursor::read(cursor).and_then(|seq| if seq >= end { Err(StoreError::BadCursor) } else { Ok(seq) })
 }
 
 impl From<JournalError> for StoreError {

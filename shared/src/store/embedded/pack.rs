@@ -3,26 +3,15 @@
 //! A packed record is its identity (fingerprint and idempotency key), its followers, and the task as it is shown. What
 //! changes while a task is not finished stands beside it, so that a claim moves no bytes.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde_json::value::RawValue;
-
 use crate::envelope::Reply;
-use crate::journal::codec::{Malformed, Reader, put_bytes, put_f64, put_i64, put_option, put_str, put_u64, put_u128};
+use crate::journal::codec::{Malformed, Reader, put_bytes, put_option, put_str, put_u64, put_u128};
 use crate::lifecycle::State;
-use crate::outcome::{TaskError, TaskResult, Timings};
-use crate::store::Filter;
-use crate::task::{Kind, Priority, TaskId};
+use crate::outcome::TaskResult;
+use crate::store::{Filter, pack};
+use crate::task::TaskId;
 use crate::time::Timestamp;
-
-pub(super) fn put_state(out: &mut Vec<u8>, state: State) {
-    out.push(State::ALL.iter().position(|one| *one == state).unwrap_or_default() as u8);
-}
-
-pub(super) fn state(reader: &mut Reader<'_>) -> Result<State, Malformed> {
-    State::ALL.get(usize::from(reader.u8()?)).copied().ok_or(Malformed)
-}
 
 /// What tells whether a task that comes again is the same one, and under which key it may come.
 pub(super) fn identity(fingerprint: u128, alias: Option<&str>) -> Vec<u8> {
@@ -83,87 +72,6 @@ pub(super) fn followers(reader: &mut Reader<'_>) -> Result<Vec<Reply>, Malformed
     Ok(followers)
 }
 
-/// The task as it is shown, without its id.
-pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
-    let TaskResult { id: _, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata } =
-        task;
-    put_state(out, *state);
-    out.push(Kind::ALL.iter().position(|one| one == kind).unwrap_or_default() as u8);
-    out.push(priority.get());
-    put_u64(out, (*attempt).into());
-    put_str(out, tenant);
-    put_option(out, model.as_deref(), put_str);
-    put_option(out, worker.as_deref(), put_str);
-    put_u64(out, metadata.len() as u64);
-    for (name, value) in metadata {
-        put_str(out, name);
-        put_str(out, value);
-    }
-    put_timings(out, timings);
-    put_option(out, error.as_ref(), |out, error| {
-        put_str(out, &error.code);
-        put_str(out, &error.message);
-        out.push(u8::from(error.retryable));
-    });
-    put_option(out, output.as_ref(), |out, output| put_str(out, output.get()));
-}
-
-/// Instants after the first are written as the time since it: a few bytes instead of eight.
-fn put_timings(out: &mut Vec<u8>, timings: &Timings) {
-    let Timings { accepted, dispatched, started, finished, waited_ms, ran_ms } = timings;
-    let first = accepted.map_or(0, Timestamp::as_micros);
-    put_option(out, *accepted, |out, instant| put_i64(out, instant.as_micros()));
-    for instant in [dispatched, started, finished] {
-        put_option(out, *instant, |out, instant| put_i64(out, instant.as_micros().wrapping_sub(first)));
-    }
-    put_option(out, *waited_ms, put_f64);
-    put_option(out, *ran_ms, put_f64);
-}
-
-fn timings(reader: &mut Reader<'_>) -> Result<Timings, Malformed> {
-    let accepted = reader.option(Reader::i64)?;
-    let mut later = || {
-        let since = reader.option(Reader::i64)?;
-        Ok(since.map(|since| Timestamp::from_micros(accepted.unwrap_or(0).wrapping_add(since))))
-    };
-    Ok(Timings {
-        accepted: accepted.map(Timestamp::from_micros),
-        dispatched: later()?,
-        started: later()?,
-        finished: later()?,
-        waited_ms: reader.option(Reader::f64)?,
-        ran_ms: reader.option(Reader::f64)?,
-    })
-}
-
-fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Result<TaskResult, Malformed> {
-    let state = state(reader)?;
-    let kind = *Kind::ALL.get(usize::from(reader.u8()?)).ok_or(Malformed)?;
-    let priority = Priority::try_from(reader.u8()?).map_err(|_| Malformed)?;
-    let attempt = reader.u32()?;
-    let tenant = reader.str()?.to_owned();
-    let model = reader.option(Reader::str)?.map(str::to_owned);
-    let worker = reader.option(Reader::str)?.map(str::to_owned);
-    let mut metadata = BTreeMap::new();
-    for _ in 0..reader.u64()? {
-        let name = reader.str()?.to_owned();
-        metadata.insert(name, reader.str()?.to_owned());
-    }
-    let timings = timings(reader)?;
-    let error = reader.option(|reader| {
-        Ok(TaskError {
-            code: reader.str()?.to_owned(),
-            message: reader.str()?.to_owned(),
-            retryable: reader.u8()? != 0,
-        })
-    })?;
-    let output = match reader.option(Reader::str)? {
-        Some(json) if with_output => Some(RawValue::from_string(json.to_owned()).map_err(|_| Malformed)?),
-        _ => None,
-    };
-    Ok(TaskResult { id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata })
-}
-
 /// One record's packed bytes: its identity, with its length before it; its followers once it is finished; the task.
 pub(super) fn pack(identity: &[u8], followers: &[Reply], task: &[u8]) -> Arc<[u8]> {
     let mut out = Vec::with_capacity(identity.len() + task.len() + 8);
@@ -217,7 +125,7 @@ impl View {
         let mut reader = Reader::new(&self.packed);
         reader.bytes()?;
         followers(&mut reader)?;
-        let mut task = task(self.id, &mut reader, with_output)?;
+        let mut task = pack::task(self.id, &mut reader, with_output)?;
         if let Some((state, progress)) = &self.progress {
             task.state = *state;
             task.attempt = progress.attempt;
@@ -236,6 +144,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::store::pack::put_task;
     use crate::wire::tests::any_result;
 
     fn any_follower() -> impl Strategy<Value = Reply> {

@@ -1,53 +1,47 @@
--- KEYS: the list, then each task's record.
--- ARGV: prefix of records, milliseconds to keep, most listed, most followers; then for each task: id, fingerprint,
---       key of its idempotency key or '', state, attempts, record, microseconds it was accepted at, follower or ''.
--- Answers for each: 0 when it is new, or { 1 known | 2 conflict, view }.
+-- KEYS: the list, its counter, then each task's record.
+-- ARGV: prefix of records, milliseconds to keep, most listed, most followers; then each task's record.
+-- Answers 0 when all are new; otherwise for each: 0 when it is new, or { 1 known | 2 conflict, id, record }.
 
 local PREFIX, KEEP, LISTED, FOLLOWERS = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local answers, entries = {}, {}
 
-for number = 1, #KEYS - 1 do
-  local at = number * 8 - 4
-  local id, print, alias = ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local key, follower = KEYS[number + 1], ARGV[at + 8]
+for number = 1, #KEYS - 2 do
+  local key, record = KEYS[number + 2], ARGV[number + 4]
+  local at = run_of(record)
+  local alias, from = alias_of(record, at)
 
-  local known = redis.call('HGET', key, 'print')
-  if not known and alias ~= '' then
-    local first = redis.call('GET', alias)
+  local known
+  if not alias then
+    known = not redis.call('SET', key, record, 'NX', 'PX', KEEP) and redis.call('GET', key)
+  else
+    known = redis.call('GET', key)
+    local first = not known and redis.call('GET', alias)
     if first then
-      known = redis.call('HGET', PREFIX .. first, 'print')
-      if known then
-        key = PREFIX .. first
-      end
+      known = redis.call('GET', PREFIX .. first)
+      key = known and PREFIX .. first or key
+    end
+    if not known then
+      redis.call('SET', key, record, 'PX', KEEP)
+      redis.call('SET', alias, sub(key, -32), 'PX', KEEP)
     end
   end
 
   if not known then
-    redis.call('HSET', key, 'print', print, 'state', ARGV[at + 4], 'tries', ARGV[at + 5], 'record', ARGV[at + 6])
-    redis.call('PEXPIRE', key, KEEP)
-    if alias ~= '' then
-      redis.call('SET', alias, id, 'PX', KEEP)
-      redis.call('HSET', key, 'alias', alias)
-    end
-    if follower ~= '' then
-      follow(key, follower, FOLLOWERS)
-    end
-    entries[#entries + 1] = ARGV[at + 7]
-    entries[#entries + 1] = id
+    entries[#entries + 1] = listed(key, sub(record, 2, 9))
     answers[number] = 0
-  elseif #known == #print and known ~= print then
-    answers[number] = { 2, view(key) }
+  elseif byte(known, 10) == byte(record, 10) and sub(known, 11, 26) ~= sub(record, 11, 26) then
+    answers[number] = { 2, sub(key, -32), known }
   else
-    local held = redis.call('HMGET', key, 'state', 'alias')
-    if not ENDED[held[1]] then
-      if follower ~= '' then
-        follow(key, follower, FOLLOWERS)
+    local known_at = run_of(known)
+    if byte(known, known_at) < SUCCEEDED then
+      if from < at then
+        known, known_at = follow(known, known_at, sub(record, from, at - 1), FOLLOWERS)
       end
-      keep(key, held[2], KEEP)
+      write(key, known, known_at, KEEP)
     end
-    answers[number] = { 1, view(key) }
+    answers[number] = { 1, sub(key, -32), known }
   end
 end
 
-list(KEYS[1], entries, LISTED)
-return answers
+list(KEYS[1], KEYS[2], entries, LISTED)
+return #entries == #KEYS - 2 and 0 or answers

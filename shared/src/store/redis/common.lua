@@ -1,18 +1,32 @@
 -- What the scripts share; it stands before each of them.
 --
--- A task's record is a hash. Fields:
---   record  the task as accepted, or its result once it has ended: JSON, never looked into here
---   state   as results have it: `queued`, `running`, …
---   print   fingerprint; empty when only a settlement made the record
---   tries   attempts begun
---   nonce   of the attempt that holds the task, or that settled it; empty when nobody does
---   lease   until when that attempt holds it, milliseconds since the epoch
---   worker, began (microseconds since the epoch)   of that attempt
---   model, sent (microseconds since the epoch)     from the dispatch
---   tell    followers: JSON, each between line feeds
---   alias   key of its idempotency key
+-- A task's record is one string, because one string is written with its expiry in one command. Numbers are little-endian.
+--
+--   at  bytes
+--    1   1  format of the record: 1
+--    2   8  stamp, drawn anew: tells the record from an earlier one of the same id in the list
+--   10   1  how the fingerprint was made; 0 when there is none, because only a settlement made the record
+--   11  16  fingerprint
+--   27   4  length of what is kept to the end
+--   31      kept to the end: length (2 bytes) and key of the idempotency key; followers: JSON, each between line feeds
+--
+-- Then its run; `at` is where it begins:
+--
+--   +0   1  state, as numbered below
+--   +1   4  attempts begun
+--   +5   1  whether an attempt holds the task or has settled it: 0 none, 1 one that claimed, 2 a first one that did not
+--   +6  16  nonce of that attempt
+--  +22   8  until when it holds the task: milliseconds since the epoch
+--  +30   8  when it began: microseconds since the epoch
+--  +38   8  when the task was dispatched: microseconds since the epoch, 0 when it was not
+--  +46   4  lengths of model and worker, 2 bytes each
+--  +50      model that was chosen, worker of that attempt
+--
+-- The rest is the task as it was accepted, or its result once it has ended. No script looks into it.
 
-local ENDED = { succeeded = true, failed = true, cancelled = true, expired = true, rejected = true }
+local QUEUED, DISPATCHED, RUNNING, SUCCEEDED = 1, 2, 3, 4
+
+local byte, sub, pack, unpack_of = string.byte, string.sub, struct.pack, struct.unpack
 
 -- Milliseconds and microseconds since the epoch: every lease is judged by this one clock.
 local function clock()
@@ -20,35 +34,68 @@ local function clock()
   return time[1] * 1000 + math.floor(time[2] / 1000), time[1] * 1000000 + time[2]
 end
 
--- A record and the key that leads to it are kept for so long from now, in milliseconds.
-local function keep(key, alias, ms)
-  redis.call('PEXPIRE', key, ms)
-  if alias and alias ~= '' then
+-- Where the run of a record begins.
+local function run_of(record)
+  return 31 + unpack_of('<I4', record, 27)
+end
+
+-- Key of a record's idempotency key, or nil; and where its followers begin.
+local function alias_of(record, at)
+  if at == 31 then
+    return nil, at
+  end
+  local length = unpack_of('<I2', record, 31)
+  return length > 0 and sub(record, 33, 32 + length) or nil, 33 + length
+end
+
+-- Attempts begun, whether one holds the task, its nonce, and until when.
+local function attempt_of(record, at)
+  return unpack_of('<I4Bc16I8', record, at + 1)
+end
+
+-- A record is kept for so long from now, in milliseconds, and so is the key that leads to it.
+local function write(key, record, at, ms)
+  redis.call('SET', key, record, 'PX', ms)
+  local alias = alias_of(record, at)
+  if alias then
     redis.call('PEXPIRE', alias, ms)
   end
 end
 
--- What a look-up needs of a record.
-local function view(key)
-  return redis.call('HMGET', key, 'state', 'record', 'tries', 'model', 'sent', 'began', 'worker')
+-- What is to be told besides, or nil.
+local function followers_of(record, at)
+  local _, from = alias_of(record, at)
+  return from < at and sub(record, from, at - 1) or nil
 end
 
--- Adds a follower that is not there yet, while there are fewer than `most`.
-local function follow(key, follower, most)
-  local tell = redis.call('HGET', key, 'tell') or '\n'
-  if string.find(tell, '\n' .. follower .. '\n', 1, true) then
-    return
+-- The record with a follower that is not there yet, while there are fewer than `most`; and where its run begins then.
+-- `follower` has a line feed on either side.
+local function follow(record, at, follower, most)
+  local alias, from = alias_of(record, at)
+  local told = from < at and sub(record, from, at - 1) or '\n'
+  if string.find(told, follower, 1, true) then
+    return record, at
   end
-  local _, lines = string.gsub(tell, '\n', '')
-  if lines - 1 < most then
-    redis.call('HSET', key, 'tell', tell .. follower .. '\n')
+  local _, lines = string.gsub(told, '\n', '')
+  if lines - 1 >= most then
+    return record, at
   end
+  alias = alias or ''
+  local kept = pack('<I2', #alias) .. alias .. told .. sub(follower, 2)
+  return sub(record, 1, 26) .. pack('<I4', #kept) .. kept .. sub(record, at), 31 + #kept
 end
 
--- Lists tasks, each a score and an id after one another, and forgets the oldest beyond `most`.
-local function list(key, entries, most)
-  if #entries > 0 then
-    redis.call('ZADD', key, unpack(entries))
-    redis.call('ZREMRANGEBYRANK', key, 0, -most - 1)
+-- How the list names a record.
+local function listed(key, stamp)
+  return sub(key, -32) .. stamp
+end
+
+-- Lists tasks and forgets the oldest beyond `most`. `counter` counts all that ever were.
+local function list(key, counter, entries, most)
+  if #entries > 0 and most > 0 then
+    redis.call('INCRBY', counter, #entries)
+    if redis.call('RPUSH', key, unpack(entries)) > most then
+      redis.call('LTRIM', key, -most, -1)
+    end
   end
 end

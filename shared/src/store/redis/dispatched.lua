@@ -5,10 +5,13 @@ local _, now_us = clock()
 local answers = {}
 
 for number, key in ipairs(KEYS) do
-  local held = redis.call('HMGET', key, 'state', 'alias')
-  if held[1] == 'queued' or held[1] == 'dispatched' then
-    redis.call('HSET', key, 'state', 'dispatched', 'model', ARGV[number + 1], 'sent', now_us)
-    keep(key, held[2], ARGV[1])
+  local record, model = redis.call('GET', key), ARGV[number + 1]
+  local at = record and run_of(record)
+  local state = record and byte(record, at)
+  if state == QUEUED or state == DISPATCHED then
+    local old, worker = unpack_of('<I2I2', record, at + 46)
+    write(key, sub(record, 1, at - 1) .. pack('<B', DISPATCHED) .. sub(record, at + 1, at + 37)
+      .. pack('<I8I2I2', now_us, #model, worker) .. model .. sub(record, at + 50 + old), at, ARGV[1])
     answers[number] = 1
   else
     answers[number] = 0

@@ -1,14 +1,15 @@
--- KEYS: each task's record. ARGV: milliseconds to keep, most followers, follower.
--- Answers for each: a view.
+-- KEYS: each task's record. ARGV: milliseconds to keep, most followers, follower with a line feed on either side.
+-- Answers for each: its record.
 
 local answers = {}
 
 for number, key in ipairs(KEYS) do
-  local held = redis.call('HMGET', key, 'state', 'alias')
-  if held[1] and not ENDED[held[1]] then
-    follow(key, ARGV[3], tonumber(ARGV[2]))
-    keep(key, held[2], ARGV[1])
+  local record = redis.call('GET', key)
+  local at = record and run_of(record)
+  if record and byte(record, at) < SUCCEEDED then
+    record, at = follow(record, at, ARGV[3], tonumber(ARGV[2]))
+    write(key, record, at, ARGV[1])
   end
-  answers[number] = view(key)
+  answers[number] = record
 end
 return answers

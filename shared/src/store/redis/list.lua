@@ -1,51 +1,38 @@
--- One stretch of the list, newest first.
--- KEYS: the list.
--- ARGV: prefix of records, id to begin behind or '', its score, most tasks to look at, state to show or '', bytes of
---       records after which to stop.
--- Answers: 1 when the list ends here, else 0; then id, score and view of each task to show, one after another;
--- then id and score of the last one that was looked at, when there was one.
+-- One stretch of the list, newest first. A place in it counts all tasks that ever were listed, from 0.
+-- KEYS: the list, its counter.
+-- ARGV: prefix of records, place to begin before or '', most tasks to look at, number of the state to show or '', bytes
+--       of records after which to stop.
+-- Answers: place of the last one that was looked at, 0 when there is none further back; then place, id and record of each
+-- task to show, one after another.
 
-local LIST, PREFIX, MOST, STATE, BYTES = KEYS[1], ARGV[1], tonumber(ARGV[4]), ARGV[5], tonumber(ARGV[6])
+local PREFIX, MOST, STATE, BYTES = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 
-local from = 0
-if ARGV[2] ~= '' then
-  if redis.call('ZSCORE', LIST, ARGV[2]) == ARGV[3] then
-    from = redis.call('ZREVRANK', LIST, ARGV[2]) + 1
-  else
-    -- It was forgotten since, or accepted anew: begin where it was.
-    local mark = ARGV[2] .. '-'
-    redis.call('ZADD', LIST, ARGV[3], mark)
-    from = redis.call('ZREVRANK', LIST, mark)
-    redis.call('ZREM', LIST, mark)
-  end
-end
+local length = redis.call('LLEN', KEYS[1])
+local gone = tonumber(redis.call('GET', KEYS[2]) or 0) - length
+local to = math.min(length, (tonumber(ARGV[2]) or math.huge) - gone)
+local from = math.max(0, to - MOST)
+local answer, bytes = { gone + from }, 0
 
-local found = redis.call('ZREVRANGE', LIST, from, from + MOST - 1, 'WITHSCORES')
-local answer, gone, bytes = { 0 }, {}, 0
-local looked = 0
-for at = 1, #found, 2 do
-  local task = view(PREFIX .. found[at])
-  looked = looked + 1
-  if not task[1] then
-    gone[#gone + 1] = found[at]
-  elseif STATE == '' or task[1] == STATE then
-    answer[#answer + 1] = found[at]
-    answer[#answer + 1] = found[at + 1]
-    answer[#answer + 1] = task
-    bytes = bytes + #task[2]
-    if bytes >= BYTES then
-      break
+if from < to then
+  local entries = redis.call('LRANGE', KEYS[1], from, to - 1)
+  for at = #entries, 1, -1 do
+    local entry = entries[at]
+    local id = sub(entry, 1, 32)
+    local record = redis.call('GET', PREFIX .. id)
+    -- It may be forgotten, or accepted anew: then it is further up.
+    if record and sub(record, 2, 9) == sub(entry, 33) and (not STATE or byte(record, run_of(record)) == STATE) then
+      answer[#answer + 1] = gone + from + at - 1
+      answer[#answer + 1] = id
+      answer[#answer + 1] = record
+      bytes = bytes + #record
+      if bytes >= BYTES then
+        answer[1] = gone + from + at - 1
+        break
+      end
     end
   end
 end
-if looked < MOST and looked * 2 == #found then
-  answer[1] = 1
-end
-if looked > 0 then
-  answer[#answer + 1] = found[looked * 2 - 1]
-  answer[#answer + 1] = found[looked * 2]
-end
-if #gone > 0 then
-  redis.call('ZREM', LIST, unpack(gone))
+if answer[1] <= gone then
+  answer[1] = 0
 end
 return answer

@@ -1,89 +1,206 @@
-//! How a task's record looks in the server, and how it is read back.
+//! How a task's record looks in the server, and how it is read back. `common.lua` has the layout in words.
 
 use redis::Value;
 use serde::de::DeserializeOwned;
 
-use super::link::{array, bytes, optional_bytes, unexpected};
+use super::link::{bytes, optional_bytes, unexpected};
 use crate::envelope::Reply;
+use crate::journal::codec::{Malformed, Reader};
 use crate::lifecycle::State;
 use crate::outcome::TaskResult;
-use crate::store::{RECORD_BYTES, StoreError};
+use crate::store::pack::{self, put_state, put_task};
+use crate::store::{Accept, Guard, RECORD_BYTES, StoreError};
 use crate::task::TaskId;
 use crate::time::Timestamp;
 
-/// Fields that [`task`] reads, in its order. `common.lua` has the same row.
-pub(super) const VIEW: [&str; 7] = ["state", "record", "tries", "model", "sent", "began", "worker"];
+const FORMAT: u8 = 1;
+/// How fingerprints are made now. One that was made otherwise says nothing about one that is made so.
+const FINGERPRINT: u8 = 1;
+/// What stands before that which is kept to the end.
+const HEAD_BYTES: usize = 30;
+/// A run without model and worker.
+const RUN_BYTES: usize = 50;
+/// Room for a task of the usual size.
+const TASK_BYTES: usize = 256;
 
-/// The record as it is kept.
+/// The record of a task that is taken in. `alias` is the key of its idempotency key.
 ///
 /// # Errors
 /// [`StoreError::Refused`] for one that is too large.
-pub(super) fn written(task: &TaskResult) -> Result<Vec<u8>, StoreError> {
-    let text = serde_json::to_vec(task).map_err(|error| StoreError::Refused(format!("task {}: {error}", task.id.0)))?;
-    if text.len() > RECORD_BYTES {
-        return Err(StoreError::Refused(format!(
-            "task {}: its record of {} bytes is too large",
-            task.id.0,
-            text.len()
-        )));
+pub(super) fn accepted(task: &Accept, alias: Option<&str>) -> Result<Vec<u8>, StoreError> {
+    let mut out = Vec::with_capacity(HEAD_BYTES + RUN_BYTES + TASK_BYTES);
+    out.push(FORMAT);
+    out.extend_from_slice(&fastrand::u64(..).to_le_bytes());
+    out.push(FINGERPRINT);
+    out.extend_from_slice(&task.fingerprint.to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    if alias.is_some() || task.follower.is_some() {
+        let alias = alias.unwrap_or_default();
+        let length = u16::try_from(alias.len()).map_err(|_| refused(task.id, "its idempotency key is too long"))?;
+        out.extend_from_slice(&length.to_le_bytes());
+        out.extend_from_slice(alias.as_bytes());
+        if let Some(reply) = &task.follower {
+            out.extend(follower(reply)?);
+        }
+        let kept = u32::try_from(out.len() - HEAD_BYTES).map_err(|_| refused(task.id, "its follower is too long"))?;
+        out[HEAD_BYTES - 4..HEAD_BYTES].copy_from_slice(&kept.to_le_bytes());
     }
-    Ok(text)
+    put_run(&mut out, task.record.state, task.record.attempt, Held::Not, 0);
+    put_checked(&mut out, &task.record)?;
+    Ok(out)
 }
 
-/// The place of a task in the list: microseconds, exact as the double that it becomes.
-pub(super) fn score(task: &TaskResult) -> i64 {
-    task.timings.accepted.unwrap_or_else(Timestamp::now).as_micros().clamp(0, (1 << 53) - 1)
-}
-
-/// Reads a view: `None` when there is no record.
-pub(super) fn task(view: Value) -> Result<Option<TaskResult>, StoreError> {
-    let view: [Value; VIEW.len()] =
-        array(view)?.try_into().map_err(|_| unexpected("a record with another number of fields"))?;
-    let [state, record, tries, model, sent, began, worker] = view;
-    let (Some(state), Some(record)) = (optional_bytes(state)?, optional_bytes(record)?) else {
-        return Ok(None);
+/// What a settlement writes of a record: its run, and the result.
+///
+/// # Errors
+/// [`StoreError::Refused`] for one that is too large.
+pub(super) fn ended(guard: Guard, result: &TaskResult) -> Result<Vec<u8>, StoreError> {
+    let output = result.output.as_ref().map_or(0, |output| output.get().len());
+    let mut out = Vec::with_capacity(RUN_BYTES + TASK_BYTES + output);
+    let (attempt, held, nonce) = match guard {
+        Guard::Fence { attempt, nonce } => (attempt, Held::Claimed, nonce),
+        Guard::First { nonce } => (1, Held::First, nonce),
+        Guard::Unclaimed => (result.attempt, Held::Not, 0),
     };
-    let mut task: TaskResult = parsed(&record, "a record")?;
-    let state = State::ALL
-        .into_iter()
-        .find(|known| known.as_str().as_bytes() == state)
-        .ok_or_else(|| StoreError::Corrupt(format!("task {}: unknown state", task.id.0)))?;
-    if state.is_terminal() {
-        // Its result was written as the record.
-        return Ok(Some(task));
-    }
-    task.state = state;
-    if let Some(tries) = optional_bytes(tries)? {
-        task.attempt = parsed(&tries, "a number of attempts")?;
-    }
-    if let Some(model) = optional_bytes(model)? {
-        task.model = Some(text(model)?);
-    }
-    if let Some(sent) = optional_bytes(sent)? {
-        task.timings.dispatched = Some(Timestamp::from_micros(parsed(&sent, "an instant")?));
-    }
-    if state == State::Running {
-        task.worker = optional_bytes(worker)?.map(text).transpose()?;
-        let began = optional_bytes(began)?.map(|began| parsed(&began, "an instant")).transpose()?;
-        task.timings.started = began.map(Timestamp::from_micros);
-    }
-    Ok(Some(task))
+    put_run(&mut out, result.state, attempt, held, nonce);
+    put_checked(&mut out, result)?;
+    Ok(out)
 }
 
-/// Reads a view of a record that is there.
-pub(super) fn present(view: Value) -> Result<Box<TaskResult>, StoreError> {
-    task(view)?.map(Box::new).ok_or_else(|| unexpected("no record"))
+/// Whether an attempt holds the task, or has settled it.
+enum Held {
+    Not,
+    Claimed,
+    First,
 }
 
-/// Reads a result as it was settled.
-pub(super) fn result(record: Value) -> Result<Box<TaskResult>, StoreError> {
-    parsed(&bytes(record)?, "a result")
+fn put_run(out: &mut Vec<u8>, state: State, attempt: u32, held: Held, nonce: u128) {
+    let start = out.len();
+    put_state(out, state);
+    out.extend_from_slice(&attempt.to_le_bytes());
+    out.push(held as u8);
+    out.extend_from_slice(&self::nonce(nonce));
+    // Neither lease nor model nor worker: the task says it all.
+    out.resize(start + RUN_BYTES, 0);
+}
+
+pub(super) fn nonce(nonce: u128) -> [u8; 16] {
+    nonce.to_le_bytes()
+}
+
+fn put_checked(out: &mut Vec<u8>, task: &TaskResult) -> Result<(), StoreError> {
+    let start = out.len();
+    put_task(out, task);
+    match out.len() - start {
+        bytes if bytes > RECORD_BYTES => Err(refused(task.id, &format!("its record of {bytes} bytes is too large"))),
+        _ => Ok(()),
+    }
+}
+
+fn refused(id: TaskId, why: &str) -> StoreError {
+    StoreError::Refused(format!("task {}: {why}", id.0))
+}
+
+/// A follower as it is kept and compared: JSON, with a line feed on either side.
+pub(super) fn follower(reply: &Reply) -> Result<Vec<u8>, StoreError> {
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, reply).map_err(|error| StoreError::Refused(error.to_string()))?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+/// A record as it stands in the server.
+struct Record<'a> {
+    kept: &'a [u8],
+    state: State,
+    attempt: u32,
+    began: i64,
+    sent: i64,
+    model: &'a str,
+    worker: &'a str,
+    task: Reader<'a>,
+}
+
+impl<'a> Record<'a> {
+    fn read(record: &'a [u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(record);
+        let [format, ..] = reader.array::<{ HEAD_BYTES - 4 }>()?;
+        if format != FORMAT {
+            return Err(Malformed);
+        }
+        let kept = u32::from_le_bytes(reader.array()?);
+        let kept = reader.take(kept as usize)?;
+        let state = pack::state(&mut reader)?;
+        let attempt = u32::from_le_bytes(reader.array()?);
+        let [_held] = reader.array()?;
+        let (_nonce, _lease) = (reader.array::<16>()?, reader.array::<8>()?);
+        let (began, sent) = (i64::from_le_bytes(reader.array()?), i64::from_le_bytes(reader.array()?));
+        let (model, worker) = (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
+        let mut text = |bytes: u16| std::str::from_utf8(reader.take(bytes.into())?).map_err(|_| Malformed);
+        let (model, worker) = (text(model)?, text(worker)?);
+        Ok(Self { kept, state, attempt, began, sent, model, worker, task: reader })
+    }
+
+    fn task(mut self, id: TaskId) -> Result<TaskResult, Malformed> {
+        let mut task = pack::task(id, &mut self.task, true)?;
+        if self.state.is_terminal() {
+            // Its result was written as the task.
+            return Ok(task);
+        }
+        (task.state, task.attempt) = (self.state, self.attempt);
+        if !self.model.is_empty() {
+            task.model = Some(self.model.to_owned());
+        }
+        if self.sent != 0 {
+            task.timings.dispatched = Some(Timestamp::from_micros(self.sent));
+        }
+        if self.state == State::Running {
+            task.worker = Some(self.worker.to_owned());
+            task.timings.started = Some(Timestamp::from_micros(self.began));
+        }
+        Ok(task)
+    }
+
+    fn followers(&self) -> Option<&'a [u8]> {
+        let length = u16::from_le_bytes(*self.kept.first_chunk()?);
+        self.kept.get(2 + usize::from(length)..)
+    }
+}
+
+/// Reads a record: `None` when there is none.
+pub(super) fn task(id: TaskId, record: Value) -> Result<Option<TaskResult>, StoreError> {
+    optional_bytes(record)?.map(|record| read(id, &record)).transpose()
+}
+
+fn read(id: TaskId, record: &[u8]) -> Result<TaskResult, StoreError> {
+    Record::read(record).and_then(|record| record.task(id)).map_err(|error| corrupt(id, &error.to_string()))
+}
+
+fn corrupt(id: TaskId, what: &str) -> StoreError {
+    StoreError::Corrupt(format!("the record of task {}: {what}", id.0))
+}
+
+/// Reads a record that is there.
+pub(super) fn present(id: TaskId, record: Value) -> Result<Box<TaskResult>, StoreError> {
+    task(id, record)?.map(Box::new).ok_or_else(|| unexpected("no record"))
+}
+
+/// Reads a finished record, and who is to be told besides.
+pub(super) fn finished(id: TaskId, record: Value) -> Result<(Box<TaskResult>, Vec<Reply>), StoreError> {
+    let record = bytes(record)?;
+    let read = Record::read(&record).map_err(|error| corrupt(id, &error.to_string()))?;
+    let followers = read.followers().map(lines).transpose()?.unwrap_or_default();
+    let task = read.task(id).map_err(|error| corrupt(id, &error.to_string()))?;
+    Ok((Box::new(task), followers))
 }
 
 /// Reads the followers: JSON, each between line feeds.
-pub(super) fn followers(tell: Value) -> Result<Vec<Reply>, StoreError> {
-    let Some(tell) = optional_bytes(tell)? else { return Ok(Vec::new()) };
-    tell.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parsed(line, "a follower")).collect()
+pub(super) fn followers(told: Value) -> Result<Vec<Reply>, StoreError> {
+    optional_bytes(told)?.map(|told| lines(&told)).transpose().map(Option::unwrap_or_default)
+}
+
+fn lines(told: &[u8]) -> Result<Vec<Reply>, StoreError> {
+    told.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(|line| parsed(line, "a follower")).collect()
 }
 
 pub(super) fn parsed<T: DeserializeOwned>(json: &[u8], what: &str) -> Result<T, StoreError> {
@@ -92,49 +209,4 @@ pub(super) fn parsed<T: DeserializeOwned>(json: &[u8], what: &str) -> Result<T, 
 
 pub(super) fn text(bytes: Vec<u8>) -> Result<String, StoreError> {
     String::from_utf8(bytes).map_err(|_| StoreError::Corrupt("a text that is not UTF-8".to_owned()))
-}
-
-/// Where a page ends: behind this task.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Cursor {
-    pub id: TaskId,
-    pub score: i64,
-}
-
-impl Cursor {
-    pub(super) fn write(&self) -> String {
-        format!("{:014x}{}", self.score, self.id.0.simple())
-    }
-
-    pub(super) fn read(cursor: &str) -> Result<Self, StoreError> {
-        let digits = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if cursor.len() != 14 + 32 || !cursor.bytes().all(digits) {
-            return Err(StoreError::BadCursor);
-        }
-        let score = i64::from_str_radix(&cursor[..14], 16).map_err(|_| StoreError::BadCursor)?;
-        let id = cursor[14..].parse().map_err(|_| StoreError::BadCursor)?;
-        if score >= 1 << 53 { Err(StoreError::BadCursor) } else { Ok(Self { id: TaskId(id), score }) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Cursor;
-    use crate::lifecycle::State;
-    use crate::task::TaskId;
-
-    #[test]
-    fn a_state_is_named_as_on_the_wire() {
-        for state in State::ALL {
-            assert_eq!(serde_json::to_string(&state).unwrap(), format!("{:?}", state.as_str()));
-        }
-    }
-
-    #[test]
-    fn a_cursor_is_read_as_it_was_written() {
-        for score in [0, 1, 1_732_456_789_123_456, (1 << 53) - 1] {
-            let cursor = Cursor { id: TaskId::new(), score };
-            assert_eq!(Cursor::read(&cursor.write()), Ok(cursor));
-        }
-    }
 }

@@ -4,17 +4,20 @@
 local answers = {}
 
 for number, key in ipairs(KEYS) do
-  local held = redis.call('HMGET', key, 'state', 'nonce', 'tries', 'alias')
-  if held[2] == ARGV[number * 2] and not ENDED[held[1]] then
-    local tries = tonumber(held[3])
+  local record = redis.call('GET', key)
+  local at = record and run_of(record)
+  local tries, held, holder
+  if record then
+    tries, held, holder = attempt_of(record, at)
+  end
+  if record and held > 0 and holder == ARGV[number * 2] and byte(record, at) < SUCCEEDED then
     if ARGV[number * 2 + 1] == '0' then
       tries = tries - 1
     end
-    redis.call('HSET', key, 'state', 'queued', 'nonce', '', 'lease', 0, 'tries', tries)
-    keep(key, held[4], ARGV[1])
+    write(key, sub(record, 1, at - 1) .. pack('<BI4Bc16I8', QUEUED, tries, 0, holder, 0) .. sub(record, at + 30), at, ARGV[1])
     answers[number] = 1
   else
-    answers[number] = held[1] and 0 or 1
+    answers[number] = record and 0 or 1
   end
 end
 return answers

@@ -5,13 +5,18 @@ local now = clock()
 local answers = {}
 
 for number, key in ipairs(KEYS) do
-  local held = redis.call('HMGET', key, 'state', 'nonce', 'alias')
-  if held[2] == ARGV[number * 2] and not ENDED[held[1]] then
-    redis.call('HSET', key, 'lease', now + tonumber(ARGV[number * 2 + 1]))
-    keep(key, held[3], ARGV[1])
+  local record = redis.call('GET', key)
+  local at = record and run_of(record)
+  local _, held, holder
+  if record then
+    _, held, holder = attempt_of(record, at)
+  end
+  if record and held > 0 and holder == ARGV[number * 2] and byte(record, at) < SUCCEEDED then
+    local until_ms = pack('<I8', now + tonumber(ARGV[number * 2 + 1]))
+    write(key, sub(record, 1, at + 21) .. until_ms .. sub(record, at + 30), at, ARGV[1])
     answers[number] = 1
   else
-    answers[number] = held[1] and 0 or 2
+    answers[number] = record and 0 or 2
   end
 end
 return answers

@@ -7,7 +7,7 @@ use redis::{Cmd, Pipeline, Value};
 use super::link::{self, Link};
 use crate::store::StoreError;
 
-/// A call holds the server up for as long as it runs, about 5 µs a task: others get their turn in between.
+/// A call holds the server up for as long as it runs, about 4 µs a task: others get their turn in between.
 const CALL_TASKS: usize = 256;
 /// And for copying what it is given.
 const CALL_BYTES: usize = 4 << 20;
@@ -38,19 +38,15 @@ scripts! {
 }
 
 /// What a script is told of one task.
-pub(super) struct Entry {
+pub(super) struct Entry<const N: usize> {
     /// The task's record.
     pub key: String,
-    pub arguments: Vec<Vec<u8>>,
+    pub arguments: [Vec<u8>; N],
 }
 
-impl Entry {
-    pub(super) fn new<const N: usize>(key: String, arguments: [Vec<u8>; N]) -> Self {
-        Self { key, arguments: arguments.into() }
-    }
-
+impl<const N: usize> Entry<N> {
     fn bytes(&self) -> usize {
-        self.arguments.iter().map(Vec::len).sum()
+        self.key.len() + self.arguments.iter().map(Vec::len).sum::<usize>()
     }
 }
 
@@ -61,41 +57,49 @@ impl Script {
 
     /// Calls it once; its answer.
     pub(super) async fn call(&self, link: &Link, keys: &[&str], arguments: &[&[u8]]) -> Result<Value, StoreError> {
-        let mut answers = self.run(link, vec![self.command(keys, arguments)]).await?;
+        let mut answers = self.run(link, vec![self.command::<0>(keys, arguments, &[])]).await?;
         answers.pop().ok_or_else(|| link::unexpected("no answer"))
     }
 
     /// Calls it for all entries, in one round trip. `keys` and `arguments` stand before those of the entries in each
-    /// call. The answers of all calls, one for each entry.
+    /// call. The answers of all calls, one for each entry; a number that answers for all of a call is given to each.
     ///
     /// # Errors
     /// Of some calls the answers may be lost then, though they took effect: the caller repeats all of them.
-    pub(super) async fn batch(
+    pub(super) async fn batch<const N: usize>(
         &self,
         link: &Link,
         keys: &[&str],
         arguments: &[&[u8]],
-        entries: &[Entry],
+        entries: &[Entry<N>],
     ) -> Result<Vec<Value>, StoreError> {
-        let calls = split(entries).into_iter().map(|entries| {
-            let keys: Vec<&str> = keys.iter().copied().chain(entries.iter().map(|entry| &*entry.key)).collect();
-            let own = entries.iter().flat_map(|entry| entry.arguments.iter().map(|argument| &**argument));
-            let arguments: Vec<&[u8]> = arguments.iter().copied().chain(own).collect();
-            self.command(&keys, &arguments)
-        });
+        let parts = split(entries);
+        let calls = parts.iter().map(|entries| self.command(keys, arguments, entries)).collect();
         let mut answers = Vec::with_capacity(entries.len());
-        for answer in self.run(link, calls.collect()).await? {
-            answers.extend(link::array(answer)?);
-        }
-        if answers.len() != entries.len() {
-            return Err(link::unexpected(format_args!("{} answers to {}", answers.len(), entries.len())));
+        for (answer, part) in self.run(link, calls).await?.into_iter().zip(parts) {
+            let before = answers.len();
+            match answer {
+                Value::Int(all) => answers.extend(part.iter().map(|_| Value::Int(all))),
+                answer => answers.extend(link::array(answer)?),
+            }
+            if answers.len() - before != part.len() {
+                return Err(link::unexpected(format_args!("{} answers to {}", answers.len() - before, part.len())));
+            }
         }
         Ok(answers)
     }
 
-    fn command(&self, keys: &[&str], arguments: &[&[u8]]) -> Cmd {
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(&self.sha).arg(keys.len()).arg(keys).arg(arguments);
+    fn command<const N: usize>(&self, keys: &[&str], arguments: &[&[u8]], entries: &[Entry<N>]) -> Cmd {
+        let count = 3 + keys.len() + arguments.len() + entries.len() * (1 + N);
+        let mut command = Cmd::with_capacity(count, FIXED_BYTES + entries.iter().map(Entry::bytes).sum::<usize>());
+        command.arg("EVALSHA").arg(&self.sha).arg(keys.len() + entries.len()).arg(keys);
+        for entry in entries {
+            command.arg(&entry.key);
+        }
+        command.arg(arguments);
+        for argument in entries.iter().flat_map(|entry| &entry.arguments) {
+            command.arg(argument.as_slice());
+        }
         command
     }
 
@@ -105,33 +109,37 @@ impl Script {
         if calls.is_empty() {
             return Ok(Vec::new());
         }
-        let mut answers = link.send(&pipeline(&calls)).await?;
-        let unknown: Vec<usize> =
-            answers.iter().enumerate().filter(|(_, answer)| link::is_no_script(answer)).map(|(at, _)| at).collect();
-        if !unknown.is_empty() {
+        let calls = pipeline(calls);
+        let mut answers = link.send(&calls).await?;
+        if answers.iter().any(link::is_no_script) {
             let mut load = redis::cmd("SCRIPT");
             load.arg("LOAD").arg(&self.text);
-            let again: Vec<Cmd> = std::iter::once(load).chain(unknown.iter().map(|at| calls[*at].clone())).collect();
-            let mut second = link.send(&pipeline(&again)).await?.into_iter();
+            let unknown = calls.cmd_iter().zip(&answers).filter(|(_, answer)| link::is_no_script(answer));
+            let again = pipeline(std::iter::once(load).chain(unknown.map(|(call, _)| call.clone())));
+            let mut second = link.send(&again).await?.into_iter();
             second.next().map(|loaded| link.checked(loaded)).transpose()?;
-            for (at, answer) in unknown.into_iter().zip(second) {
-                answers[at] = answer;
+            for (answer, again) in answers.iter_mut().filter(|answer| link::is_no_script(answer)).zip(second) {
+                *answer = again;
             }
         }
         answers.into_iter().map(|answer| link.checked(answer)).collect()
     }
 }
 
-pub(super) fn pipeline(commands: &[Cmd]) -> Pipeline {
-    let mut pipeline = Pipeline::with_capacity(commands.len());
+/// About what a call takes beside what it is told of its tasks.
+const FIXED_BYTES: usize = 256;
+
+pub(super) fn pipeline(commands: impl IntoIterator<Item = Cmd>) -> Pipeline {
+    let commands = commands.into_iter();
+    let mut pipeline = Pipeline::with_capacity(commands.size_hint().0);
     for command in commands {
-        pipeline.add_command(command.clone());
+        pipeline.add_command(command);
     }
     pipeline
 }
 
 /// Runs of entries, each for one call.
-fn split(entries: &[Entry]) -> Vec<&[Entry]> {
+fn split<const N: usize>(entries: &[Entry<N>]) -> Vec<&[Entry<N>]> {
     let mut calls = Vec::new();
     let (mut from, mut bytes) = (0, 0);
     for (at, entry) in entries.iter().enumerate() {
@@ -153,8 +161,8 @@ mod tests {
     use super::{CALL_BYTES, CALL_TASKS, Entry, split};
 
     fn sizes(entries: &[usize]) -> Vec<usize> {
-        let entries: Vec<_> = entries.iter().map(|bytes| Entry::new(String::new(), [vec![0; *bytes]])).collect();
-        split(&entries).into_iter().map(<[Entry]>::len).collect()
+        let entry = |bytes: &usize| Entry { key: String::new(), arguments: [vec![0; *bytes]] };
+        split(&entries.iter().map(entry).collect::<Vec<_>>()).into_iter().map(<[_]>::len).collect()
     }
 
     #[test]
