@@ -315,7 +315,7 @@ async fn an_attempt_that_turns_out_long_is_claimed_late() {
     };
     let claimed = async {
         while !is_claimed().await {
-            tokio::time::sleep(Duration::from_millis(2)).await;
+            tokio::task::yield_now().await;
         }
     };
     tokio::time::timeout(PATIENCE, claimed).await.expect("its record to say that it runs");
