@@ -11,6 +11,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -31,6 +32,8 @@ BULK_S = 8.0
 LEAST_TASKS, MOST_TASKS = 1000, 200_000
 # Above this share of its cores in use before the first turn, the machine's figures are of little worth by themselves.
 QUIET_SHARE = 0.15
+REDIS_HELP = """Redis for everybody. One that is not appendonly, everysec and noeviction, as BullMQ wants it, is left alone,
+and a Redis of the run's own is started instead, which is also what happens without this"""
 
 
 def say(text=""):
@@ -49,24 +52,21 @@ def positive(kind):
 
 def arguments():
     keys = [contestant.key for contestant in CONTESTANTS]
-    parser = argparse.ArgumentParser(prog="run.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--amqp", default="amqp://guest:guest@127.0.0.1:5672/", metavar="URL", help="RabbitMQ (default: %(default)s)")
-    parser.add_argument(
-        "--redis",
-        metavar="URL",
-        help="Redis for everybody. One that is not appendonly, everysec and noeviction, as BullMQ wants it, is left alone, "
-        "and a Redis of the run's own is started beside it, which is also what happens without this",
-    )
-    parser.add_argument("--tasks", type=positive(int), metavar="N", help=f"tasks of each turn (default: as many as take {BULK_S:.0f} s)")
-    parser.add_argument("--turns", type=positive(int), default=5, metavar="N", help="turns of everybody (default: %(default)s)")
-    parser.add_argument("--trials", type=positive(int), default=2, metavar="N", help="tries of each variant of a peer before the turns (default: %(default)s)")
-    parser.add_argument("--rate", type=positive(float), default=100.0, metavar="TASKS", help="tasks a second of the latency part (default: %(default)s)")
-    parser.add_argument("--latency-s", type=float, default=5.0, metavar="S", help="how long that part is; 0 leaves it out (default: %(default)s)")
-    parser.add_argument("--only", metavar="KEYS", help=f"comma-separated, of {', '.join(keys)}")
-    parser.add_argument("--taskyard", metavar="PATH", help="a taskyard binary that takes turns with the peers")
-    parser.add_argument("--taskyard-arguments", default="", metavar="TEXT", help="more arguments for taskyard bench, such as '--slots 128'")
-    parser.add_argument("--markdown", action="store_true", help="print tables in Markdown")
-    parser.add_argument("--json", metavar="FILE", help="also write everything that was measured to a file")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.sh", description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--amqp", default="amqp://guest:guest@127.0.0.1:5672/", metavar="URL", help="RabbitMQ (default: %(default)s)")
+    add("--redis", metavar="URL", help=REDIS_HELP)
+    add("--tasks", type=positive(int), metavar="N", help=f"tasks of each turn (default: what takes {BULK_S:.0f} s)")
+    add("--turns", type=positive(int), default=5, metavar="N", help="turns of everybody (default: %(default)s)")
+    add("--trials", type=positive(int), default=2, metavar="N", help="tries of each variant (default: %(default)s)")
+    add("--rate", type=positive(float), default=100.0, metavar="TASKS", help="a second, for the latency (default: 100)")
+    add("--latency-s", type=float, default=5.0, metavar="S", help="how long that takes; 0: not at all (default: 5)")
+    add("--only", metavar="KEYS", help=f"comma-separated, of {', '.join(keys)}; empty: none")
+    add("--taskyard", metavar="PATH", help="a taskyard binary that takes turns with the peers")
+    add("--taskyard-arguments", default="", metavar="TEXT", help="more for taskyard bench, such as '--slots 128'")
+    add("--markdown", action="store_true", help="print tables in Markdown")
+    add("--json", metavar="FILE", help="also write everything that was measured to a file")
     given = parser.parse_args()
     given.chosen = [contestant for contestant in CONTESTANTS]
     if given.only is not None:
@@ -95,7 +95,7 @@ def arguments():
     return given
 
 
-def store_for(given, scratch):
+def store_for(given, folder):
     """The Redis of this run, and a sentence on it."""
     if given.redis:
         store = servers.Store(given.redis)
@@ -105,14 +105,20 @@ def store_for(given, scratch):
             return store, f"{version} as given; its settings may not be read"
         if settings == servers.REDIS_WANTED:
             return store, f"{version} as given, appendonly everysec"
-        differing = ", ".join(f"{name} {value}" for name, value in settings.items() if servers.REDIS_WANTED[name] != value)
+        differing = ", ".join(
+            f"{name} {value}" for name, value in settings.items() if servers.REDIS_WANTED[name] != value
+        )
         say(f"The given Redis has {differing}: starting one of our own for this run.")
-    store = servers.own_store(os.path.join(scratch, f"redis-{secrets.token_hex(4)}"))
+    store = servers.own_store(os.path.join(folder, "redis"))
     return store, f"{store.version()}, the run's own, appendonly everysec"
 
 
 def versions():
-    node = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    node = (
+        subprocess.run(["node", "--version"], capture_output=True, text=True, check=False)
+        .stdout.strip()
+        .removeprefix("v")
+    )
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "package.json"), encoding="utf-8") as file:
         packages = json.load(file)["dependencies"]
     peers = {name: metadata.version(name) for name in ("celery", "dramatiq", "kombu", "pika", "redis", "hiredis")}
@@ -129,8 +135,8 @@ def busy_share(seconds=2.0):
 class Run:
     """The whole of it: trials, then turns."""
 
-    def __init__(self, given, broker, store, scratch):
-        self.given, self.broker, self.store, self.scratch = given, broker, store, scratch
+    def __init__(self, given, place):
+        self.given, self.place = given, place
         self.name = f"peers-{secrets.token_hex(4)}"
         self.count = 0
         self.rows = []
@@ -154,13 +160,11 @@ class Run:
         return self.peer(unconfirmed, variant, contestant.trial_tasks, False)
 
     def peer(self, contestant, variant, tasks, latency):
-        where = self.broker, self.store, self.scratch
-        return turn.run(contestant, variant, self.next_name(), self.want(tasks, latency), *where)
+        return turn.run(contestant, variant, self.next_name(), self.want(tasks, latency), self.place)
 
     def own(self, mode, tasks, latency):
-        where = self.broker, self.store, self.scratch
         extra = self.given.taskyard_arguments.split()
-        return taskyard.run(self.given.taskyard, mode, extra, self.next_name(), self.want(tasks, latency), *where)
+        return taskyard.run(self.given.taskyard, mode, extra, self.next_name(), self.want(tasks, latency), self.place)
 
     def tasks(self, rate):
         """How many a turn has at this rate."""
@@ -188,7 +192,9 @@ class Run:
                         lambda c=contestant, v=variant: self.trial(c, v),
                     )
                     rate = measured.tasks_per_s if measured else 0.0
-                    self.trials.append({"key": contestant.key, "variant": variant.label, "tasks_per_s": rate, "failure": failure})
+                    self.trials.append(
+                        {"key": contestant.key, "variant": variant.label, "tasks_per_s": rate, "failure": failure}
+                    )
                     tried.setdefault(contestant.key, {}).setdefault(variant.label, []).append(rate)
                     say(f"  trial {round_number}  {contestant.title}, {variant.label}: {rate:,.0f}/s")
         return {key: max(by_label, key=lambda label: max(by_label[label])) for key, by_label in tried.items()}, tried
@@ -235,26 +241,29 @@ class Run:
                     row.failures.append(failure)
                     continue
                 row.turns.append(measured)
-                latency = "" if measured.p50_ms is None else f", p50 {measured.p50_ms:.1f} ms, p99 {measured.p99_ms:.1f} ms"
+                latency = (
+                    "" if measured.p50_ms is None else f", p50 {measured.p50_ms:.1f} ms, p99 {measured.p99_ms:.1f} ms"
+                )
                 say(f"  turn {number + 1}  {row.title}: {measured.tasks_per_s:,.0f}/s{latency}")
 
 
-def measure(given, scratch):
+def measure(given, scratch, folder):
     broker = servers.Broker(given.amqp)
     broker_version = broker.version()
-    store, store_version = store_for(given, scratch)
+    store, store_version = store_for(given, folder)
     try:
         share = busy_share()
         if share > QUIET_SHARE:
             say(f"{share:.0%} of this machine is in use by others: only the ratios are worth something.")
-        run = Run(given, broker, store, scratch)
+        run = Run(given, servers.Place(broker, store, scratch, folder))
         run.turns()
         found = versions()
+        today = f"{datetime.now(timezone.utc):%Y-%m-%d}"
         conditions = [
-            f"{datetime.now(timezone.utc):%Y-%m-%d}, {os.cpu_count()} cores, {share:.0%} of them in use before the first turn; "
-            f"{given.turns} turns each, input and output of {SIZE_BYTES} bytes, {given.rate:g} tasks/s for the latency.",
-            f"{broker_version}, durable classic queues for the peers; {store_version}; Python {found['python']}, "
-            f"Node {found['node']}; Celery {found['celery']}, Dramatiq {found['dramatiq']}, BullMQ {found['bullmq']}.",
+            f"{today}, {os.cpu_count()} cores, {share:.0%} of them in use before the first turn; {given.turns} turns.",
+            f"Input and output of {SIZE_BYTES} bytes; {given.rate:g} tasks/s for the latency.",
+            f"{broker_version}, durable classic queues for the peers; {store_version}.",
+            "Celery {celery}, Dramatiq {dramatiq}, BullMQ {bullmq}, Python {python}, Node {node}.".format(**found),
         ]
         print(report.printed(run.rows, conditions, given.markdown), flush=True)
         if given.json:
@@ -277,16 +286,25 @@ def measure(given, scratch):
 def main():
     given = arguments()
     scratch = os.path.abspath(os.environ["PEERS_SCRATCH"])
-    shutil.rmtree(os.path.join(scratch, "logs"), ignore_errors=True)
     interrupt.install()
+    # Logs of turns that failed are all that is left of it.
+    folder = tempfile.mkdtemp(prefix="run-", dir=scratch)
+    code = FAILED
     try:
-        return measure(given, scratch)
+        code = measure(given, scratch, folder)
+        return code
     except servers.Unreachable as error:
         say(f"not reachable: {error}")
         return UNREACHABLE
     except interrupt.Interrupted:
         say("interrupted: everything that was started has been ended and removed")
         return INTERRUPTED
+    finally:
+        logs = os.path.join(folder, "logs")
+        if code == FAILED and os.path.isdir(logs) and os.listdir(logs):
+            say(f"What the failed ones logged is in {logs}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 
+LEGEND = "Medians. Latency: from when a task was due to its result. Publisher to Redis: CPU milliseconds a task."
 ROLES = ("publisher", "workers", "rabbitmq", "redis")
 
 
@@ -46,7 +47,8 @@ def ratios(rows):
     peers = [row for row in rows if not row.is_taskyard and row.turns]
     modes = [row for row in rows if row.is_taskyard and row.turns]
     return {
-        mode.key: {peer.key: mode.median("tasks_per_s") / peer.median("tasks_per_s") for peer in peers} for mode in modes
+        mode.key: {peer.key: mode.median("tasks_per_s") / peer.median("tasks_per_s") for peer in peers}
+        for mode in modes
     }
 
 
@@ -61,7 +63,9 @@ def main_table(rows):
         rates = row.numbers("tasks_per_s")
         span = f"{number(min(rates))}–{number(max(rates))}" if rates else "-"
         times = [number(row.median(name), 1) for name in ("p50_ms", "p99_ms")]
-        lines.append([row.title, number(row.median("tasks_per_s")), span, *times, *(cpu_cell(row, role) for role in ROLES)])
+        lines.append(
+            [row.title, number(row.median("tasks_per_s")), span, *times, *(cpu_cell(row, role) for role in ROLES)]
+        )
     return heads, lines
 
 
@@ -74,9 +78,7 @@ def ratio_table(rows):
     found = ratios(rows)
     peers = [row for row in rows if not row.is_taskyard and row.turns]
     heads = ["times as many tasks/s as", *(peer.title for peer in peers)]
-    lines = [
-        [row.title, *(f"{found[row.key][peer.key]:.2f}" for peer in peers)] for row in rows if row.key in found
-    ]
+    lines = [[row.title, *(f"{found[row.key][peer.key]:.2f}" for peer in peers)] for row in rows if row.key in found]
     return heads, lines
 
 
@@ -84,8 +86,9 @@ def as_text(heads, lines):
     widths = [max(len(line[column]) for line in (heads, *lines)) for column in range(len(heads))]
 
     def padded(line):
-        first, *others = (cell.ljust(width) if at == 0 else cell.rjust(width) for at, (cell, width) in enumerate(zip(line, widths)))
-        return "  ".join((first, *others)).rstrip()
+        first, *others = line
+        right = (cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))
+        return "  ".join((first.ljust(widths[0]), *right)).rstrip()
 
     return "\n".join(map(padded, (heads, *lines)))
 
@@ -101,7 +104,7 @@ def printed(rows, conditions, markdown):
     parts = [table(*main_table(rows))]
     if any(row.is_taskyard and row.turns for row in rows):
         parts.append(table(*ratio_table(rows)))
-    legend = "Medians. Latency is from when a task was due to its result; publisher to Redis are CPU milliseconds a task."
     chosen = [f"{row.title}: {row.settings}." for row in rows if row.settings]
-    parts.append("\n".join(f"- {line}" for line in (legend, *conditions, *chosen)) if markdown else "\n".join((legend, *conditions, *chosen)))
+    sentences = [LEGEND, *conditions, *chosen]
+    parts.append("\n".join(f"- {sentence}" if markdown else sentence for sentence in sentences))
     return "\n\n".join(parts)

@@ -16,6 +16,7 @@ done
 for program in python3 node npm sha256sum; do
   command -v "$program" > /dev/null || { echo "run.sh needs $program" >&2; exit 2; }
 done
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "run.sh needs Python 3.10 or later" >&2; exit 2; }
 
 mkdir -p "$scratch"
 scratch=$(cd "$scratch" && pwd)

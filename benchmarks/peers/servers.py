@@ -6,11 +6,11 @@ Addresses carry passwords: nothing here puts one in a text that is shown.
 import os
 import shutil
 import socket
-import subprocess
 import time
+from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from processes import die_with_parent, stop
+from processes import start, stop
 
 # What BullMQ's and Taskyard's documentation ask of Redis.
 REDIS_WANTED = {"appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
@@ -37,10 +37,29 @@ def scrub(text, *urls):
     return text
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where turns happen."""
+
+    broker: "Broker"
+    store: "Store"
+    # The installed peers, and what this run alone writes.
+    scratch: str
+    folder: str
+
+    def log_path(self, name):
+        path = os.path.join(self.folder, "logs", f"{name}.log")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return path
+
+    def scrub(self, text):
+        return scrub(text, self.broker.url, self.store.url)
+
+
 def checked_url(url, schemes, name):
     try:
         parts = urlsplit(url)
-        if parts.scheme in schemes and parts.hostname and (parts.port or True):
+        if parts.scheme in schemes and parts.hostname and (parts.port is None or parts.port > 0):
             return url
     except ValueError:
         pass
@@ -81,6 +100,8 @@ class Broker:
         What a worker had just asked for when it was killed may come to be after that: with patience, so long is looked
         whether anything comes back.
         """
+        import pika
+
         deadline = time.monotonic() + patience_s
         connection = self.connect()
         try:
@@ -94,8 +115,11 @@ class Broker:
                 if time.monotonic() >= deadline:
                     break
                 time.sleep(0.25)
+        except pika.exceptions.AMQPError as error:
+            raise Unreachable(f"RabbitMQ at {shown(self.url)}, while removing {name}: {type(error).__name__}") from None
         finally:
-            connection.close()
+            if connection.is_open:
+                connection.close()
 
 
 class Store:
@@ -113,7 +137,9 @@ class Store:
     def client(self):
         import redis
 
-        return redis.Redis.from_url(self.url, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S)
+        return redis.Redis.from_url(
+            self.url, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S
+        )
 
     def version(self):
         import redis
@@ -145,18 +171,23 @@ class Store:
 
     def remove(self, name):
         """Removes every key that a peer made under this name."""
-        client = self.client()
-        if self.is_own:
-            client.flushall()
-            return
-        keys = []
-        for key in client.scan_iter(match=f"*{name}*", count=1000):
-            keys.append(key)
-            if len(keys) == 500:
+        import redis
+
+        try:
+            client = self.client()
+            if self.is_own:
+                client.flushall()
+                return
+            keys = []
+            for key in client.scan_iter(match=f"*{name}*", count=1000):
+                keys.append(key)
+                if len(keys) == 500:
+                    client.unlink(*keys)
+                    keys.clear()
+            if keys:
                 client.unlink(*keys)
-                keys.clear()
-        if keys:
-            client.unlink(*keys)
+        except redis.exceptions.RedisError as error:
+            raise Unreachable(f"Redis at {shown(self.url)}, while removing {name}: {type(error).__name__}") from None
 
     def stop(self):
         if self.process:
@@ -181,7 +212,7 @@ def own_store(folder):
     command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", folder, "--save", "", "--daemonize", "no"]
     command += [word for name, value in REDIS_WANTED.items() for word in (f"--{name}", value)]
     with open(os.path.join(folder, "redis.log"), "wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, preexec_fn=die_with_parent)
+        process = start(command, os.environ, log, stdout=log)
     store = Store(f"redis://127.0.0.1:{port}/0", process, folder)
     try:
         deadline = time.monotonic() + 10

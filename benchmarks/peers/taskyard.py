@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from interrupt import interruptible
 from processes import start, stop
-from servers import scrub
 from turn import Measured, TurnFailed, tail
 
 # A bench that has not ended this long after its tasks should have will not.
@@ -39,20 +38,19 @@ MODES = (
 )
 
 
-def bench(binary, arguments, name, want, broker, store, scratch):
+def bench(binary, arguments, name, want, place):
     """The only turn of a run of the bench."""
     environment = {
         **os.environ,
-        "TASKYARD__BROKER__URL": broker.url,
-        "TASKYARD__STORE__URL": store.url,
+        "TASKYARD__BROKER__URL": place.broker.url,
+        "TASKYARD__STORE__URL": place.store.url,
     }
     command = (binary, "bench", "--own", "--size", str(want["size_bytes"]), "-o", "json", *arguments)
-    log_path = os.path.join(scratch, "logs", f"{name}.log")
-    os.makedirs(os.path.dirname(log_path), exist_ok=True)
+    log_path = place.log_path(name)
     process = None
     try:
         with open(log_path, "wb") as log:
-            process = start(command, environment, log, stdout=subprocess.PIPE, cwd=scratch)
+            process = start(command, environment, log, stdout=subprocess.PIPE, cwd=place.folder)
             with interruptible():
                 output, _ = process.communicate(timeout=want["timeout_s"])
         if process.returncode != 0:
@@ -65,7 +63,7 @@ def bench(binary, arguments, name, want, broker, store, scratch):
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise TurnFailed(f"not what a bench prints: {error!r}") from None
     except TurnFailed as failure:
-        raise TurnFailed(scrub(f"{failure}\n{tail(log_path)}".rstrip(), broker.url, store.url)) from None
+        raise TurnFailed(place.scrub(f"{failure}\n{tail(log_path)}".rstrip())) from None
     finally:
         if process:
             stop(process, STOP_TIMEOUT_S)
@@ -73,11 +71,11 @@ def bench(binary, arguments, name, want, broker, store, scratch):
     return turn
 
 
-def run(binary, mode, extra, name, want, broker, store, scratch):
+def run(binary, mode, extra, name, want, place):
     """A bulk and, where the mode has it, a steady pace after it; what was measured."""
     common = (*mode.arguments, *extra)
     sized = {**want, "timeout_s": SLACK_S}
-    bulk = bench(binary, (*common, "--tasks", str(want["tasks"])), name, sized, broker, store, scratch)
+    bulk = bench(binary, (*common, "--tasks", str(want["tasks"])), name, sized, place)
     measured = Measured(tasks=bulk["tasks"], seconds=bulk["seconds"], tasks_per_s=bulk["tasks_per_second"])
     cpu = {role["role"]: role["cpu_seconds_per_1000_tasks"] for role in bulk.get("roles", [])}
     ours = [cpu[role] for role in ("scheduler", "worker") if role in cpu]
@@ -89,6 +87,6 @@ def run(binary, mode, extra, name, want, broker, store, scratch):
     }
     if mode.has_latency and want["latency_s"] > 0:
         paced = ("--rate", str(want["rate"]), "--tasks", str(max(1, int(want["rate"] * want["latency_s"]))))
-        latency = bench(binary, (*common, *paced), name, sized, broker, store, scratch)["latency_ms"]
+        latency = bench(binary, (*common, *paced), name, sized, place)["latency_ms"]
         measured.p50_ms, measured.p99_ms = latency["p50"], latency["p99"]
     return measured

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from contestants import HERE
 from interrupt import interruptible
-from processes import cpu_s, cpu_of_named_s, machine_busy_s, start, stop
-from servers import scrub
+from processes import cpu_of_named_s, cpu_s, machine_busy_s, start, stop
 
 # A turn that has said nothing for this long is given up. That is longer than the longest bulk; a publisher that waits in
 # vain for a result gives up much sooner by itself.
@@ -72,12 +71,12 @@ def tail(path, count=12):
         return "".join(file.readlines()[-count:])
 
 
-def run(contestant, variant, name, want, broker, store, scratch):
+def run(contestant, variant, name, want, place):
     """Runs one turn under a name that nothing else has; returns what was measured."""
     turn = {
         "name": name,
-        "amqp": broker.url,
-        "redis": store.url,
+        "amqp": place.broker.url,
+        "redis": place.store.url,
         "confirms": contestant.confirms,
         "size_bytes": want["size_bytes"],
         "tasks": want["tasks"],
@@ -90,31 +89,30 @@ def run(contestant, variant, name, want, broker, store, scratch):
         **os.environ,
         **variant.environment,
         "PEERS_TURN": json.dumps(turn),
-        "PEERS_NODE": os.path.join(scratch, "node", "package.json"),
+        "PEERS_NODE": os.path.join(place.scratch, "node", "package.json"),
         "PYTHONPATH": HERE,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONWARNINGS": "ignore",
     }
-    log_path = os.path.join(scratch, "logs", f"{name}.log")
-    os.makedirs(os.path.dirname(log_path), exist_ok=True)
+    log_path = place.log_path(name)
     started = []
     measured = None
     try:
         with open(log_path, "wb") as log:
             for command in variant.workers:
-                started.append(start(command, environment, log, stdout=log, cwd=scratch))
-            publisher = start(contestant.publisher, environment, log, stdout=subprocess.PIPE, cwd=scratch)
+                started.append(start(command, environment, log, stdout=log, cwd=place.folder))
+            publisher = start(contestant.publisher, environment, log, stdout=subprocess.PIPE, cwd=place.folder)
             started.append(publisher)
             with interruptible():
-                measured = follow(publisher, started[:-1], store)
+                measured = follow(publisher, started[:-1], place.store)
     except TurnFailed as failure:
         text = f"{failure}\n{tail(log_path)}".rstrip()
-        raise TurnFailed(scrub(text, broker.url, store.url)) from None
+        raise TurnFailed(place.scrub(text)) from None
     finally:
         for process in reversed(started):
             stop(process)
-        broker.remove(name, 0.0 if measured else KILLED_PATIENCE_S)
-        store.remove(name)
+        place.broker.remove(name, 0.0 if measured else KILLED_PATIENCE_S)
+        place.store.remove(name)
     os.unlink(log_path)
     return measured
 
