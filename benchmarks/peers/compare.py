@@ -292,19 +292,19 @@ def main():
     code = FAILED
     try:
         code = measure(given, scratch, folder)
-        return code
     except servers.Unreachable as error:
         say(f"not reachable: {error}")
-        return UNREACHABLE
+        code = UNREACHABLE
     except interrupt.Interrupted:
         say("interrupted: everything that was started has been ended and removed")
-        return INTERRUPTED
+        code = INTERRUPTED
     finally:
         logs = os.path.join(folder, "logs")
         if code == FAILED and os.path.isdir(logs) and os.listdir(logs):
             say(f"What the failed ones logged is in {logs}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
+    return code
 
 
 if __name__ == "__main__":

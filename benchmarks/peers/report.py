@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, field
 
-LEGEND = "Medians. Latency: from when a task was due to its result. Publisher to Redis: CPU milliseconds a task."
+LEGEND = "Medians. Latency: from when a task was due to its result. Publisher to sum: CPU milliseconds a task."
 ROLES = ("publisher", "workers", "rabbitmq", "redis")
 
 
@@ -28,6 +28,10 @@ class Row:
     def cpu(self, role):
         numbers = [value for turn in self.turns if (value := turn.cpu_s_per_1000.get(role)) is not None]
         return statistics.median(numbers) if numbers else None
+
+    def cpu_sum(self):
+        numbers = [value for role in ROLES if (value := self.cpu(role)) is not None]
+        return sum(numbers) if numbers else None
 
     def as_json(self):
         names = ("tasks_per_s", "p50_ms", "p99_ms", "busy_cores")
@@ -57,21 +61,16 @@ def number(value, digits=0):
 
 
 def main_table(rows):
-    heads = ["", "tasks/s", "least–most", "p50 ms", "p99 ms", "publisher", "workers", "RabbitMQ", "Redis"]
+    heads = ["", "tasks/s", "least–most", "p50 ms", "p99 ms", "publisher", "workers", "RabbitMQ", "Redis", "sum"]
     lines = []
     for row in rows:
         rates = row.numbers("tasks_per_s")
         span = f"{number(min(rates))}–{number(max(rates))}" if rates else "-"
         times = [number(row.median(name), 1) for name in ("p50_ms", "p99_ms")]
-        lines.append(
-            [row.title, number(row.median("tasks_per_s")), span, *times, *(cpu_cell(row, role) for role in ROLES)]
-        )
+        # Seconds for 1,000 tasks are milliseconds for one.
+        cpu = [number(value, 3) for value in (*map(row.cpu, ROLES), row.cpu_sum())]
+        lines.append([row.title, number(row.median("tasks_per_s")), span, *times, *cpu])
     return heads, lines
-
-
-def cpu_cell(row, role):
-    """Milliseconds a task are what seconds per 1,000 tasks are."""
-    return number(row.cpu(role), 3)
 
 
 def ratio_table(rows):
