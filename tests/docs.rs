@@ -136,7 +136,7 @@ fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with
     assert_eq!(written, &scheduler | &worker);
     let messages = source("shared/src/messages.rs");
     let headers = after_any(&messages, "_HEADER: &str = \"");
-    assert!(headers.len() == 3, "{headers:?}");
+    assert!(headers.len() == 4, "{headers:?}");
     for header in headers {
         assert!(reference().contains(&header), "{header}");
     }

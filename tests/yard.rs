@@ -16,7 +16,7 @@ use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::Settings;
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Retention, Store};
-use taskyard_shared::{State, TaskError, TaskResult, Topology};
+use taskyard_shared::{State, TaskError, TaskId, TaskResult, Topology};
 use taskyard_worker::{Answer, Handler, Job, Worker};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -279,21 +279,51 @@ async fn batches_fill_up_to_their_limit_and_results_travel_as_arrays_when_asked(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workers_task_is_taken_over_with_the_next_attempt() {
+    // The first attempt at a short task is not claimed, so that nobody knows of one that did not end.
+    for (expected_ms, attempt) in [(1_000.0, 2), (1.0, 1)] {
+        let mut yard = Yard::new(|_| {}).await;
+        let spec = ModelSpec { expected_ms: Some(expected_ms), ..spec("m") };
+        let gate = Arc::new(Semaphore::new(0));
+        let first = Arc::new(Obedient { gate: Some(gate), ..Obedient::default() });
+        let (_, kill) = yard.worker("first", vec![(spec.clone(), first.clone())]);
+        yard.scheduler(&[spec.clone()]);
+        let ids = yard.publish(vec![json!({"model": "m", "input": {"do": "wait"}})]).await;
+        eventually("the task to run", || first.runs.load(Ordering::SeqCst) == 1).await;
+        kill.cancel();
+        let open = Arc::new(Obedient { gate: Some(Arc::new(Semaphore::new(10))), ..Obedient::default() });
+        yard.worker("second", vec![(spec, open.clone())]);
+        yard.collect(&ids).await;
+        let result = yard.result(&ids[0]);
+        let expected = (State::Succeeded, attempt, Some("second"));
+        assert_eq!((result.state, result.attempt, result.worker.as_deref()), expected);
+    }
+}
+
+/// A short task that turns out long is claimed after all, so that its attempt counts when its worker dies.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_attempt_that_turns_out_long_is_claimed_late() {
     let mut yard = Yard::new(|_| {}).await;
-    let gate = Arc::new(Semaphore::new(0));
-    let (first, second) =
-        (Arc::new(Obedient { gate: Some(gate), ..Obedient::default() }), Arc::new(Obedient::default()));
-    let (_, kill) = yard.worker("first", vec![(spec("m"), first.clone())]);
-    yard.scheduler(&[spec("m")]);
+    let spec = ModelSpec { expected_ms: Some(1.0), ..spec("m") };
+    let first = Arc::new(Obedient { gate: Some(Arc::new(Semaphore::new(0))), ..Obedient::default() });
+    let (_, kill) = yard.worker("first", vec![(spec.clone(), first.clone())]);
+    yard.scheduler(&[spec.clone()]);
     let ids = yard.publish(vec![json!({"model": "m", "input": {"do": "wait"}})]).await;
     eventually("the task to run", || first.runs.load(Ordering::SeqCst) == 1).await;
+    let is_claimed = async || {
+        let record = yard.store.get(vec![TaskId(ids[0])]).await.unwrap().pop().flatten();
+        record.is_some_and(|record| record.state == State::Running && record.attempt == 1)
+    };
+    let claimed = async {
+        while !is_claimed().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, claimed).await.expect("its record to say that it runs");
     kill.cancel();
     let open = Arc::new(Obedient { gate: Some(Arc::new(Semaphore::new(10))), ..Obedient::default() });
-    drop(second);
-    yard.worker("second", vec![(spec("m"), open.clone())]);
+    yard.worker("second", vec![(spec, open)]);
     yard.collect(&ids).await;
-    let result = yard.result(&ids[0]);
-    assert_eq!((result.state, result.attempt, result.worker.as_deref()), (State::Succeeded, 2, Some("second")));
+    assert_eq!((yard.result(&ids[0]).state, yard.result(&ids[0]).attempt), (State::Succeeded, 2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

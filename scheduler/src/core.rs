@@ -28,8 +28,9 @@ use crate::room::Room;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
-/// Tasks published together, and how many such groups are under way.
+/// Tasks that are finished, or sent round, together.
 const GROUP: usize = 256;
+/// Groups of either kind, and of parcels, under way.
 const GROUPS: usize = 4;
 /// Dispatching pauses for so long after the broker did not take a task.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -370,7 +371,7 @@ impl Core {
     }
 
     fn set_capacity(&mut self, model: &str) {
-        self.planner.handle_load(model, self.offers.room(model, &self.estimator, &self.settings));
+        self.planner.handle_load(model, self.offers.room(model, &self.estimator));
     }
 
     fn decide(&mut self) {
@@ -397,9 +398,9 @@ impl Core {
                         Outstanding { model: model.to_string(), at: Instant::now(), cost: task.envelope.cost };
                     self.outstanding.insert(id, outstanding);
                     group.add(task, reason == DispatchReason::Passes, |model| {
-                        self.offers.together(model, &self.estimator, &self.settings)
+                        self.offers.together(model, &self.estimator)
                     });
-                    if group.len() >= GROUP {
+                    if group.is_full() {
                         self.send(std::mem::take(&mut group));
                     }
                 }
@@ -416,7 +417,7 @@ impl Core {
                 }
             }
         }
-        if group.len() > 0 {
+        if !group.is_empty() {
             self.send(group);
         }
         self.metrics.decided(decisions, started.elapsed());

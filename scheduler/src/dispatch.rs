@@ -14,6 +14,10 @@ use crate::metrics::Metrics;
 /// Inputs of a parcel's tasks together; a larger task travels alone.
 const PARCEL_BYTES: usize = 64 << 10;
 
+/// Parcels that are published together, and the tasks in them.
+const PARCELS: usize = 32;
+const TASKS: usize = 1024;
+
 /// Tasks that are published together, in the order in which they were chosen.
 #[derive(Default)]
 pub(crate) struct Parcels {
@@ -29,8 +33,14 @@ struct Parcel {
 }
 
 impl Parcels {
-    pub fn len(&self) -> usize {
-        self.tasks
+    pub fn is_empty(&self) -> bool {
+        self.parcels.is_empty()
+    }
+
+    /// Few parcels are under way at a time: when the broker is the limit, tasks gather here, where they are still in order
+    /// and make larger parcels, and not in front of it.
+    pub fn is_full(&self) -> bool {
+        self.parcels.len() >= PARCELS || self.tasks >= TASKS
     }
 
     /// Adds a task to the last parcel, if that is of its model and takes it; `together` says how many tasks of a model may be in one.

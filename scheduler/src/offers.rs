@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use taskyard_shared::load::LoadReport;
-use taskyard_shared::process::settings::SchedulerSettings;
 
 use crate::estimate::Estimator;
 use crate::planner::Room;
 
 /// Most tasks in one message.
-pub(crate) const TOGETHER: usize = 64;
+const TOGETHER: usize = 64;
+/// So long a worker may be busy with the tasks of one message: another that has free slots gets none of them.
+const TOGETHER_MS: f64 = 2.0;
 
 /// All workers of one model.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -51,19 +52,19 @@ impl Offers {
     }
 
     /// Slots, and what is sent ahead so that they do not idle.
-    pub fn room(&self, model: &str, estimator: &Estimator, settings: &SchedulerSettings) -> Room {
+    pub fn room(&self, model: &str, estimator: &Estimator) -> Room {
         match self.slots(model) {
             0 => Room::from(0),
-            slots => Room { slots, ahead: estimator.ahead(model), grain: self.together(model, estimator, settings) },
+            slots => Room { slots, ahead: estimator.ahead(model), grain: self.together(model, estimator) },
         }
     }
 
     /// How many tasks may travel to a worker in one message. They are bound to that worker, so together they are as many as
-    /// one call of its handler takes, or as its slots are through with in the time that work may be sent ahead.
-    pub fn together(&self, model: &str, estimator: &Estimator, settings: &SchedulerSettings) -> usize {
+    /// one call of its handler takes, or as its slots are through with in a moment.
+    pub fn together(&self, model: &str, estimator: &Estimator) -> usize {
         let Some(offer) = self.by_model.get(model) else { return 1 };
         let each_ms = estimator.mean_ms(model).max(1e-3);
-        let in_time = (offer.slots / offer.workers.max(1)) as f64 * settings.ready_latency_ms / each_ms;
+        let in_time = (offer.slots / offer.workers.max(1)) as f64 * TOGETHER_MS / each_ms;
         (in_time as usize).clamp(offer.batch.max(1), TOGETHER.max(offer.batch))
     }
 }

@@ -28,6 +28,8 @@ impl From<usize> for Room {
 pub(super) struct Capacity {
     /// How many dispatched tasks its workers can hold together.
     pub(super) total: usize,
+    /// How many of them they run at once.
+    slots: usize,
     /// How many may go past those that were sent ahead.
     spare: usize,
     grain: usize,
@@ -44,7 +46,7 @@ pub(super) struct Capacity {
 impl Capacity {
     pub(super) fn set_room(&mut self, room: Room) {
         self.total = room.slots.saturating_add(room.ahead);
-        self.spare = room.ahead;
+        (self.slots, self.spare) = (room.slots, room.ahead);
         self.grain = room.grain.clamp(1, (self.total / 2).max(1));
         self.rest_or_go_on();
     }
@@ -62,8 +64,9 @@ impl Capacity {
         self.has_passage() && policy.passes(score, self.last_score)
     }
 
+    /// Whether there is something to go past, and few enough have.
     pub(super) fn has_passage(&self) -> bool {
-        self.total > 0 && self.passing < self.spare
+        self.total > 0 && self.passing < self.spare && self.outstanding.len() >= self.slots
     }
 
     /// Tasks that travel together.
@@ -95,7 +98,7 @@ impl Capacity {
         self.rest_or_go_on();
     }
 
-    /// Takes no credit, but counts as dispatched.
+    /// It may be one more than there are credits.
     pub(super) fn take_passing(&mut self, dispatched_us: u64, task: Handle) {
         self.outstanding.insert((dispatched_us, task));
         self.passing += 1;

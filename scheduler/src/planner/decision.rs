@@ -23,7 +23,7 @@ pub enum DispatchReason {
     BestScore,
     /// The policy put another lane's head level with it, and it came first.
     Oldest,
-    /// Every credit was taken, and it is so much more pressing than what was sent ahead that it goes past that.
+    /// It is so much more pressing than what was sent ahead that it goes past that, even when every credit is taken.
     Passes,
 }
 

@@ -182,7 +182,7 @@ impl Planner {
 
     fn dispatch(&mut self, now_us: u64) -> Option<Decision> {
         match self.models.next_ready() {
-            Some(model) => self.dispatch_from(model, now_us, false),
+            Some(model) => self.dispatch_from(model, now_us),
             None => self.pass(now_us),
         }
     }
@@ -190,7 +190,7 @@ impl Planner {
     /// Sends a task past those that wait for their slot, if one came that is so much more pressing.
     fn pass(&mut self, now_us: u64) -> Option<Decision> {
         while let Some(model) = self.models.next_pressing() {
-            if let Some(decision) = self.dispatch_from(model, now_us, true) {
+            if let Some(decision) = self.dispatch_from(model, now_us) {
                 // Others may have come with it.
                 self.models.handle_came(model);
                 return Some(decision);
@@ -199,11 +199,12 @@ impl Planner {
         None
     }
 
-    fn dispatch_from(&mut self, number: u32, now_us: u64, passes: bool) -> Option<Decision> {
+    fn dispatch_from(&mut self, number: u32, now_us: u64) -> Option<Decision> {
         let model = self.models.get_mut(number);
         model.backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
         let (task, reason, score) = model.backlog.choose(&*self.policy, now_us)?;
-        if passes && !model.capacity.may_pass(&*self.policy, score) || !self.withdraw(task) {
+        let passes = model.capacity.may_pass(&*self.policy, score);
+        if !(passes || model.capacity.has_credit()) || !self.withdraw(task) {
             return None;
         }
         let record = self.tasks.get_mut(task)?;

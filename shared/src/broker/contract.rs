@@ -563,7 +563,7 @@ pub async fn concurrent_publishers_keep_their_order(subject: &Subject) {
     for done in join_all(publishing).await {
         done.expect("a publisher failed");
     }
-    let mut consumer = subject.consume(&queue, 5000).await;
+    let mut consumer = subject.consume(&queue, 2000).await;
     let deliveries = receive(&mut *consumer, (publishers * calls * size) as usize).await;
     let mut by_publisher: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
     for number in numbers(&deliveries) {

@@ -200,7 +200,8 @@ pub trait Broker: Send + Sync {
     /// is bounded by the publish time-out. A failed publish may still have landed.
     async fn publish(&self, messages: Vec<Message>) -> Vec<Result<(), PublishError>>;
 
-    /// `prefetch` bounds the deliveries not yet settled; it is at least 1.
+    /// `prefetch` bounds the deliveries not yet settled; it is at least 1. They come in the queue's order; only roughly so
+    /// while thousands are not settled.
     async fn consume(&self, queue: &str, prefetch: u16) -> Result<Box<dyn Consumer>, BrokerError>;
 
     /// `None` when there is no such queue.

@@ -22,6 +22,8 @@ use crate::yard::{Served, Yard, YardWorker};
 
 /// Messages that the load generator's own connection has under way, whatever the settings give to roles.
 const LOAD_IN_FLIGHT: usize = 8_192;
+/// A broker that is flooded confirms late, which is no reason to give up measuring it.
+const LOAD_PUBLISH_TIMEOUT_MS: u64 = 60_000;
 
 /// What a yard of the run's own is made of.
 #[derive(Clone, Debug)]
@@ -148,6 +150,7 @@ impl Stage {
     async fn new(settings: Settings, to: Destination) -> Result<Self, Failure> {
         let mut own = settings.clone();
         own.broker.in_flight = own.broker.in_flight.max(LOAD_IN_FLIGHT);
+        own.broker.publish_timeout_ms = own.broker.publish_timeout_ms.max(LOAD_PUBLISH_TIMEOUT_MS);
         let broker = open_broker(&own).await?;
         Ok(Self::around(broker, settings, to))
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,13 +13,21 @@ use futures_util::{FutureExt, StreamExt};
 use lapin::Channel;
 use lapin::message::Delivery as AmqpDelivery;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use tokio::runtime::Handle;
 
 use super::convert::from_amqp;
 use super::errors::{Failure, broker_error, timed_out, within};
 use super::session::{Session, retire};
 use crate::broker::{Acker, BrokerError, Consumer, Delivery, Tag, Verdict};
+
+/// What a consumer takes of its queue.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    pub(super) prefetch: u16,
+    /// Consumers of a larger one are filled first. 0 as everybody's.
+    pub(super) priority: i16,
+}
 
 pub(super) struct RabbitConsumer {
     stream: lapin::Consumer,
@@ -35,7 +43,13 @@ enum End {
 }
 
 /// How long an ack waits for those before it, to be told to the broker with them in one.
-const LATE: Duration = Duration::from_millis(10);
+const LATE: Duration = Duration::from_millis(100);
+/// Acks wait only where the prefetch is so large that those which do leave room enough for deliveries.
+const LATE_FROM_PREFETCH: u16 = 1024;
+/// The share of the prefetch that may wait.
+const LATE_SHARE: usize = 8;
+/// Where acks wait, so many in one go at once.
+const MANY: usize = 16;
 
 /// The deliveries that one consumer gave and the broker has not been told of.
 pub(super) struct Deliveries {
@@ -55,13 +69,13 @@ impl RabbitConsumer {
     pub(super) async fn open(
         session: Arc<Session>,
         queue: ShortString,
-        prefetch: u16,
+        Share { prefetch, priority }: Share,
         number: u64,
         acks_linger: bool,
         limit: Duration,
     ) -> Result<Self, Failure> {
         let channel = session.channel(limit).await?;
-        let stream = match Self::subscribe(&channel, queue, prefetch, limit).await {
+        let stream = match Self::subscribe(&channel, queue, prefetch, priority, limit).await {
             Ok(stream) => stream,
             Err(failure) => {
                 retire(channel);
@@ -69,7 +83,8 @@ impl RabbitConsumer {
             }
         };
         let deliveries = Arc::new_cyclic(|me| {
-            let (me, book) = (me.clone(), Mutex::default());
+            let most_late = if prefetch < LATE_FROM_PREFETCH { 0 } else { usize::from(prefetch) / LATE_SHARE };
+            let (me, book) = (me.clone(), Mutex::new(Book { most_late, ..Book::default() }));
             Deliveries { me, channel, session, number, book, acks_linger, limit }
         });
         Ok(Self { stream, deliveries, end: End::Open })
@@ -79,11 +94,35 @@ impl RabbitConsumer {
         channel: &Channel,
         queue: ShortString,
         prefetch: u16,
+        priority: i16,
         limit: Duration,
     ) -> Result<lapin::Consumer, Failure> {
+        let mut arguments = FieldTable::default();
+        if priority != 0 {
+            arguments.insert("x-priority".into(), AMQPValue::ShortInt(priority));
+        }
         within(limit, channel.basic_qos(prefetch.max(1), BasicQosOptions { global: false })).await?;
         let options = BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
-        within(limit, channel.basic_consume(queue, ShortString::default(), options, FieldTable::default())).await
+        within(limit, channel.basic_consume(queue, ShortString::default(), options, arguments)).await
+    }
+
+    /// The next delivery at hand; it is yet to be [handed out](Deliveries::hand_out).
+    pub(super) fn poll_delivery(&mut self, context: &mut Context<'_>) -> Poll<Result<AmqpDelivery, BrokerError>> {
+        if let End::Ended(reason) = &self.end {
+            return Poll::Ready(Err(reason.clone()));
+        }
+        let error = match std::task::ready!(self.stream.poll_next_unpin(context)) {
+            Some(Ok(delivery)) => return Poll::Ready(Ok(delivery)),
+            Some(Err(error)) => Some(error),
+            None => None,
+        };
+        let reason = self.ended(error);
+        self.end = End::Ended(reason.clone());
+        Poll::Ready(Err(reason))
+    }
+
+    pub(super) fn deliveries(&self) -> &Arc<Deliveries> {
+        &self.deliveries
     }
 
     /// Why the stream of deliveries is at its end.
@@ -103,31 +142,22 @@ impl RabbitConsumer {
 #[async_trait]
 impl Consumer for RabbitConsumer {
     async fn next_batch(&mut self, most: usize) -> Result<Vec<Delivery>, BrokerError> {
-        if let End::Ended(reason) = &self.end {
-            return Err(reason.clone());
-        }
         let most = most.max(1);
         let mut batch = Vec::new();
         // One poll takes everything at hand, so a dropped call has taken nothing.
-        let end = std::future::poll_fn(|context| {
+        let ended = std::future::poll_fn(|context| {
             while batch.len() < most {
-                match self.stream.poll_next_unpin(context) {
-                    Poll::Ready(Some(Ok(delivery))) => batch.push(delivery),
-                    Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Some(error))),
-                    Poll::Ready(None) => return Poll::Ready(Some(None)),
+                match self.poll_delivery(context) {
+                    Poll::Ready(Ok(delivery)) => batch.push(delivery),
+                    Poll::Ready(Err(reason)) => return Poll::Ready(Err(reason)),
                     Poll::Pending if batch.is_empty() => return Poll::Pending,
                     Poll::Pending => break,
                 }
             }
-            Poll::Ready(None)
-        })
-        .await;
-        if let Some(error) = end {
-            let reason = self.ended(error);
-            self.end = End::Ended(reason.clone());
-            // What came with the end is void already.
-            return Err(reason);
-        }
+            Poll::Ready(Ok(()))
+        });
+        // What came with the end is void already.
+        ended.await?;
         Ok(self.deliveries.hand_out(batch))
     }
 
@@ -185,8 +215,8 @@ struct Book {
     late: BTreeSet<u64>,
     /// Somebody is going to tell the late ones.
     is_due: bool,
-    /// No ack waits any more: the consumer is at its end.
-    at_once: bool,
+    /// Acks that may wait. None when the consumer is at its end.
+    most_late: usize,
 }
 
 impl Deliveries {
@@ -194,7 +224,7 @@ impl Deliveries {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hand_out(&self, batch: Vec<AmqpDelivery>) -> Vec<Delivery> {
+    pub(super) fn hand_out(&self, batch: Vec<AmqpDelivery>) -> Vec<Delivery> {
         let mut book = self.book();
         let convert = |delivery: AmqpDelivery| {
             book.outstanding.insert(delivery.delivery_tag);
@@ -207,6 +237,11 @@ impl Deliveries {
             }
         };
         batch.into_iter().map(convert).collect()
+    }
+
+    /// [`Tag::session`] of its deliveries.
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     fn is_alive(&self) -> bool {
@@ -241,7 +276,7 @@ impl Deliveries {
     /// Tells the acks that waited for others, and lets none wait from now on.
     fn wait_no_more(&self) {
         let mut book = self.book();
-        book.at_once = true;
+        book.most_late = 0;
         self.tell_late(book);
     }
 
@@ -307,16 +342,22 @@ impl Acker for Deliveries {
 }
 
 impl Book {
-    /// Settles tags, and answers what is to be told now: everything up to the first that is not settled. The rest is late.
+    /// Settles tags, and answers what is to be told now: everything up to the first that is not settled, if it is worth
+    /// telling. The rest is late.
     fn ack(&mut self, tags: impl Iterator<Item = u64>) -> Vec<Part> {
-        let Self { outstanding, late, at_once, .. } = self;
+        let Self { outstanding, late, most_late, .. } = self;
         // Tags that are not outstanding were settled before; the broker would close the channel over them.
         late.extend(tags.filter(|tag| outstanding.remove(tag)));
-        if *at_once {
-            return self.all_late();
-        }
         let stays = outstanding.first().copied().unwrap_or(u64::MAX);
         let behind = late.split_off(&stays);
+        if behind.len() > *most_late {
+            late.extend(behind);
+            return self.all_late();
+        }
+        if *most_late > 0 && late.len() < MANY {
+            late.extend(behind);
+            return Vec::new();
+        }
         prefix(&std::mem::replace(late, behind), stays).into_iter().collect()
     }
 
@@ -388,14 +429,19 @@ mod tests {
 
     #[test]
     fn an_ack_waits_for_those_before_it_and_goes_with_them() {
-        let mut book = Book { outstanding: (1..=6).collect(), ..Book::default() };
-        assert_eq!(book.ack([3, 4, 6].into_iter()), []);
-        assert_eq!(book.ack([1].into_iter()), [alone(1)]);
-        assert_eq!(book.ack([2].into_iter()), [Part { last: 4, multiple: true, count: 3 }]);
-        assert_eq!(book.all_late(), [alone(6)]);
-        assert_eq!((book.outstanding.len(), book.late.len()), (1, 0));
-        book.at_once = true;
-        assert_eq!(book.ack([5].into_iter()), [alone(5)]);
+        let mut book = Book { outstanding: (1..=60).collect(), most_late: 20, ..Book::default() };
+        assert_eq!(book.ack(3..=4), []);
+        assert_eq!(book.ack(1..=1), [], "too few to be worth it");
+        assert_eq!(book.ack(5..=16), []);
+        assert_eq!(book.ack(2..=2), [Part { last: 16, multiple: true, count: 16 }]);
+        assert_eq!(book.ack(18..=37), []);
+        let told = book.ack(40..=40);
+        assert_eq!(told, (18..=37).chain([40]).map(alone).collect::<Vec<_>>(), "more than may wait");
+        assert_eq!(book.ack(17..=17), []);
+        assert_eq!(book.all_late(), [alone(17)]);
+        book.most_late = 0;
+        assert_eq!(book.ack(50..=50), [alone(50)]);
+        assert_eq!(book.ack(38..=39), [Part { last: 39, multiple: true, count: 2 }]);
     }
 
     proptest! {
@@ -404,7 +450,7 @@ mod tests {
         fn the_broker_always_knows_what_is_acked_late(
             rounds in prop::collection::vec((prop::collection::vec(1_u64..40, 0..20), any::<bool>()), 1..12),
         ) {
-            let mut book = Book { outstanding: (1..40).collect(), ..Book::default() };
+            let mut book = Book { outstanding: (1..40).collect(), most_late: 8, ..Book::default() };
             let mut unacked: BTreeSet<u64> = (1..40).collect();
             for (tags, late_too) in rounds {
                 let mut told = book.ack(tags.into_iter());

@@ -14,6 +14,7 @@ mod publish;
 pub mod relay;
 mod session;
 pub mod slots;
+mod strands;
 mod traffic;
 
 use std::sync::Arc;
@@ -23,12 +24,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use self::consume::RabbitConsumer;
+use self::consume::{RabbitConsumer, Share};
 use self::declare::{Declarer, DurableType, Held};
 use self::endpoint::{Endpoint, Greeting};
 use self::link::Link;
 use self::publish::Publisher;
 use self::session::Session;
+use self::strands::Strands;
 use super::{
     Broker, BrokerError, BrokerInfo, Consumer, Lock, Message, Operations, PublishError, QueueSpec, QueueState,
 };
@@ -149,10 +151,20 @@ impl Broker for RabbitMq {
         let session = self.session().await?;
         let name = convert::short(queue)
             .map_err(|_| BrokerError::Refused(format!("a name of {} bytes is too long for AMQP", queue.len())))?;
-        let number = self.consumers.fetch_add(1, Ordering::Relaxed);
         let acks_linger = self.durable == DurableType::Quorum;
-        let consumer = RabbitConsumer::open(session, name, prefetch, number, acks_linger, self.answer_limit).await?;
-        Ok(Box::new(consumer))
+        let open = |share| {
+            let number = self.consumers.fetch_add(1, Ordering::Relaxed);
+            RabbitConsumer::open(session.clone(), name.clone(), share, number, acks_linger, self.answer_limit)
+        };
+        let count = strands::strands(prefetch);
+        if count == 1 {
+            return Ok(Box::new(open(Share { prefetch, priority: 0 }).await?));
+        }
+        let mut opened = Vec::with_capacity(count.into());
+        for strand in 0..count {
+            opened.push(open(Share { prefetch: prefetch.div_ceil(count), priority: -(strand as i16) }).await?);
+        }
+        Ok(Box::new(Strands::new(opened)))
     }
 
     async fn queue_state(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
