@@ -31,7 +31,8 @@ for number, key in ipairs(KEYS) do
         answers[number] = { tries }
       else
         local sent, model, old = unpack_of('<I8I2I2', record, at + 38)
-        local run = pack('<BI4Bc16I8I8I8I2I2', RUNNING, tries + 1, 1, nonce, now + lease_ms, now_us, sent, model, #worker)
+        local run = pack('<BI4Bc16I8I8I8I2I2', RUNNING, tries + 1, 1, nonce, now + lease_ms, now_us, sent, model,
+          #worker)
         write(key, sub(record, 1, at - 1) .. run .. sub(record, at + 50, at + 49 + model) .. worker
           .. sub(record, at + 50 + model + old), at, KEEP)
         answers[number] = tries + 1

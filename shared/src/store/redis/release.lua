@@ -14,7 +14,8 @@ for number, key in ipairs(KEYS) do
     if ARGV[number * 2 + 1] == '0' then
       tries = tries - 1
     end
-    write(key, sub(record, 1, at - 1) .. pack('<BI4Bc16I8', QUEUED, tries, 0, holder, 0) .. sub(record, at + 30), at, ARGV[1])
+    local run = pack('<BI4Bc16I8', QUEUED, tries, 0, holder, 0)
+    write(key, sub(record, 1, at - 1) .. run .. sub(record, at + 30), at, ARGV[1])
     answers[number] = 1
   else
     answers[number] = record and 0 or 1
