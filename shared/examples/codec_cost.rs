@@ -7,32 +7,31 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
+use mimalloc::MiMalloc;
 use serde_json::value::RawValue;
 use taskyard_shared::load::Completion;
 use taskyard_shared::{
     Carried, Envelope, Reply, State, TaskId, TaskResult, Timestamp, Timings, Topology, decode_tasks, messages, wire,
 };
 
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
 const ROUND: Duration = Duration::from_millis(40);
 const ROUNDS: usize = 9;
 const BATCH: usize = 100;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let word = std::env::args().nth(1).unwrap_or_default();
-    let show = |name: &str, bytes: usize, ns: f64| println!("{name:42} {bytes:7} bytes {ns:9.1} ns");
-    let run = |name: &str, bytes: usize, count: usize, operation: &mut dyn FnMut()| {
-        if name.contains(&word) {
-            show(name, bytes / count, best(operation) / count as f64);
-        }
-    };
+    let table = Table { word: std::env::args().nth(1).unwrap_or_default() };
 
     let now = Timestamp::now();
     let body = task_json(256);
     let small = br#"{"model":"echo","input":{"n":1}}"#.to_vec();
     let batch: Vec<u8> = format!("[{}]", vec![std::str::from_utf8(&body)?; BATCH].join(",")).into_bytes();
     for (name, bytes, count) in [("task", &body, 1), ("small task", &small, 1), ("array of 100 tasks", &batch, BATCH)] {
-        baselines(&run, name, bytes, count);
-        run(&format!("{name}: decode_tasks"), bytes.len(), count, &mut || {
+        table.baselines(name, bytes, count);
+        table.row(&format!("{name}: decode_tasks"), bytes.len(), count, &mut || {
             black_box(decode_tasks(black_box(bytes)).is_ok());
         });
     }
@@ -47,84 +46,99 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..Carried::default()
     };
     let task = decode_tasks(&body)?.remove(0)?;
-    run("clone of a task", body.len(), 1, &mut || drop(black_box(task.clone())));
-    run("clone of a task and Envelope::new", body.len(), 1, &mut || {
+    table.row("clone of a task", body.len(), 1, &mut || drop(black_box(task.clone())));
+    table.row("clone of a task and Envelope::new", body.len(), 1, &mut || {
         drop(black_box(Envelope::new(black_box(task.clone()), &carried, now)));
     });
     let mut envelope = Envelope::new(task.clone(), &carried, now)?;
     (envelope.chosen, envelope.dispatched) = (Some("sentiment".to_owned()), Some(now));
     let text = serde_json::to_vec(&envelope)?;
-    baselines(&run, "envelope", &text, 1);
-    run("envelope: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&envelope)))));
-    run("envelope: read", text.len(), 1, &mut || {
+    table.baselines("envelope", &text, 1);
+    table.row("envelope: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&envelope)))));
+    table.row("envelope: read", text.len(), 1, &mut || {
         drop(black_box(wire::read::<Envelope>(black_box(&text))));
     });
-    run("envelope: fingerprint", envelope.input.get().len(), 1, &mut || {
+    table.row("envelope: fingerprint", envelope.input.get().len(), 1, &mut || {
         black_box(envelope.fingerprint());
     });
-    run("envelope: result(Queued)", 0, 1, &mut || drop(black_box(envelope.result(State::Queued))));
+    table.row("envelope: result(Queued)", 0, 1, &mut || drop(black_box(envelope.result(State::Queued))));
     let topology = Topology::new("taskyard");
-    run("messages::ready", text.len(), 1, &mut || {
+    table.row("messages::ready", text.len(), 1, &mut || {
         drop(black_box(messages::ready(&topology, "sentiment", &envelope)));
     });
     let outgoing = envelope.to_task();
     let text = serde_json::to_vec(&outgoing)?;
-    run("a client's task: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&outgoing)))));
+    table.row("a client's task: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&outgoing)))));
 
     let result = result(&envelope)?;
     let text = serde_json::to_vec(&result)?;
-    baselines(&run, "result", &text, 1);
-    run("result: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&result)))));
-    run("result: read", text.len(), 1, &mut || {
+    table.baselines("result", &text, 1);
+    table.row("result: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&result)))));
+    table.row("result: read", text.len(), 1, &mut || {
         drop(black_box(wire::read::<TaskResult>(black_box(&text))));
     });
-    run("result: clone", 0, 1, &mut || drop(black_box(result.clone())));
+    table.row("result: clone", 0, 1, &mut || drop(black_box(result.clone())));
     if let Some(reply) = &envelope.reply {
-        run("messages::result", text.len(), 1, &mut || drop(black_box(messages::result(reply, &result))));
+        table.row("messages::result", text.len(), 1, &mut || drop(black_box(messages::result(reply, &result))));
     }
     let results = vec![&result; BATCH];
-    run("messages::results of 100", text.len() * BATCH, BATCH, &mut || {
+    table.row("messages::results of 100", text.len() * BATCH, BATCH, &mut || {
         drop(black_box(messages::results("replies", &results)));
     });
 
     let completions: Vec<_> = (0..BATCH).map(|_| completion(&envelope)).collect();
     let all: Vec<_> = completions.iter().collect();
     let text = serde_json::to_vec(&completions)?;
-    baselines(&run, "completions, 100", &text, BATCH);
-    run("completions, 100: write", text.len(), BATCH, &mut || {
+    table.baselines("completions, 100", &text, BATCH);
+    table.row("completions, 100: write", text.len(), BATCH, &mut || {
         drop(black_box(wire::write_all(black_box(&all))));
     });
-    run("completions, 100: read", text.len(), BATCH, &mut || {
+    table.row("completions, 100: read", text.len(), BATCH, &mut || {
         drop(black_box(wire::read_all::<Completion>(black_box(&text))));
     });
 
     let text = serde_json::to_vec(&now)?;
-    run("instant: write", text.len(), 1, &mut || drop(black_box(serde_json::to_vec(black_box(&now)))));
-    run("instant: read", text.len(), 1, &mut || {
+    table.row("instant: write", text.len(), 1, &mut || drop(black_box(serde_json::to_vec(black_box(&now)))));
+    table.row("instant: read", text.len(), 1, &mut || {
         drop(black_box(serde_json::from_slice::<Timestamp>(black_box(&text))));
     });
-    run("instant: now", 0, 1, &mut || {
+    table.row("instant: now", 0, 1, &mut || {
         black_box(Timestamp::now());
     });
-    run("id: new", 0, 1, &mut || {
+    table.row("id: new", 0, 1, &mut || {
         black_box(TaskId::new());
     });
     Ok(())
 }
 
-/// What the same bytes cost anybody.
-fn baselines(run: &dyn Fn(&str, usize, usize, &mut dyn FnMut()), name: &str, bytes: &[u8], count: usize) {
-    run(&format!("{name}: copied"), bytes.len(), count, &mut || drop(black_box(black_box(bytes).to_vec())));
-    run(&format!("{name}: checked as JSON"), bytes.len(), count, &mut || {
-        black_box(serde_json::from_slice::<&RawValue>(black_box(bytes)).is_ok());
-    });
-    run(&format!("{name}: read as any JSON"), bytes.len(), count, &mut || {
-        drop(black_box(serde_json::from_slice::<serde_json::Value>(black_box(bytes))));
-    });
-    if let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) {
-        run(&format!("{name}: written as any JSON"), bytes.len(), count, &mut || {
-            drop(black_box(serde_json::to_vec(black_box(&value))));
+struct Table {
+    /// Only operations whose names hold it.
+    word: String,
+}
+
+impl Table {
+    /// Measures an operation on `count` messages of `bytes` altogether.
+    fn row(&self, name: &str, bytes: usize, count: usize, operation: &mut dyn FnMut()) {
+        if name.contains(&self.word) {
+            println!("{name:42} {:7} bytes {:9.1} ns", bytes / count, best(operation) / count as f64);
+        }
+    }
+
+    /// What the same bytes cost anybody.
+    fn baselines(&self, name: &str, bytes: &[u8], count: usize) {
+        let all = bytes.len();
+        self.row(&format!("{name}: copied"), all, count, &mut || drop(black_box(black_box(bytes).to_vec())));
+        self.row(&format!("{name}: checked as JSON"), all, count, &mut || {
+            black_box(serde_json::from_slice::<&RawValue>(black_box(bytes)).is_ok());
         });
+        self.row(&format!("{name}: read as any JSON"), all, count, &mut || {
+            drop(black_box(serde_json::from_slice::<serde_json::Value>(black_box(bytes))));
+        });
+        if let Ok(value) = serde_json::from_slice::<serde_json::Value>(bytes) {
+            self.row(&format!("{name}: written as any JSON"), all, count, &mut || {
+                drop(black_box(serde_json::to_vec(black_box(&value))));
+            });
+        }
     }
 }
 

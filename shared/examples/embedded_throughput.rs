@@ -9,12 +9,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use mimalloc::MiMalloc;
 use serde_json::value::RawValue;
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::broker::{Broker, Message, QueueSpec, Verdict};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
 use taskyard_shared::{Kind, Priority, State, TaskId, TaskResult, Timestamp, Timings};
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const BATCH: usize = 100;
 

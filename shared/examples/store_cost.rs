@@ -7,10 +7,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use mimalloc::MiMalloc;
 use serde_json::value::RawValue;
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Filter, Guard, Retention, Settle, Settled, Store};
 use taskyard_shared::{Kind, Priority, State, TaskId, TaskResult, Timestamp, Timings};
+
+/// As the program has it.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 const ROUNDS: usize = 5;
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
@@ -41,6 +42,15 @@ impl Timestamp {
     pub fn ms_since(self, earlier: Self) -> f64 {
         self.0.saturating_sub(earlier.0) as f64 / 1000.0
     }
+}
+
+/// A length of time as messages have it, in milliseconds.
+///
+/// Whole nanoseconds over a million: a decimal of few digits, so that it is short on the wire, and what is read back is
+/// the same number to the last bit. That does not hold for any float, since JSON numbers of more than 15 digits are read
+/// without the care that it would take; it holds for every one that is made here or by [`Timestamp::ms_since`].
+pub fn milliseconds(time: Duration) -> f64 {
+    time.as_nanos() as f64 / 1e6
 }
 
 impl fmt::Display for Timestamp {
@@ -237,7 +247,9 @@ impl schemars::JsonSchema for Timestamp {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Timestamp, canonical};
+    use std::time::Duration;
+
+    use super::{Timestamp, canonical, milliseconds};
 
     #[test]
     fn an_instant_beyond_rfc_3339_is_an_error_and_not_a_text() {
@@ -273,6 +285,16 @@ mod tests {
             let calendar = format!("{:.6}", jiff::Timestamp::from_microsecond(micros).unwrap());
             prop_assert_eq!(&Timestamp::from_micros(micros).to_string(), &calendar);
             prop_assert_eq!(calendar.parse::<Timestamp>().unwrap().as_micros(), micros);
+        }
+
+        #[test]
+        fn lengths_of_time_are_read_as_they_were_written(nanos in 0..1_000_000_000_000_000_u64, micros in 0..1_000_000_000_000_i64) {
+            let since = Timestamp::from_micros(micros).ms_since(Timestamp::from_micros(0));
+            for ms in [milliseconds(Duration::from_nanos(nanos)), since] {
+                let text = serde_json::to_string(&ms).unwrap();
+                prop_assert!(text.len() <= 17, "{}", text);
+                prop_assert_eq!(serde_json::from_str::<f64>(&text).unwrap().to_bits(), ms.to_bits());
+            }
         }
 
         #[test]

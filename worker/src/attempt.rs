@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use taskyard_shared::store::{Claim, Claimed, Guard};
-use taskyard_shared::{Envelope, State, Timestamp};
+use taskyard_shared::{Envelope, State, Timestamp, time};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -87,7 +87,7 @@ pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> 
     // A batch's time is shared among its members, so that a tenant is charged for what it used.
     let ran = clock.elapsed();
     lane.ran(ran);
-    let ran_ms = ran.as_secs_f64() * 1e3 / batch.len() as f64;
+    let ran_ms = time::milliseconds(ran / batch.len() as u32);
     for (member, answer) in batch.into_iter().zip(answers) {
         let verdict = judge(yard, lane, &member.held.envelope, member.attempt(), answer);
         hand_over(yard, lane, member, verdict, started, ran_ms).await;

@@ -13,7 +13,7 @@ use taskyard_shared::broker::{self, Broker, Message, Need, Verdict, publish_sure
 use taskyard_shared::load::Completion;
 use taskyard_shared::messages;
 use taskyard_shared::store::{Guard, Release, Released, Settle, Settled, Store, until_answered};
-use taskyard_shared::{Envelope, Reply, State, TaskError, TaskId, TaskResult, Timestamp, Topology};
+use taskyard_shared::{Envelope, Reply, State, TaskError, TaskId, TaskResult, Timestamp, Topology, time};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -278,7 +278,7 @@ fn completion(worker: &str, held: &Held, outcome: &Outcome) -> Option<Completion
         model: held.envelope.model().unwrap_or_default().to_owned(),
         state,
         ran_ms: if started.is_some() || matches!(outcome, Outcome::Retry { .. }) { ran_ms } else { 0.0 },
-        idle_ms: held.idle.as_secs_f64() * 1e3,
+        idle_ms: time::milliseconds(held.idle),
         worker: worker.to_owned(),
     })
 }

@@ -57,7 +57,7 @@ fn any_error() -> impl Strategy<Value = TaskError> {
     })
 }
 
-fn any_reply() -> impl Strategy<Value = Reply> {
+pub(crate) fn any_reply() -> impl Strategy<Value = Reply> {
     (any_text(), of(any_text()), any::<bool>()).prop_map(|(to, correlation_id, array)| Reply {
         to,
         correlation_id,

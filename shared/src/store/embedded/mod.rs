@@ -9,7 +9,8 @@
 //! It is for one process. Leases and load reports live as long as it does; attempts outlive it.
 
 mod entry;
-mod pack;
+mod hash;
+mod record;
 mod records;
 mod shelf;
 
@@ -21,7 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use self::entry::Entry;
-use self::pack::{View, identity, pack};
+use self::record::{Record, View};
 use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
 use self::shelf::Shelf;
 use super::pack::put_task;
@@ -197,6 +198,14 @@ fn check_size(bytes: usize) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// A task in one piece of memory, by way of a buffer that is used again.
+fn packed(packing: &mut Vec<u8>, task: &TaskResult) -> Result<Arc<[u8]>, StoreError> {
+    packing.clear();
+    put_task(packing, task);
+    check_size(packing.len())?;
+    Ok(packing.as_slice().into())
+}
+
 fn shown(view: &View) -> Result<Box<TaskResult>, StoreError> {
     Ok(Box::new(view.task()?))
 }
@@ -224,15 +233,12 @@ impl Store for EmbeddedStore {
         let mut bytes = 0;
         let mut packing = Vec::new();
         for Accept { id, fingerprint, alias, record, follower } in tasks {
-            packing.clear();
-            put_task(&mut packing, &record);
-            let identity = identity(fingerprint, alias.as_deref());
-            let packed = pack(&identity, &[], &packing);
-            check_size(packed.len())?;
-            bytes += packed.len();
-            entrants.push(Entrant { id, identity, state: record.state, attempt: record.attempt, packed, follower });
+            let task = packed(&mut packing, &record)?;
+            bytes += task.len();
+            let (state, attempt) = (record.state, record.attempt);
+            entrants.push(Entrant { id, fingerprint, alias, state, attempt, task, follower });
         }
-        let memory = bytes + entrants.len() * Records::weight(0);
+        let memory = bytes + entrants.len() * Record::weight(0);
         let entered = self
             .change(bytes + entrants.len() * ENTRY_BYTES, true, |records, now_ms, batch| {
                 self.check_memory(records, batch, memory, self.memory_bytes)?;
@@ -273,7 +279,7 @@ impl Store for EmbeddedStore {
         let answer = |held| match held {
             Held::Run { attempt } => Ok(Claimed::Run { attempt }),
             Held::Busy { for_ms } => Ok(Claimed::Busy { for_ms }),
-            Held::Terminal(view) => Ok(Claimed::Terminal { result: shown(&view)?, followers: view.followers()? }),
+            Held::Terminal(view, followers) => Ok(Claimed::Terminal { result: shown(&view)?, followers }),
             Held::Exhausted { attempts } => Ok(Claimed::Exhausted { attempts }),
             Held::Unknown => Ok(Claimed::Unknown),
         };
@@ -293,14 +299,12 @@ impl Store for EmbeddedStore {
         }
         let mut endings = Vec::with_capacity(settlements.len());
         let mut bytes = 0;
+        let mut packing = Vec::new();
         for Settle { guard, result } in settlements {
             if !result.state.is_terminal() {
                 return Err(StoreError::Refused(format!("{:?} settles nothing: it is not terminal", result.state)));
             }
-            let mut task =
-                Vec::with_capacity(ENTRY_BYTES + result.output.as_ref().map_or(0, |output| output.get().len()));
-            put_task(&mut task, &result);
-            check_size(task.len())?;
+            let task = packed(&mut packing, &result)?;
             bytes += task.len();
             endings.push(Ending { id: result.id, guard, state: result.state, task });
         }
@@ -314,8 +318,8 @@ impl Store for EmbeddedStore {
             })
             .await?;
         let answer = |ended| match ended {
-            Ended::Done(view) => Ok(Settled::Done { followers: view.followers()? }),
-            Ended::Again(view) => Ok(Settled::Again { followers: view.followers()? }),
+            Ended::Done(followers) => Ok(Settled::Done { followers }),
+            Ended::Again(followers) => Ok(Settled::Again { followers }),
             Ended::Stale => Ok(Settled::Stale),
             Ended::Already(view) => Ok(Settled::Already(shown(&view)?)),
         };

@@ -7,93 +7,45 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::entry;
-use super::pack::{Progress, View, alias_of, identity_of, pack, same_content};
+use super::hash::ById;
+use super::record::{Record, View};
 use crate::envelope::Reply;
 use crate::journal::{Address, Batch, Journal};
 use crate::lifecycle::State;
-use crate::store::{Claim, FOLLOWERS, Guard, Release, Released, Renew, Renewed, Retention};
+use crate::store::{Claim, Guard, Release, Released, Renew, Renewed, Retention};
 use crate::task::TaskId;
 use crate::time::Timestamp;
 
-/// What a record is taken to need beside its packed bytes: its places in the map, the queues and the list.
-const RECORD_OVERHEAD_BYTES: usize = 256;
 /// Records not finished that each call looks at, whether they have been forgotten by everybody. There is no hurry.
 const SWEEP: usize = 8;
 
-/// One task's record.
-pub(super) struct Record {
-    /// Its place in the list, which also tells it from an earlier one of the same id.
-    pub seq: u64,
-    /// When it was finished, or else last touched.
-    pub touched_ms: u64,
-    /// Of the attempt that holds it, or that settled it; meant only if `held`.
-    pub nonce: u128,
-    pub held: bool,
-    pub state: State,
-    pub attempt: u32,
-    pub packed: Arc<[u8]>,
-    pub address: Option<Address>,
-    /// `None` once it is finished.
-    pub live: Option<Box<Live>>,
-}
-
-#[derive(Default)]
-pub(super) struct Live {
-    pub model: Option<Arc<str>>,
-    pub worker: Option<Arc<str>>,
-    pub started: Option<Timestamp>,
-    pub followers: Vec<Reply>,
-    /// When the lease ends.
-    pub lease_ms: u64,
-}
-
-impl Record {
-    fn holds(&self, nonce: u128) -> bool {
-        self.held && self.nonce == nonce
-    }
-
-    fn bytes(&self) -> usize {
-        self.packed.len() + RECORD_OVERHEAD_BYTES
-    }
-
-    fn view(&self, id: TaskId) -> View {
-        let progress = self.live.as_ref().map(|live| {
-            let Live { model, worker, started, .. } = &**live;
-            let (model, worker, started) = (model.clone(), worker.clone(), *started);
-            (self.state, Progress { attempt: self.attempt, model, worker, started })
-        });
-        View { id, packed: self.packed.clone(), progress }
-    }
-
-    fn write(&mut self, id: TaskId, batch: &mut Option<Batch>) {
-        if let Some(batch) = batch {
-            if let Some(old) = self.address {
-                batch.kill(old);
-            }
-            self.address = Some(batch.put(|out| entry::put_record(out, id, self)));
+/// Writes a record anew, if there is a batch to write into.
+fn write(record: &mut Record, id: TaskId, batch: &mut Option<Batch>) {
+    if let Some(batch) = batch {
+        if let Some(old) = record.address {
+            batch.kill(old);
         }
+        record.address = Some(batch.put(|out| entry::put_record(out, id, record)));
     }
 }
 
-impl Live {
-    fn follow(&mut self, follower: Option<Reply>) -> bool {
-        match follower {
-            Some(follower) if self.followers.len() < FOLLOWERS && !self.followers.contains(&follower) => {
-                self.followers.push(follower);
-                true
-            }
-            _ => false,
-        }
+/// Adds a follower that is not there yet. `bytes` are those of all records.
+fn follow(record: &mut Record, follower: Option<Reply>, bytes: &mut usize, id: TaskId, batch: &mut Option<Batch>) {
+    let before = record.bytes();
+    if record.follow(follower) {
+        *bytes = *bytes + record.bytes() - before;
+        write(record, id, batch);
     }
 }
 
 /// A task to be taken in, already packed.
 pub(super) struct Entrant {
     pub id: TaskId,
-    pub identity: Vec<u8>,
+    pub fingerprint: u128,
+    pub alias: Option<String>,
     pub state: State,
     pub attempt: u32,
-    pub packed: Arc<[u8]>,
+    pub task: Arc<[u8]>,
     pub follower: Option<Reply>,
 }
 
@@ -106,7 +58,7 @@ pub(super) enum Entered {
 pub(super) enum Held {
     Run { attempt: u32 },
     Busy { for_ms: u64 },
-    Terminal(View),
+    Terminal(View, Vec<Reply>),
     Exhausted { attempts: u32 },
     Unknown,
 }
@@ -116,19 +68,19 @@ pub(super) struct Ending {
     pub id: TaskId,
     pub guard: Guard,
     pub state: State,
-    pub task: Vec<u8>,
+    pub task: Arc<[u8]>,
 }
 
 pub(super) enum Ended {
-    Done(View),
-    Again(View),
+    Done(Vec<Reply>),
+    Again(Vec<Reply>),
     Stale,
     Already(View),
 }
 
 pub(super) struct Records {
     retention: Retention,
-    records: HashMap<TaskId, Box<Record>>,
+    records: HashMap<TaskId, Box<Record>, ById>,
     aliases: HashMap<Box<str>, TaskId>,
     /// Those that lists show, by number; among them some that are forgotten.
     order: VecDeque<(u64, TaskId)>,
@@ -146,7 +98,7 @@ impl Records {
     pub fn new(retention: Retention) -> Self {
         Self {
             retention,
-            records: HashMap::new(),
+            records: HashMap::default(),
             aliases: HashMap::new(),
             order: VecDeque::new(),
             finished: VecDeque::new(),
@@ -162,10 +114,6 @@ impl Records {
         self.bytes
     }
 
-    pub fn weight(packed: usize) -> usize {
-        packed + RECORD_OVERHEAD_BYTES
-    }
-
     /// The number after the newest record's.
     pub fn end(&self) -> u64 {
         self.next_seq
@@ -175,7 +123,7 @@ impl Records {
     pub fn restore(&mut self, id: TaskId, record: Record) {
         self.next_seq = self.next_seq.max(record.seq + 1);
         self.bytes += record.bytes();
-        if let Some(alias) = alias_of(identity_of(&record.packed)) {
+        if let Some(alias) = record.alias() {
             // Of two with the same key the older one has expired.
             let newer = |known: &TaskId| self.records.get(known).is_none_or(|known| known.seq < record.seq);
             if self.aliases.get(alias).is_none_or(newer) {
@@ -190,7 +138,7 @@ impl Records {
         let mut finished = Vec::new();
         for (id, record) in &mut self.records {
             self.order.push_back((record.seq, *id));
-            if record.live.is_some() {
+            if record.open() {
                 record.touched_ms = now_ms;
                 self.unfinished.insert(record.seq, *id);
             } else {
@@ -204,7 +152,7 @@ impl Records {
     }
 
     fn expired(&self, record: &Record, now_ms: u64) -> bool {
-        let kept_ms = if record.live.is_some() { self.retention.unfinished_ms } else { self.retention.finished_ms };
+        let kept_ms = if record.open() { self.retention.unfinished_ms } else { self.retention.finished_ms };
         record.touched_ms.saturating_add(kept_ms) <= now_ms
     }
 
@@ -216,7 +164,7 @@ impl Records {
     fn touch(&mut self, id: TaskId, now_ms: u64) -> Option<&mut Record> {
         self.find(id, now_ms)?;
         let record = self.records.get_mut(&id)?;
-        if record.live.is_some() {
+        if record.open() {
             record.touched_ms = now_ms;
         }
         Some(record)
@@ -233,7 +181,7 @@ impl Records {
         self.bytes += record.bytes();
         self.order.push_back((record.seq, id));
         self.trim_order();
-        if record.live.is_some() {
+        if record.open() {
             self.unfinished.insert(record.seq, id);
         } else {
             self.finished.push_back((record.seq, id));
@@ -245,7 +193,7 @@ impl Records {
         let record = self.records.remove(&id)?;
         self.bytes -= record.bytes();
         self.unfinished.remove(&record.seq);
-        if let Some(alias) = alias_of(identity_of(&record.packed))
+        if let Some(alias) = record.alias()
             && self.aliases.get(alias) == Some(&id)
         {
             self.aliases.remove(alias);
@@ -294,23 +242,20 @@ impl Records {
     }
 
     pub fn accept(&mut self, entrant: Entrant, now_ms: u64, batch: &mut Option<Batch>) -> Entered {
-        let Entrant { id, identity, state, attempt, packed, follower } = entrant;
-        let alias = alias_of(&identity);
+        let Entrant { id, fingerprint, alias, state, attempt, task, follower } = entrant;
         let known = self.find(id, now_ms).map(|_| id).or_else(|| {
-            let first = *self.aliases.get(alias?)?;
+            let first = *self.aliases.get(alias.as_deref()?)?;
             self.find(first, now_ms).map(|_| first)
         });
         if let Some(known) = known
             && let Some(record) = self.records.get_mut(&known)
         {
-            if !same_content(identity_of(&record.packed), &identity) {
+            if record.told_apart && record.fingerprint != fingerprint {
                 return Entered::Conflict(record.view(known));
             }
-            if let Some(live) = &mut record.live {
+            if record.open() {
                 record.touched_ms = now_ms;
-                if live.follow(follower) {
-                    record.write(known, batch);
-                }
+                follow(record, follower, &mut self.bytes, known, batch);
             }
             return Entered::Known(record.view(known));
         }
@@ -318,37 +263,38 @@ impl Records {
         if let (Some(address), Some(batch)) = (self.remove(id), &mut *batch) {
             batch.kill(address);
         }
-        if let Some(alias) = alias {
-            self.aliases.insert(alias.into(), id);
-        }
-        let live = (!state.is_terminal()).then(|| {
-            let mut live = Box::<Live>::default();
-            live.follow(follower);
-            live
-        });
-        let record = Record {
+        let mut record = Record {
             seq: self.next_seq,
             touched_ms: now_ms,
+            lease_ms: 0,
             nonce: 0,
-            held: false,
-            state,
-            attempt,
-            packed,
+            fingerprint,
+            task,
             address: None,
-            live,
+            more: None,
+            attempt,
+            state,
+            held: false,
+            told_apart: true,
         };
-        self.insert(id, record).write(id, batch);
+        if let Some(alias) = alias {
+            self.aliases.insert(alias.as_str().into(), id);
+            record.more().alias = Some(alias.into());
+        }
+        if record.open() {
+            record.follow(follower);
+        }
+        write(self.insert(id, record), id, batch);
         Entered::New
     }
 
     pub fn dispatched(&mut self, id: TaskId, model: Arc<str>, now_ms: u64, batch: &mut Option<Batch>) {
         if let Some(record) = self.touch(id, now_ms)
             && record.state == State::Queued
-            && let Some(live) = &mut record.live
         {
-            live.model = Some(model);
+            record.more().model = Some(model);
             record.state = State::Dispatched;
-            record.write(id, batch);
+            write(record, id, batch);
         }
     }
 
@@ -362,53 +308,52 @@ impl Records {
     ) -> Held {
         let id = claim.id;
         let Some(record) = self.touch(id, now_ms) else { return Held::Unknown };
-        let holds = record.holds(claim.nonce);
-        let Some(live) = &mut record.live else { return Held::Terminal(record.view(id)) };
+        if !record.open() {
+            return Held::Terminal(record.view(id), record.followers().to_vec());
+        }
         let until_ms = now_ms.saturating_add(claim.lease_ms);
-        if holds {
+        if record.holds(claim.nonce) {
             // Its answer was lost.
-            live.lease_ms = until_ms;
+            record.lease_ms = until_ms;
             return Held::Run { attempt: record.attempt };
         }
-        if live.lease_ms > now_ms {
-            return Held::Busy { for_ms: live.lease_ms - now_ms };
+        if record.lease_ms > now_ms {
+            return Held::Busy { for_ms: record.lease_ms - now_ms };
         }
         let begun = record.attempt.max(claim.attempts);
         if begun >= claim.max_attempts {
             return Held::Exhausted { attempts: begun };
         }
-        live.lease_ms = until_ms;
-        live.worker = Some(worker);
-        live.started = Some(started);
+        record.lease_ms = until_ms;
         (record.nonce, record.held) = (claim.nonce, true);
         (record.state, record.attempt) = (State::Running, begun + 1);
-        record.write(id, batch);
-        Held::Run { attempt: record.attempt }
+        let more = record.more();
+        (more.worker, more.started) = (Some(worker), Some(started));
+        write(record, id, batch);
+        Held::Run { attempt: begun + 1 }
     }
 
     pub fn renew(&mut self, renew: &Renew, now_ms: u64) -> Renewed {
         let Some(record) = self.touch(renew.id, now_ms) else { return Renewed::Unknown };
-        let holds = record.holds(renew.nonce);
-        match &mut record.live {
-            Some(live) if holds => {
-                live.lease_ms = now_ms.saturating_add(renew.lease_ms);
-                Renewed::Renewed
-            }
-            _ => Renewed::Lost,
+        if record.open() && record.holds(renew.nonce) {
+            record.lease_ms = now_ms.saturating_add(renew.lease_ms);
+            Renewed::Renewed
+        } else {
+            Renewed::Lost
         }
     }
 
     pub fn release(&mut self, release: &Release, now_ms: u64, batch: &mut Option<Batch>) -> Released {
         let Some(record) = self.touch(release.id, now_ms) else { return Released::Released };
-        let holds = record.holds(release.nonce);
-        let Some(live) = record.live.as_mut().filter(|_| holds) else { return Released::Stale };
-        live.lease_ms = 0;
-        live.worker = None;
-        live.started = None;
-        record.held = false;
+        if !record.open() || !record.holds(release.nonce) {
+            return Released::Stale;
+        }
+        (record.lease_ms, record.held) = (0, false);
         record.state = State::Queued;
         record.attempt = record.attempt.saturating_sub(u32::from(!release.counts));
-        record.write(release.id, batch);
+        let more = record.more();
+        (more.worker, more.started) = (None, None);
+        write(record, release.id, batch);
         Released::Released
     }
 
@@ -425,21 +370,23 @@ impl Records {
             let record = Record {
                 seq: self.next_seq,
                 touched_ms: now_ms,
+                lease_ms: 0,
                 nonce: nonce.unwrap_or(0),
-                held: nonce.is_some(),
-                state,
+                fingerprint: 0,
+                task,
+                address: None,
+                more: None,
                 attempt: match guard {
                     Guard::Fence { attempt, .. } => attempt,
                     Guard::First { .. } => 1,
                     Guard::Unclaimed => 0,
                 },
-                packed: pack(&[], &[], &task),
-                address: None,
-                live: None,
+                state,
+                held: nonce.is_some(),
+                told_apart: false,
             };
-            let record = self.insert(id, record);
-            record.write(id, batch);
-            return Ended::Done(record.view(id));
+            write(self.insert(id, record), id, batch);
+            return Ended::Done(Vec::new());
         }
         let Some(record) = self.records.get_mut(&id) else { return Ended::Stale };
         let holds = nonce.is_some_and(|nonce| record.holds(nonce));
@@ -447,37 +394,42 @@ impl Records {
             Guard::Fence { attempt, .. } => holds && record.attempt == attempt,
             Guard::First { .. } | Guard::Unclaimed => holds,
         };
-        let Some(live) = &record.live else {
-            return if fits { Ended::Again(record.view(id)) } else { Ended::Already(record.view(id)) };
-        };
+        if !record.open() {
+            return if fits { Ended::Again(record.followers().to_vec()) } else { Ended::Already(record.view(id)) };
+        }
         let may_write = match guard {
             Guard::Fence { .. } => fits,
-            Guard::First { .. } | Guard::Unclaimed => fits || live.lease_ms <= now_ms,
+            Guard::First { .. } | Guard::Unclaimed => fits || record.lease_ms <= now_ms,
         };
         if !may_write {
             return Ended::Stale;
         }
-        let packed = pack(identity_of(&record.packed), &live.followers, &task);
-        self.bytes = self.bytes + packed.len() - record.packed.len();
-        record.packed = packed;
-        record.live = None;
+        self.bytes = self.bytes + task.len() - record.task.len();
+        record.task = task;
         record.held = nonce.is_some();
         record.nonce = nonce.unwrap_or(0);
         if let Guard::First { .. } = guard {
             record.attempt = record.attempt.max(1);
         }
-        record.state = state;
-        record.touched_ms = now_ms;
-        record.write(id, batch);
-        self.unfinished.remove(&record.seq);
-        self.finished.push_back((record.seq, id));
-        Ended::Done(record.view(id))
+        (record.state, record.touched_ms) = (state, now_ms);
+        if let Some(more) = &mut record.more {
+            (more.model, more.worker, more.started) = (None, None, None);
+        }
+        if record.alias().is_none() && record.followers().is_empty() {
+            record.more = None;
+        }
+        write(record, id, batch);
+        let (seq, followers) = (record.seq, record.followers().to_vec());
+        self.unfinished.remove(&seq);
+        self.finished.push_back((seq, id));
+        Ended::Done(followers)
     }
 
     pub fn follow(&mut self, id: TaskId, follower: Reply, now_ms: u64, batch: &mut Option<Batch>) -> Option<View> {
-        let record = self.touch(id, now_ms)?;
-        if record.live.as_mut().is_some_and(|live| live.follow(Some(follower))) {
-            record.write(id, batch);
+        self.touch(id, now_ms)?;
+        let record = self.records.get_mut(&id)?;
+        if record.open() {
+            follow(record, Some(follower), &mut self.bytes, id, batch);
         }
         Some(record.view(id))
     }
