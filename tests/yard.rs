@@ -327,7 +327,7 @@ async fn tasks_that_wait_for_long_go_round_and_keep_their_place() {
         let mut seen = 0;
         let mut before = 0;
         while seen < 3 {
-            let ready = yard.broker.queue_state(&yard.topology.retry()).await.unwrap().unwrap().ready;
+            let ready = yard.broker.queue_state(&yard.topology.round(0)).await.unwrap().unwrap().ready;
             seen += usize::from(ready > before);
             before = ready;
             tokio::task::yield_now().await;

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::offers::Offers;
 use crate::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, policy};
 use crate::room::Room;
+use crate::shard::Shard;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
@@ -42,8 +43,10 @@ const LOST_AFTER: Duration = Duration::from_secs(10);
 pub(crate) enum Event {
     /// Published tasks, each taken in once.
     Arrived(Vec<Held>),
-    /// Tasks that came back: to be tried again, or held for long.
+    /// Tasks that came back, to be tried again.
     Returned(Vec<Held>),
+    /// Tasks held for long, on their way round through the broker.
+    CameRound(Vec<Held>),
     Completed(Vec<Completion>),
     /// What the store says of workers and models.
     Loads {
@@ -65,6 +68,7 @@ pub(crate) struct Core {
     pub settings: SchedulerSettings,
     pub metrics: Metrics,
     pub room: Room,
+    pub shard: Shard,
     pub closing: CancellationToken,
     clock: Clock,
     started: Instant,
@@ -100,12 +104,13 @@ pub(crate) struct Parts {
     pub metrics: Metrics,
     pub room: Room,
     pub models: HashMap<String, Arc<ModelSpec>>,
+    pub shard: Shard,
     pub closing: CancellationToken,
 }
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let Parts { broker, store, topology, settings, metrics, room, models, closing } = parts;
+        let Parts { broker, store, topology, settings, metrics, room, models, shard, closing } = parts;
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy =
             policy::by_name(&settings.policy, settings.ageing_s).unwrap_or_else(|| Box::new(policy::Cmu::default()));
@@ -114,6 +119,7 @@ impl Core {
             store: store.clone(),
             topology: topology.clone(),
             metrics: metrics.clone(),
+            shard,
             closing: closing.clone(),
         };
         Self {
@@ -143,6 +149,7 @@ impl Core {
             settings,
             metrics,
             room,
+            shard,
             closing,
         }
     }
@@ -198,6 +205,7 @@ impl Core {
         match event {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
+            Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
             Event::Loads { loads, models } => self.handle_loads(loads, models),
             Event::Counted { model, tasks, at } => self.reconcile(&model, tasks, at),
@@ -288,7 +296,9 @@ impl Core {
                     let slots = self.offers.slots(&spec.name);
                     let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);
                     // A model without workers comes last, but is still better than none.
-                    let queue_seconds = if slots == 0 { 1e9 } else { ahead as f64 * seconds / slots as f64 };
+                    // The other shards have as much to wait for.
+                    let ahead = ahead as f64 * f64::from(self.shard.of);
+                    let queue_seconds = if slots == 0 { 1e9 } else { ahead * seconds / slots as f64 };
                     weight * seconds + queue_seconds
                 };
                 self.models
@@ -301,27 +311,26 @@ impl Core {
         }
     }
 
+    /// A copy that this scheduler sent round, or that one sent which had the shard before.
+    fn take_round(&mut self, task: Held) {
+        let id = task.envelope.id;
+        if self.in_limbo.remove(&id) && !self.held.contains_key(&id) {
+            // It was dispatched while its copy was on the way.
+            return self.ack(task.receipt.into_iter().collect());
+        }
+        self.take_back(task);
+    }
+
     fn take_back(&mut self, mut task: Held) {
         let id = task.envelope.id;
-        if self.in_limbo.remove(&id) {
-            match self.held.get_mut(&id) {
-                Some(held) => {
-                    held.receipt = task.receipt;
-                    held.since = task.since;
-                    self.by_age.push_back((task.since, id));
-                }
-                // It was dispatched while its copy was on the way.
-                None => self.ack(task.receipt.into_iter().collect()),
-            }
-            return;
-        }
         if let Some(held) = self.held.get_mut(&id) {
             // A copy of what waits already.
-            let superfluous = match &held.receipt {
-                Some(_) => task.receipt,
-                None => std::mem::replace(&mut held.receipt, task.receipt),
-            };
-            return self.ack(superfluous.into_iter().collect());
+            if held.receipt.is_some() {
+                return self.ack(task.receipt.into_iter().collect());
+            }
+            (held.receipt, held.since) = (task.receipt, task.since);
+            self.by_age.push_back((task.since, id));
+            return;
         }
         if self.outstanding.remove(&id).is_some() {
             self.planner.handle_completion(id);
@@ -370,7 +379,7 @@ impl Core {
     }
 
     fn set_capacity(&mut self, model: &str) {
-        self.planner.handle_load(model, self.offers.room(model, &self.estimator));
+        self.planner.handle_load(model, self.offers.room(model, &self.estimator, self.shard));
     }
 
     fn decide(&mut self) {
@@ -393,6 +402,7 @@ impl Core {
                     };
                     task.envelope.chosen = Some(model.to_string());
                     task.envelope.dispatched = Some(Timestamp::now());
+                    task.envelope.shard = self.shard.number;
                     let outstanding =
                         Outstanding { model: model.to_string(), at: Instant::now(), cost: task.envelope.cost };
                     self.outstanding.insert(id, outstanding);
