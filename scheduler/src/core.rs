@@ -53,12 +53,20 @@ pub(crate) enum Event {
         loads: Vec<LoadReport>,
         models: Option<Vec<ModelSpec>>,
     },
-    /// What queue and workers together hold of a model.
+    /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
         model: String,
         tasks: usize,
+        ended: Vec<TaskId>,
         at: Instant,
     },
+}
+
+/// A model of which nothing was heard for a while, though tasks of it are out.
+pub(crate) struct Quiet {
+    pub model: String,
+    /// Those that have been out for long, when other schedulers have tasks of it out too: a count does not tell whose are lost.
+    pub tasks: Vec<TaskId>,
 }
 
 pub(crate) struct Core {
@@ -155,7 +163,7 @@ impl Core {
     }
 
     /// Runs until closing. What is held then is not acked: it comes again, to whoever is active next.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, requests: mpsc::Sender<Vec<String>>) {
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, requests: mpsc::Sender<Vec<Quiet>>) {
         let mut batch = Vec::with_capacity(EVENTS);
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -208,7 +216,7 @@ impl Core {
             Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
             Event::Loads { loads, models } => self.handle_loads(loads, models),
-            Event::Counted { model, tasks, at } => self.reconcile(&model, tasks, at),
+            Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
         }
     }
 
@@ -504,19 +512,20 @@ impl Core {
         }
     }
 
-    fn every_second(&mut self, requests: &mpsc::Sender<Vec<String>>) {
+    fn every_second(&mut self, requests: &mpsc::Sender<Vec<Quiet>>) {
         if !self.models_may_still_come() {
             let unknown = std::mem::take(&mut self.unknown);
             unknown.into_iter().for_each(|task| self.admit(task));
         }
         self.send_round();
         let stats = self.planner.stats();
-        let quiet: Vec<String> = stats
+        let quiet: Vec<Quiet> = stats
             .models
             .iter()
             .filter(|model| model.outstanding > 0)
             .map(|model| model.model.to_string())
             .filter(|model| self.last_completion.get(model).is_none_or(|last| last.elapsed() > LOST_AFTER / 2))
+            .map(|model| Quiet { tasks: self.out_for_long(&model), model })
             .collect();
         if !quiet.is_empty() {
             // When the counter is still busy with the last request, the next second comes soon enough.
@@ -548,20 +557,26 @@ impl Core {
         }
     }
 
-    /// Credits whose completion never came are given back, once neither queue nor workers hold the tasks.
-    fn reconcile(&mut self, model: &str, tasks: usize, at: Instant) {
-        let believed = self.planner.outstanding(model);
-        if believed <= tasks {
-            return;
+    fn out_for_long(&self, model: &str) -> Vec<TaskId> {
+        match self.shard.of {
+            1 => Vec::new(),
+            _ => self.out_since_before(model, Instant::now()).take(GROUP).collect(),
         }
+    }
+
+    /// Tasks of a model that had been out at `at` for so long that they may be lost.
+    fn out_since_before(&self, model: &str, at: Instant) -> impl Iterator<Item = TaskId> {
         let before = at.checked_sub(LOST_AFTER).unwrap_or(at);
-        let lost: Vec<TaskId> = self
-            .outstanding
-            .iter()
-            .filter(|(_, task)| task.model == model && task.at < before)
-            .map(|(&id, _)| id)
-            .take(believed - tasks)
-            .collect();
+        self.outstanding.iter().filter(move |(_, task)| task.model == model && task.at < before).map(|(&id, _)| id)
+    }
+
+    /// Credits whose completion never came are given back, once neither queue nor workers hold the tasks, or they have ended.
+    fn reconcile(&mut self, model: &str, tasks: usize, ended: Vec<TaskId>, at: Instant) {
+        let ended: HashSet<TaskId> = ended.into_iter().collect();
+        let more = self.planner.outstanding(model).saturating_sub(tasks + ended.len());
+        let (mut lost, others): (Vec<TaskId>, Vec<TaskId>) =
+            self.out_since_before(model, at).partition(|id| ended.contains(id));
+        lost.extend(others.into_iter().take(more));
         for id in &lost {
             self.outstanding.remove(id);
             self.planner.handle_completion(*id);

@@ -37,7 +37,11 @@ pub fn work_queues(topology: &Topology) -> Vec<QueueSpec> {
 /// The queues that the schedulers of so many shards read beside those that they share. Each declares all of them, so that the
 /// numbers that exist have no gap.
 pub fn shard_queues(topology: &Topology, shards: u32) -> Vec<QueueSpec> {
-    (0..shards).flat_map(|shard| [topology.round(shard), topology.completions(shard)]).map(QueueSpec::durable).collect()
+    let of = |shard| {
+        let completions = (shard > 0).then(|| topology.completions(shard));
+        std::iter::once(topology.round(shard)).chain(completions)
+    };
+    (0..shards).flat_map(of).map(QueueSpec::durable).collect()
 }
 
 /// A message could not be written: an instant or a number that JSON cannot hold.
