@@ -1,5 +1,7 @@
 //! Scheduler and workers on the embedded broker and store: what a task goes through, with models written for the test.
 
+mod shards;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -114,17 +116,13 @@ impl Yard {
 
     fn scheduler(&self, models: &[ModelSpec]) -> CancellationToken {
         let stop = CancellationToken::new();
-        let scheduler = Scheduler::new(
-            self.broker.clone(),
-            self.store.clone(),
-            self.topology.clone(),
-            self.settings.scheduler.clone(),
-            models.to_vec(),
-            &self.registry,
-        )
-        .unwrap();
-        tokio::spawn(scheduler.run(stop.clone()));
+        tokio::spawn(self.new_scheduler(models, &self.registry).run(stop.clone()));
         stop
+    }
+
+    fn new_scheduler(&self, models: &[ModelSpec], registry: &Registry) -> Scheduler {
+        let (broker, store, topology) = (self.broker.clone(), self.store.clone(), self.topology.clone());
+        Scheduler::new(broker, store, topology, self.settings.scheduler.clone(), models.to_vec(), registry).unwrap()
     }
 
     /// Tokens to stop and to kill it.
@@ -357,7 +355,7 @@ async fn tasks_that_wait_for_long_go_round_and_keep_their_place() {
         let mut seen = 0;
         let mut before = 0;
         while seen < 3 {
-            let ready = yard.broker.queue_state(&yard.topology.retry()).await.unwrap().unwrap().ready;
+            let ready = yard.broker.queue_state(&yard.topology.round(0)).await.unwrap().unwrap().ready;
             seen += usize::from(ready > before);
             before = ready;
             tokio::task::yield_now().await;
