@@ -9,7 +9,7 @@ use taskyard_shared::broker::Broker;
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::metrics::Registry;
-use taskyard_shared::process::settings::Settings;
+use taskyard_shared::process::settings::{SchedulerSettings, Settings};
 use taskyard_shared::store::Store;
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_worker::{Handler, Worker};
@@ -64,14 +64,9 @@ impl Yard {
         let topology = Topology::new(&settings.broker.namespace);
         let stop = CancellationToken::new();
         let specs = models.iter().map(|served| served.spec.clone()).collect();
-        let scheduler = Scheduler::new(
-            broker.clone(),
-            store.clone(),
-            topology.clone(),
-            settings.scheduler.clone(),
-            specs,
-            &registry,
-        )?;
+        // There is one scheduler, and it has everything.
+        let scheduler = SchedulerSettings { shards: 1, ..settings.scheduler.clone() };
+        let scheduler = Scheduler::new(broker.clone(), store.clone(), topology.clone(), scheduler, specs, &registry)?;
         let scheduler = tokio::spawn(scheduler.run(stop.clone()));
         Ok(Self { broker, store, topology, settings, models, registry, stop, scheduler })
     }

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::offers::Offers;
 use crate::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, policy};
 use crate::room::Room;
+use crate::shard::Shard;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
@@ -43,20 +44,30 @@ const LOST_AFTER: Duration = Duration::from_secs(10);
 pub(crate) enum Event {
     /// Published tasks, each taken in once.
     Arrived(Vec<Held>),
-    /// Tasks that came back: to be tried again, or held for long.
+    /// Tasks that came back, to be tried again.
     Returned(Vec<Held>),
+    /// Tasks held for long, on their way round through the broker.
+    CameRound(Vec<Held>),
     Completed(Vec<Completion>),
     /// What the store says of workers and models.
     Loads {
         loads: Vec<LoadReport>,
         models: Option<Vec<ModelSpec>>,
     },
-    /// What queue and workers together hold of a model.
+    /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
         model: String,
         tasks: usize,
+        ended: Vec<TaskId>,
         at: Instant,
     },
+}
+
+/// A model of which nothing was heard for a while, though tasks of it are out.
+pub(crate) struct Quiet {
+    pub model: String,
+    /// Those that have been out for long, when other schedulers have tasks of it out too: a count does not tell whose are lost.
+    pub tasks: Vec<TaskId>,
 }
 
 pub(crate) struct Core {
@@ -66,6 +77,7 @@ pub(crate) struct Core {
     pub settings: SchedulerSettings,
     pub metrics: Metrics,
     pub room: Room,
+    pub shard: Shard,
     pub closing: CancellationToken,
     clock: Clock,
     started: Instant,
@@ -101,12 +113,13 @@ pub(crate) struct Parts {
     pub metrics: Metrics,
     pub room: Room,
     pub models: HashMap<String, Arc<ModelSpec>>,
+    pub shard: Shard,
     pub closing: CancellationToken,
 }
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let Parts { broker, store, topology, settings, metrics, room, models, closing } = parts;
+        let Parts { broker, store, topology, settings, metrics, room, models, shard, closing } = parts;
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy =
             policy::by_name(&settings.policy, settings.ageing_s).unwrap_or_else(|| Box::new(policy::Cmu::default()));
@@ -115,6 +128,7 @@ impl Core {
             store: store.clone(),
             topology: topology.clone(),
             metrics: metrics.clone(),
+            shard,
             closing: closing.clone(),
         };
         Self {
@@ -144,12 +158,13 @@ impl Core {
             settings,
             metrics,
             room,
+            shard,
             closing,
         }
     }
 
     /// Runs until closing. What is held then is not acked: it comes again, to whoever is active next.
-    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, requests: mpsc::Sender<Vec<String>>) {
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>, requests: mpsc::Sender<Vec<Quiet>>) {
         let mut batch = Vec::with_capacity(EVENTS);
         let mut second = tokio::time::interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -199,9 +214,10 @@ impl Core {
         match event {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
+            Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
             Event::Loads { loads, models } => self.handle_loads(loads, models),
-            Event::Counted { model, tasks, at } => self.reconcile(&model, tasks, at),
+            Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
         }
     }
 
@@ -289,7 +305,9 @@ impl Core {
                     let slots = self.offers.slots(&spec.name);
                     let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);
                     // A model without workers comes last, but is still better than none.
-                    let queue_seconds = if slots == 0 { 1e9 } else { ahead as f64 * seconds / slots as f64 };
+                    // The other shards have as much to wait for.
+                    let ahead = ahead as f64 * f64::from(self.shard.of);
+                    let queue_seconds = if slots == 0 { 1e9 } else { ahead * seconds / slots as f64 };
                     weight * seconds + queue_seconds
                 };
                 self.models
@@ -302,27 +320,26 @@ impl Core {
         }
     }
 
+    /// A copy that this scheduler sent round, or that one sent which had the shard before.
+    fn take_round(&mut self, task: Held) {
+        let id = task.envelope.id;
+        if self.in_limbo.remove(&id) && !self.held.contains_key(&id) {
+            // It was dispatched while its copy was on the way.
+            return self.ack(task.receipt.into_iter().collect());
+        }
+        self.take_back(task);
+    }
+
     fn take_back(&mut self, mut task: Held) {
         let id = task.envelope.id;
-        if self.in_limbo.remove(&id) {
-            match self.held.get_mut(&id) {
-                Some(held) => {
-                    held.receipt = task.receipt;
-                    held.since = task.since;
-                    self.by_age.push_back((task.since, id));
-                }
-                // It was dispatched while its copy was on the way.
-                None => self.ack(task.receipt.into_iter().collect()),
-            }
-            return;
-        }
         if let Some(held) = self.held.get_mut(&id) {
             // A copy of what waits already.
-            let superfluous = match &held.receipt {
-                Some(_) => task.receipt,
-                None => std::mem::replace(&mut held.receipt, task.receipt),
-            };
-            return self.ack(superfluous.into_iter().collect());
+            if held.receipt.is_some() {
+                return self.ack(task.receipt.into_iter().collect());
+            }
+            (held.receipt, held.since) = (task.receipt, task.since);
+            self.by_age.push_back((task.since, id));
+            return;
         }
         if self.outstanding.remove(&id).is_some() {
             self.planner.handle_completion(id);
@@ -371,7 +388,7 @@ impl Core {
     }
 
     fn set_capacity(&mut self, model: &str) {
-        self.planner.handle_load(model, self.offers.room(model, &self.estimator));
+        self.planner.handle_load(model, self.offers.room(model, &self.estimator, self.shard));
     }
 
     fn decide(&mut self) {
@@ -394,6 +411,7 @@ impl Core {
                     };
                     task.envelope.chosen = Some(model.to_string());
                     task.envelope.dispatched = Some(Timestamp::now());
+                    task.envelope.shard = self.shard.number;
                     let outstanding =
                         Outstanding { model: model.to_string(), at: Instant::now(), cost: task.envelope.cost };
                     self.outstanding.insert(id, outstanding);
@@ -495,19 +513,20 @@ impl Core {
         }
     }
 
-    fn every_second(&mut self, requests: &mpsc::Sender<Vec<String>>) {
+    fn every_second(&mut self, requests: &mpsc::Sender<Vec<Quiet>>) {
         if !self.models_may_still_come() {
             let unknown = std::mem::take(&mut self.unknown);
             unknown.into_iter().for_each(|task| self.admit(task));
         }
         self.send_round();
         let stats = self.planner.stats();
-        let quiet: Vec<String> = stats
+        let quiet: Vec<Quiet> = stats
             .models
             .iter()
             .filter(|model| model.outstanding > 0)
             .map(|model| model.model.to_string())
             .filter(|model| self.last_completion.get(model).is_none_or(|last| last.elapsed() > LOST_AFTER / 2))
+            .map(|model| Quiet { tasks: self.out_for_long(&model), model })
             .collect();
         if !quiet.is_empty() {
             // When the counter is still busy with the last request, the next second comes soon enough.
@@ -539,20 +558,26 @@ impl Core {
         }
     }
 
-    /// Credits whose completion never came are given back, once neither queue nor workers hold the tasks.
-    fn reconcile(&mut self, model: &str, tasks: usize, at: Instant) {
-        let believed = self.planner.outstanding(model);
-        if believed <= tasks {
-            return;
+    fn out_for_long(&self, model: &str) -> Vec<TaskId> {
+        match self.shard.of {
+            1 => Vec::new(),
+            _ => self.out_since_before(model, Instant::now()).take(GROUP).collect(),
         }
+    }
+
+    /// Tasks of a model that had been out at `at` for so long that they may be lost.
+    fn out_since_before(&self, model: &str, at: Instant) -> impl Iterator<Item = TaskId> {
         let before = at.checked_sub(LOST_AFTER).unwrap_or(at);
-        let lost: Vec<TaskId> = self
-            .outstanding
-            .iter()
-            .filter(|(_, task)| task.model == model && task.at < before)
-            .map(|(&id, _)| id)
-            .take(believed - tasks)
-            .collect();
+        self.outstanding.iter().filter(move |(_, task)| task.model == model && task.at < before).map(|(&id, _)| id)
+    }
+
+    /// Credits whose completion never came are given back, once neither queue nor workers hold the tasks, or they have ended.
+    fn reconcile(&mut self, model: &str, tasks: usize, ended: Vec<TaskId>, at: Instant) {
+        let ended: HashSet<TaskId> = ended.into_iter().collect();
+        let more = self.planner.outstanding(model).saturating_sub(tasks + ended.len());
+        let (mut lost, others): (Vec<TaskId>, Vec<TaskId>) =
+            self.out_since_before(model, at).partition(|id| ended.contains(id));
+        lost.extend(others.into_iter().take(more));
         for id in &lost {
             self.outstanding.remove(id);
             self.planner.handle_completion(*id);

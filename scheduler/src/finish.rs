@@ -11,6 +11,7 @@ use tracing::warn;
 
 use crate::held::Held;
 use crate::metrics::Metrics;
+use crate::shard::Shard;
 
 /// A task that is to end in `state` without having run.
 pub(crate) struct Finished {
@@ -39,6 +40,7 @@ pub(crate) struct Finisher {
     pub store: Arc<dyn Store>,
     pub topology: Topology,
     pub metrics: Metrics,
+    pub shard: Shard,
     pub closing: CancellationToken,
 }
 
@@ -82,12 +84,12 @@ impl Finisher {
         }
     }
 
-    /// Publishes copies to the scheduler's own queue, and acks the originals once they are safe.
+    /// Publishes copies to the queue of the scheduler's own shard, and acks the originals once they are safe.
     pub async fn send_round(self, group: Vec<(Envelope, Receipt)>) {
         let mut outgoing = Vec::with_capacity(group.len());
         let mut receipts = Vec::with_capacity(group.len());
         for (envelope, receipt) in group {
-            match messages::retry(&self.topology, &envelope) {
+            match messages::round(&self.topology, self.shard.number, &envelope) {
                 Ok(message) => {
                     outgoing.push((message, Need::Work));
                     receipts.push(receipt);

@@ -18,5 +18,6 @@ pub mod planner;
 mod returns;
 mod room;
 mod service;
+mod shard;
 
 pub use service::Scheduler;

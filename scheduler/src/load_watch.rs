@@ -3,15 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use taskyard_shared::Topology;
 use taskyard_shared::broker::Broker;
 use taskyard_shared::load::LoadReport;
 use taskyard_shared::store::Store;
+use taskyard_shared::{TaskId, Topology};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::core::Event;
+use crate::core::{Event, Quiet};
 use crate::metrics::Metrics;
 
 /// The announcements are read once in so many reads of the loads.
@@ -29,7 +29,7 @@ pub(crate) struct LoadWatch {
 
 impl LoadWatch {
     /// Watches until closing. `requests` name models of which the queue and the workers are to be counted.
-    pub async fn run(self, mut requests: mpsc::Receiver<Vec<String>>) {
+    pub async fn run(self, mut requests: mpsc::Receiver<Vec<Quiet>>) {
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let last: Mutex<Vec<LoadReport>> = Mutex::new(Vec::new());
@@ -80,20 +80,40 @@ impl LoadWatch {
         Ok(Event::Loads { loads, models })
     }
 
-    async fn count(&self, models: Vec<String>, loads: &[LoadReport]) {
+    async fn count(&self, models: Vec<Quiet>, loads: &[LoadReport]) {
         let at = Instant::now();
-        for model in models {
+        for Quiet { model, tasks } in models {
+            let ended = self.ended(tasks).await;
             let held: u64 =
                 loads.iter().filter_map(|load| load.models.get(&model)).map(|load| u64::from(load.held)).sum();
             match self.broker.queue_state(&self.topology.ready(&model)).await {
                 Ok(state) => {
                     let ready = state.map_or(0, |state| state.ready);
                     let tasks = usize::try_from(ready + held).unwrap_or(usize::MAX);
-                    if self.events.send(Event::Counted { model, tasks, at }).await.is_err() {
+                    if self.events.send(Event::Counted { model, tasks, ended, at }).await.is_err() {
                         return;
                     }
                 }
                 Err(failure) => debug!(%failure, "a ready queue could not be counted"),
+            }
+        }
+    }
+
+    /// Those of them that have ended, by their records.
+    async fn ended(&self, tasks: Vec<TaskId>) -> Vec<TaskId> {
+        if tasks.is_empty() {
+            return tasks;
+        }
+        match self.store.get(tasks).await {
+            Ok(records) => records
+                .into_iter()
+                .flatten()
+                .filter(|record| record.state.is_terminal())
+                .map(|record| record.id)
+                .collect(),
+            Err(failure) => {
+                debug!(%failure, "records could not be read: their credits wait");
+                Vec::new()
             }
         }
     }

@@ -29,6 +29,7 @@ struct Inner {
     decision_seconds: HistogramVec,
     decisions: IntCounterVec,
     active: IntGaugeVec,
+    shard: IntGaugeVec,
     store_failures: IntCounterVec,
     credits_reclaimed: IntCounterVec,
     worker_slots: IntGaugeVec,
@@ -88,7 +89,8 @@ impl Metrics {
                 FAST_SECONDS,
             )?,
             decisions: registry.counters("scheduler_decisions_total", "Decisions of the planner.", &[])?,
-            active: registry.gauges("scheduler_active", "1 when this scheduler is the active one.", &[])?,
+            active: registry.gauges("scheduler_active", "1 when this scheduler is active.", &[])?,
+            shard: registry.gauges("scheduler_shard", "1 for the shard that this scheduler has.", &["shard"])?,
             store_failures: registry.counters(
                 "store_failures_total",
                 "Calls of the store that failed, by call.",
@@ -137,8 +139,13 @@ impl Metrics {
         }
     }
 
-    pub fn active(&self, active: bool) {
-        self.0.active.with_label_values::<&str>(&[]).set(active.into());
+    /// Active with this shard, or standing by.
+    pub fn active(&self, shard: Option<u32>) {
+        self.0.active.with_label_values::<&str>(&[]).set(shard.is_some().into());
+        self.0.shard.reset();
+        if let Some(shard) = shard {
+            self.0.shard.with_label_values(&[&shard.to_string()]).set(1);
+        }
     }
 
     pub fn store_failed(&self, call: &str) {

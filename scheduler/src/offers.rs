@@ -6,6 +6,7 @@ use taskyard_shared::load::LoadReport;
 
 use crate::estimate::Estimator;
 use crate::planner::Room;
+use crate::shard::Shard;
 
 /// Most tasks in one message.
 const TOGETHER: usize = 64;
@@ -51,11 +52,14 @@ impl Offers {
         self.by_model.get(model).map_or(0, |offer| offer.slots)
     }
 
-    /// Slots, and what is sent ahead so that they do not idle.
-    pub fn room(&self, model: &str, estimator: &Estimator) -> Room {
+    /// Slots, and what is sent ahead so that they do not idle: a shard's part of both.
+    pub fn room(&self, model: &str, estimator: &Estimator, shard: Shard) -> Room {
         match self.slots(model) {
             0 => Room::from(0),
-            slots => Room { slots, ahead: estimator.ahead(model), grain: self.together(model, estimator) },
+            slots => {
+                let all = Room { slots, ahead: estimator.ahead(model), grain: self.together(model, estimator) };
+                shard.part(all)
+            }
         }
     }
 

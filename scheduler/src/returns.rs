@@ -28,9 +28,20 @@ pub(crate) struct Returns {
 }
 
 impl Returns {
-    /// Reads envelopes until the session is cut, or closing.
-    pub async fn envelopes(self, prefetch: u16) -> Result<(), BrokerError> {
-        let mut consumer = self.broker.consume(&self.topology.retry(), prefetch).await?;
+    /// Reads what is to be tried again, until the session is cut, or closing.
+    pub async fn retries(self, prefetch: u16) -> Result<(), BrokerError> {
+        let queue = self.topology.retry();
+        self.envelopes(&queue, prefetch, Event::Returned).await
+    }
+
+    /// Reads what the scheduler of a shard sent to itself, until the session is cut, or closing.
+    pub async fn rounds(self, shard: u32, prefetch: u16) -> Result<(), BrokerError> {
+        let queue = self.topology.round(shard);
+        self.envelopes(&queue, prefetch, Event::CameRound).await
+    }
+
+    async fn envelopes(&self, queue: &str, prefetch: u16, event: fn(Vec<Held>) -> Event) -> Result<(), BrokerError> {
+        let mut consumer = self.broker.consume(queue, prefetch).await?;
         let acker = consumer.acker();
         loop {
             let deliveries = tokio::select! {
@@ -57,15 +68,15 @@ impl Returns {
                     Err(failure) => self.bury(delivery, &acker, "unreadable", &failure.to_string()).await,
                 }
             }
-            if self.events.send(Event::Returned(tasks)).await.is_err() {
+            if self.events.send(event(tasks)).await.is_err() {
                 return Ok(());
             }
         }
     }
 
-    /// Reads completions until the session is cut, or closing.
-    pub async fn completions(self) -> Result<(), BrokerError> {
-        let mut consumer = self.broker.consume(&self.topology.completions(), COMPLETIONS_PREFETCH).await?;
+    /// Reads a shard's completions until the session is cut, or closing.
+    pub async fn completions(self, shard: u32) -> Result<(), BrokerError> {
+        let mut consumer = self.broker.consume(&self.topology.completions(shard), COMPLETIONS_PREFETCH).await?;
         let acker = consumer.acker();
         loop {
             let deliveries = tokio::select! {

@@ -1,4 +1,4 @@
-//! The scheduler service: waits until it is the active one, and schedules until it is told to stop.
+//! The scheduler service: waits until a shard is free, and schedules it until it is told to stop.
 //!
 //! A session ends when one of its consumers is cut. Everything it held comes again from the broker, so the next session
 //! starts from nothing.
@@ -10,7 +10,7 @@ use std::time::Duration;
 use taskyard_shared::broker::{Broker, BrokerError, Lock, QueueSpec};
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
-use taskyard_shared::process::settings::SchedulerSettings;
+use taskyard_shared::process::settings::{SHARDS_MOST, SchedulerSettings};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Topology, messages};
 use tokio::sync::mpsc;
@@ -24,6 +24,7 @@ use crate::load_watch::LoadWatch;
 use crate::metrics::Metrics;
 use crate::returns::Returns;
 use crate::room::Room;
+use crate::shard::Shard;
 
 /// How often a standby asks whether it is its turn.
 const STANDBY: Duration = Duration::from_millis(500);
@@ -55,7 +56,7 @@ impl Scheduler {
         Ok(Self { broker, store, topology, settings, configured, metrics: Metrics::new(registry)? })
     }
 
-    /// Schedules until `stop`. Two schedulers may run: one is active, the other waits for its place.
+    /// Schedules until `stop`. As many schedulers are active as there are shards; others wait for a place.
     ///
     /// # Errors
     /// When the queues cannot be declared for a reason that trying again would not mend.
@@ -63,7 +64,7 @@ impl Scheduler {
         let mut tries = 0;
         while !stop.is_cancelled() {
             let answer = self.session(&stop).await;
-            self.metrics.active(false);
+            self.metrics.active(None);
             match answer {
                 Ok(()) => tries = 0,
                 Err(failure) if failure.is_transient() => {
@@ -79,7 +80,9 @@ impl Scheduler {
 
     async fn session(&self, stop: &CancellationToken) -> Result<(), BrokerError> {
         self.broker.declare(&messages::work_queues(&self.topology)).await?;
-        let Some(lock) = self.wait_for_lock(stop).await? else { return Ok(()) };
+        let Some((shard, lock)) = self.wait_for_shard(stop).await? else { return Ok(()) };
+        self.broker.declare(&messages::shard_queues(&self.topology, shard.of)).await?;
+        let own = self.queues_of(shard).await?;
         let Some(models) = self.known_models(stop, &*lock).await else { return Ok(()) };
         for model in models.keys() {
             self.broker.declare(&[QueueSpec::durable(self.topology.ready(model))]).await?;
@@ -98,8 +101,11 @@ impl Scheduler {
             events: events.clone(),
             closing: closing.clone(),
         };
-        readers.spawn(returns().completions());
-        readers.spawn(returns().envelopes(prefetch));
+        readers.spawn(returns().retries(prefetch));
+        for &number in &own {
+            readers.spawn(returns().completions(number));
+            readers.spawn(returns().rounds(number, prefetch));
+        }
         let watch = LoadWatch {
             broker: self.broker.clone(),
             store: self.store.clone(),
@@ -132,10 +138,11 @@ impl Scheduler {
             metrics: self.metrics.clone(),
             room,
             models,
+            shard,
             closing: closing.clone(),
         });
-        self.metrics.active(true);
-        info!(policy = %self.settings.policy, "active");
+        self.metrics.active(Some(shard.number));
+        info!(policy = %self.settings.policy, shard = shard.number, shards = shard.of, "active");
         let core = tokio::spawn(core.run(inbox, requests));
 
         // The first reader to end ends the session: by a cut, or because of `stop`.
@@ -151,14 +158,18 @@ impl Scheduler {
         }
     }
 
-    async fn wait_for_lock(&self, stop: &CancellationToken) -> Result<Option<Box<dyn Lock>>, BrokerError> {
+    /// The first shard that nobody has.
+    async fn wait_for_shard(&self, stop: &CancellationToken) -> Result<Option<(Shard, Box<dyn Lock>)>, BrokerError> {
+        let of = self.settings.shards;
         let mut told = false;
         loop {
-            if let Some(lock) = self.broker.try_lock(&self.topology.scheduler_lock()).await? {
-                return Ok(Some(lock));
+            for number in 0..of {
+                if let Some(lock) = self.broker.try_lock(&self.topology.scheduler_lock(number)).await? {
+                    return Ok(Some((Shard { number, of }, lock)));
+                }
             }
             if !told {
-                info!("another scheduler is active: standing by");
+                info!(shards = of, "every shard has its active scheduler: standing by");
                 told = true;
             }
             tokio::select! {
@@ -166,6 +177,23 @@ impl Scheduler {
                 () = stop.cancelled() => return Ok(None),
             }
         }
+    }
+
+    /// The numbers whose queues a shard reads: its own, and for the first one those beyond the last, which are left when a yard
+    /// had more shards before. Every scheduler declares the queues of all shards, so the numbers have no gap.
+    async fn queues_of(&self, shard: Shard) -> Result<Vec<u32>, BrokerError> {
+        let mut numbers = vec![shard.number];
+        if shard.number == 0 {
+            for beyond in shard.of..SHARDS_MOST {
+                if self.broker.queue_state(&self.topology.round(beyond)).await?.is_none() {
+                    break;
+                }
+                // Of the two, this one is declared later.
+                self.broker.declare(&[QueueSpec::durable(self.topology.completions(beyond))]).await?;
+                numbers.push(beyond);
+            }
+        }
+        Ok(numbers)
     }
 
     /// Without knowing the models every task would be refused: nothing is read before the store has said which there

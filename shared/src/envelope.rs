@@ -43,7 +43,7 @@ pub struct Carried {
     pub tracestate: Option<String>,
 }
 
-/// A task as the roles hand it to each other on the queues `retry` and `ready.<model>`.
+/// A task as the roles hand it to each other on the queues `retry`, `round.<shard>` and `ready.<model>`.
 #[derive(Clone, Debug, JsonSchema)]
 pub struct Envelope {
     /// [`VERSION`].
@@ -88,6 +88,9 @@ pub struct Envelope {
     /// Why the last attempt did not succeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<TaskError>,
+    /// Whose scheduler dispatched it last, and is told when it ends.
+    #[serde(default, skip_serializing_if = "is_first")]
+    pub shard: u32,
     /// The caller's bytes, as they came.
     pub input: Box<RawValue>,
 }
@@ -158,6 +161,7 @@ impl Envelope {
             traceparent: carried.traceparent.clone(),
             tracestate: carried.tracestate.clone(),
             last_error: None,
+            shard: 0,
             input: task.input,
         })
     }
@@ -231,7 +235,7 @@ impl Envelope {
 // Written out, because `serde(flatten)` reads every field into a buffer first.
 impl Serialize for Envelope {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Envelope", 23)?;
+        let mut fields = serializer.serialize_struct("Envelope", 24)?;
         fields.serialize_field("v", &self.v)?;
         fields.serialize_field("id", &self.id)?;
         let (target, name) = self.target.field();
@@ -257,6 +261,9 @@ impl Serialize for Envelope {
         if_some(&mut fields, "traceparent", &self.traceparent)?;
         if_some(&mut fields, "tracestate", &self.tracestate)?;
         if_some(&mut fields, "last_error", &self.last_error)?;
+        if !is_first(&self.shard) {
+            fields.serialize_field("shard", &self.shard)?;
+        }
         fields.serialize_field("input", &self.input)?;
         fields.end()
     }
@@ -288,6 +295,7 @@ impl<'de> Deserialize<'de> for Envelope {
             traceparent: wire.traceparent,
             tracestate: wire.tracestate,
             last_error: wire.last_error,
+            shard: wire.shard,
             input: wire.input,
         })
     }
@@ -321,7 +329,13 @@ struct Wire {
     traceparent: Option<String>,
     tracestate: Option<String>,
     last_error: Option<TaskError>,
+    #[serde(default)]
+    shard: u32,
     input: Box<RawValue>,
+}
+
+fn is_first(shard: &u32) -> bool {
+    *shard == 0
 }
 
 fn checked_tenant(app_id: &str) -> Result<String, Invalid> {

@@ -24,14 +24,24 @@ pub const PASSES_HEADER: &str = "x-taskyard-passes";
 /// Headers hold no more than this of a text that came from outside; bytes.
 const DETAIL_BYTES: usize = 512;
 
-/// Every durable queue but those of the models. Any process may declare them, in any order.
+/// Every durable queue but those of models and of shards. Any process may declare them, in any order.
 pub fn work_queues(topology: &Topology) -> Vec<QueueSpec> {
     vec![
         QueueSpec::durable(topology.intake()).bound(topology.tasks_exchange(), "#"),
         QueueSpec::durable(topology.retry()),
-        QueueSpec::durable(topology.completions()),
+        QueueSpec::durable(topology.completions(0)),
         QueueSpec::durable(topology.dead()),
     ]
+}
+
+/// The queues that the schedulers of so many shards read beside those that they share. Each declares all of them, so that the
+/// numbers that exist have no gap.
+pub fn shard_queues(topology: &Topology, shards: u32) -> Vec<QueueSpec> {
+    let of = |shard| {
+        let completions = (shard > 0).then(|| topology.completions(shard));
+        std::iter::once(topology.round(shard)).chain(completions)
+    };
+    (0..shards).flat_map(of).map(QueueSpec::durable).collect()
 }
 
 /// A message could not be written: an instant or a number that JSON cannot hold.
@@ -70,9 +80,14 @@ pub fn ready_group(topology: &Topology, model: &str, envelopes: &[&Envelope]) ->
     Ok(Message::to_queue(topology.ready(model), several("tasks", envelopes)?))
 }
 
-/// A task that goes back to the scheduler.
+/// A task that goes back to the schedulers.
 pub fn retry(topology: &Topology, envelope: &Envelope) -> Result<Message, Unwritable> {
     Ok(with_id(Message::to_queue(topology.retry(), one("a task", envelope)?), envelope.id))
+}
+
+/// A task that the scheduler of a shard sends to itself.
+pub fn round(topology: &Topology, shard: u32, envelope: &Envelope) -> Result<Message, Unwritable> {
+    Ok(with_id(Message::to_queue(topology.round(shard), one("a task", envelope)?), envelope.id))
 }
 
 /// A result, to whoever asked for it.
@@ -87,12 +102,10 @@ pub fn results(queue: &str, results: &[&TaskResult]) -> Result<Message, Unwritab
     Ok(Message::to_queue(queue, several("results", results)?))
 }
 
-/// What finished, for the scheduler. Not persistent: losing it costs a credit for a while.
-pub fn completions(topology: &Topology, completions: &[Completion]) -> Result<Message, Unwritable> {
-    Ok(Message {
-        persistent: false,
-        ..Message::to_queue(topology.completions(), several("completions", &completions.iter().collect::<Vec<_>>())?)
-    })
+/// What finished, for the scheduler of the shard that dispatched it. Not persistent: losing it costs a credit for a while.
+pub fn completions(topology: &Topology, shard: u32, completions: &[Completion]) -> Result<Message, Unwritable> {
+    let body = several("completions", &completions.iter().collect::<Vec<_>>())?;
+    Ok(Message { persistent: false, ..Message::to_queue(topology.completions(shard), body) })
 }
 
 /// A body that is no longer tried, with its reason.

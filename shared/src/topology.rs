@@ -35,9 +35,14 @@ impl Topology {
         self.name("intake")
     }
 
-    /// Envelopes that come back to the scheduler: to be tried again, or held for long.
+    /// Envelopes that come back to be tried again, by whichever scheduler takes them.
     pub fn retry(&self) -> String {
         self.name("retry")
+    }
+
+    /// Envelopes that the scheduler of a shard held for long and sent to itself.
+    pub fn round(&self, shard: u32) -> String {
+        self.name(&format!("round.{shard}"))
     }
 
     /// Envelopes for the workers of one model.
@@ -45,9 +50,12 @@ impl Topology {
         [&self.namespace, ".ready.", model].concat()
     }
 
-    /// What workers tell the scheduler of finished attempts, many to a message.
-    pub fn completions(&self) -> String {
-        self.name("completions")
+    /// What workers tell the scheduler of a shard of the attempts that it dispatched, many to a message.
+    pub fn completions(&self, shard: u32) -> String {
+        match shard {
+            0 => self.name("completions"),
+            _ => self.name(&format!("completions.{shard}")),
+        }
     }
 
     /// What is no longer tried, with its reason.
@@ -60,9 +68,12 @@ impl Topology {
         self.name(&format!("replies.{owner}"))
     }
 
-    /// Whoever holds this lock is the active scheduler.
-    pub fn scheduler_lock(&self) -> String {
-        self.name("scheduler.active")
+    /// Whoever holds this lock is the active scheduler of a shard.
+    pub fn scheduler_lock(&self, shard: u32) -> String {
+        match shard {
+            0 => self.name("scheduler.active"),
+            _ => self.name(&format!("scheduler.active.{shard}")),
+        }
     }
 
     /// A key of the store. Everything shares one hash tag, so that a script may touch several keys of a cluster.

@@ -103,7 +103,7 @@ async fn examine(settings: &Settings, declare: bool, findings: &mut Findings) {
     let topology = Topology::new(&settings.broker.namespace);
     match open_broker(settings).await {
         Ok(broker) => {
-            examine_broker(&*broker, &topology, declare, findings).await;
+            examine_broker(&*broker, &topology, settings.scheduler.shards, declare, findings).await;
             broker.close().await;
         }
         Err(failure) => {
@@ -120,7 +120,7 @@ async fn examine(settings: &Settings, declare: bool, findings: &mut Findings) {
     }
 }
 
-async fn examine_broker(broker: &dyn Broker, topology: &Topology, declare: bool, findings: &mut Findings) {
+async fn examine_broker(broker: &dyn Broker, topology: &Topology, shards: u32, declare: bool, findings: &mut Findings) {
     match broker.info().await {
         Ok(info) => {
             findings.add("broker", Health::Ok, format!("{} {}", info.product, info.version), "");
@@ -148,7 +148,9 @@ async fn examine_broker(broker: &dyn Broker, topology: &Topology, declare: bool,
             return;
         }
     }
-    let queues = messages::work_queues(topology);
+    let mut queues = messages::work_queues(topology);
+    queues.extend(messages::shard_queues(topology, shards));
+    let own: Vec<String> = (0..shards).map(|shard| topology.round(shard)).collect();
     if declare {
         match broker.declare(&queues).await {
             Ok(()) => findings.add("declare", Health::Ok, format!("{} queues stand", queues.len()), ""),
@@ -159,11 +161,20 @@ async fn examine_broker(broker: &dyn Broker, topology: &Topology, declare: bool,
         match broker.queue_state(name).await {
             Ok(Some(state)) => {
                 let found = format!("{} ready, {} consumers", state.ready, state.consumers);
-                match (name == &topology.dead() && state.ready > 0, name == &topology.intake() && state.consumers == 0)
-                {
-                    (true, _) => findings.add(name, Health::Warn, found, "tasks that failed for good wait there"),
-                    (_, true) => findings.add(name, Health::Warn, found, "no scheduler reads it: start one"),
-                    _ => findings.add(name, Health::Ok, found, ""),
+                let unread = state.consumers == 0;
+                if name == &topology.dead() && state.ready > 0 {
+                    findings.add(name, Health::Warn, found, "tasks that failed for good wait there");
+                } else if name == &topology.intake() && unread {
+                    findings.add(name, Health::Warn, found, "no scheduler reads it: start one");
+                } else if own.contains(name) && unread {
+                    findings.add(
+                        name,
+                        Health::Warn,
+                        found,
+                        "no scheduler has this shard: start one, or lower scheduler.shards",
+                    );
+                } else {
+                    findings.add(name, Health::Ok, found, "");
                 }
             }
             Ok(None) => findings.add(

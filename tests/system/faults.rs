@@ -15,6 +15,17 @@ max_attempts = 10
 service_ms = 20.0
 "#;
 
+/// Some of its first attempts fail, and are tried again.
+const SHAKY: &str = r#"
+[models.pause]
+handler = "simulated"
+slots = 4
+max_attempts = 50
+[models.pause.simulated]
+service_ms = 5.0
+failure_ratio = 0.2
+"#;
+
 fn tasks(count: usize) -> Vec<serde_json::Value> {
     (0..count).map(|n| json!({"model": "pause", "input": {"n": n}, "priority": n % 10})).collect()
 }
@@ -66,4 +77,35 @@ async fn killed_schedulers_and_workers_lose_nothing_and_leave_nothing() {
             .collect();
         left.is_empty().then_some(())
     });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_active_schedulers_share_the_work_and_a_standby_takes_the_shard_of_a_killed_one() {
+    let Some(servers) = servers("shards") else { return };
+    let mut yard = Yard::new(&servers, SHAKY);
+    yard.environment.push(("TASKYARD__SCHEDULER__SHARDS".into(), "2".into()));
+    let first = yard.scheduler();
+    let second = yard.scheduler();
+    let standby = yard.role(&["scheduler"]);
+    standby.wait_for_line("standing by");
+    let _workers = [yard.worker(), yard.worker(), yard.worker()];
+    let mut publisher = yard.publisher().await;
+    let ids = publisher.publish(tasks(400)).await;
+    publisher.collect(&ids).await;
+    assert!(ids.iter().all(|id| publisher.results[id].state == State::Succeeded));
+    assert_eq!(publisher.told_again, 0, "each has one result");
+
+    let ids = publisher.publish(tasks(600)).await;
+    publisher.collect(&ids[..1]).await;
+    second.signal("-KILL");
+    standby.wait_for_line("active");
+    publisher.collect(&ids).await;
+    assert!(ids.iter().all(|id| publisher.results[id].state == State::Succeeded));
+    assert_eq!(publisher.differing, 0, "a result took effect twice");
+    let left_over = || {
+        let queues = yard.place.queues();
+        queues.into_iter().filter(|(_, ready, unacked)| ready + unacked > 0).count()
+    };
+    eventually("empty queues", || (left_over() == 0).then_some(()));
+    drop(first);
 }

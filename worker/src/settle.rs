@@ -178,7 +178,7 @@ impl Settler {
 
     fn outgoing(&self, group: &[Settlement], told: &[Told]) -> Vec<(Message, Need)> {
         let mut outgoing = Vec::new();
-        let mut completions = Vec::new();
+        let mut completions: BTreeMap<u32, Vec<Completion>> = BTreeMap::new();
         let mut arrays: BTreeMap<&str, Vec<&TaskResult>> = BTreeMap::new();
         for (Settlement { held, outcome }, told) in group.iter().zip(told) {
             let envelope = &*held.envelope;
@@ -222,13 +222,13 @@ impl Settler {
                 }
                 _ => {}
             }
-            completions.extend(completion(&self.worker, held, outcome));
+            completions.entry(envelope.shard).or_default().push(completion(&self.worker, held, outcome, told));
         }
         for (queue, results) in arrays {
             self.push(&mut outgoing, messages::results(queue, &results), Need::Reply);
         }
-        if !completions.is_empty() {
-            self.push(&mut outgoing, messages::completions(&self.topology, &completions), Need::Hint);
+        for (shard, completions) in completions {
+            self.push(&mut outgoing, messages::completions(&self.topology, shard, &completions), Need::Hint);
         }
         outgoing
     }
@@ -264,21 +264,25 @@ pub(crate) enum Told {
     Stale,
 }
 
-fn completion(worker: &str, held: &Held, outcome: &Outcome) -> Option<Completion> {
+fn completion(worker: &str, held: &Held, outcome: &Outcome, told: &Told) -> Completion {
     let (state, ran_ms, started) = match outcome {
+        // What goes back has not ended, whatever its attempt came to; another scheduler may take it.
+        Outcome::Terminal { result, .. } if matches!(told, Told::Again) => {
+            (State::Queued, result.timings.ran_ms.unwrap_or(0.0), result.timings.started)
+        }
         Outcome::Terminal { result, .. } => {
             (result.state, result.timings.ran_ms.unwrap_or(0.0), result.timings.started)
         }
         Outcome::Retry { ran_ms, .. } => (State::Queued, *ran_ms, None),
         Outcome::TellAgain { result, .. } => (result.state, 0.0, None),
-        Outcome::Later { .. } => return None,
+        Outcome::Later { .. } => (State::Queued, 0.0, None),
     };
-    Some(Completion {
+    Completion {
         id: held.envelope.id,
         model: held.envelope.model().unwrap_or_default().to_owned(),
         state,
         ran_ms: if started.is_some() || matches!(outcome, Outcome::Retry { .. }) { ran_ms } else { 0.0 },
         idle_ms: time::milliseconds(held.idle),
         worker: worker.to_owned(),
-    })
+    }
 }

@@ -100,7 +100,7 @@ pub(super) async fn queues(State(gateway): State<Arc<Shared>>) -> Result<Json<Qu
     for (name, queue) in [
         ("intake", topology.intake()),
         ("retry", topology.retry()),
-        ("completions", topology.completions()),
+        ("completions", topology.completions(0)),
         ("dead", topology.dead()),
     ] {
         let (ready, consumers) = gateway.depth(&queue).await?;

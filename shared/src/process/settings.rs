@@ -74,11 +74,15 @@ pub struct AdminSettings {
     pub listen: SocketAddr,
 }
 
+/// Most shards that a yard can have.
+pub const SHARDS_MOST: u32 = 64;
+
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SchedulerSettings {
     /// `cmu`, `fifo`, `strict`, `edf` or `wspt`.
     pub policy: String,
+    pub shards: u32,
     pub ageing_s: f64,
     pub window_tasks: usize,
     pub max_held_s: u64,

@@ -31,6 +31,7 @@ impl Put for Envelope {
         out.some(",\"traceparent\":", self.traceparent.as_deref(), Writer::text)?;
         out.some(",\"tracestate\":", self.tracestate.as_deref(), Writer::text)?;
         out.some(",\"last_error\":", self.last_error.as_ref(), Writer::any)?;
+        out.some(",\"shard\":", Some(self.shard).filter(|shard| *shard > 0).map(u64::from), Writer::number)?;
         out.put(",\"input\":").raw(&self.input)?;
         out.put("}");
         Some(())
@@ -73,6 +74,7 @@ impl Get for Envelope {
         let traceparent = from.some(",\"traceparent\":", Reader::owned)?;
         let tracestate = from.some(",\"tracestate\":", Reader::owned)?;
         let last_error = from.some(",\"last_error\":", Reader::any)?;
+        let shard = from.some(",\"shard\":", Reader::small)?.unwrap_or_default();
         from.want(",\"input\":")?;
         let input = from.raw()?;
         from.want("}")?;
@@ -99,6 +101,7 @@ impl Get for Envelope {
             traceparent,
             tracestate,
             last_error,
+            shard,
             input,
         })
     }

@@ -105,13 +105,13 @@ prop_compose! {
         (idempotency_key, metadata, webhook) in (of(any_text()), any_metadata(), of(any_webhook())),
         (accepted, dispatched, attempts) in (any_instant(), of(any_instant()), any::<u32>()),
         (reply, traceparent, tracestate) in (of(any_reply()), of(any_text()), of(any_text())),
-        (last_error, input) in (of(any_error()), any_json()),
+        (last_error, shard, input) in (of(any_error()), prop_oneof![Just(0), any::<u32>()], any_json()),
     ) -> Envelope {
         let kind = Kind::ALL[kind];
         Envelope {
             v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
             idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
-            last_error, input,
+            last_error, shard, input,
         }
     }
 }
@@ -209,6 +209,7 @@ fn what_is_usual_is_read_the_short_way() {
     }
     is_read::<Envelope>(include_str!("../../tests/golden/envelope.v1.json"));
     is_read::<Envelope>(include_str!("../../tests/golden/envelope-least.v1.json"));
+    is_read::<Envelope>(include_str!("../../tests/golden/envelope-shard.v1.json"));
     is_read::<TaskResult>(include_str!("../../tests/golden/result.v1.json"));
     let completions = include_str!("../../tests/golden/completions.v1.json").trim_end();
     assert!(Reader::new(completions).array(Completion::get).is_some());

@@ -177,6 +177,8 @@ fn a_value_that_makes_no_sense_is_refused_with_the_reason() {
         ("worker.lease_ms", "199", "must be from 200 to 3600000, not 199"),
         ("worker.drain_s", "-1", "must be from 0 to 604800, not -1"),
         ("worker.retry_first_ms", "300001", "must not be more than worker.retry_most_ms"),
+        ("scheduler.shards", "0", "must be from 1 to 64, not 0"),
+        ("scheduler.shards", "65", "must be from 1 to 64, not 65"),
         ("scheduler.window_tasks", "0", "must be from 1 to 65535, not 0"),
         ("scheduler.window_tasks", "65536", "must be from 1 to 65535, not 65536"),
         ("scheduler.ageing_s", "0", "must be above 0 and at most 1000000000, not 0.0"),

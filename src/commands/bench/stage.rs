@@ -11,7 +11,9 @@ use taskyard_shared::messages;
 use taskyard_shared::process::config::is_embedded;
 use taskyard_shared::process::connect::{erase, open_broker};
 use taskyard_shared::process::metrics::Registry;
-use taskyard_shared::process::settings::{LogFormat, LogSettings, ModelSettings, Settings, SimulatedSettings};
+use taskyard_shared::process::settings::{
+    LogFormat, LogSettings, ModelSettings, SHARDS_MOST, Settings, SimulatedSettings,
+};
 use taskyard_worker::handlers::{self, ModelCache};
 
 use super::children::{Child, Folder};
@@ -81,6 +83,7 @@ impl Stage {
         let to = Destination::Exchange { name: topology.tasks_exchange(), key: "bench".into() };
         let mut stage = Self::new(settings, to).await?;
         let mut queues = messages::work_queues(&topology);
+        queues.extend(messages::shard_queues(&topology, stage.settings.scheduler.shards));
         queues.extend(models.iter().map(|model| QueueSpec::durable(topology.ready(model))));
         stage.queues = queues.iter().map(|queue| queue.name.clone()).collect();
         stage.exchanges = vec![topology.tasks_exchange(), topology.events_exchange()];
@@ -292,6 +295,7 @@ fn own_settings(settings: &Settings, models: &[String], made: &Made) -> (Setting
     settings.admin.listen.set_port(0);
     settings.worker.id = String::new();
     settings.worker.drain_s = 1;
+    settings.scheduler.shards = made.schedulers.clamp(1, SHARDS_MOST);
     settings.log = LogSettings { level: "info".to_owned(), format: LogFormat::Json };
     settings.models = models.iter().map(|model| (model.clone(), simulated(made))).collect::<BTreeMap<_, _>>();
     (settings, namespace)

@@ -27,6 +27,8 @@ pub(super) struct Share {
     pub(super) prefetch: u16,
     /// Consumers of a larger one are filled first. 0 as everybody's.
     pub(super) priority: i16,
+    /// Its acks may wait for one another.
+    pub(super) is_patient: bool,
 }
 
 pub(super) struct RabbitConsumer {
@@ -44,9 +46,7 @@ enum End {
 
 /// How long an ack waits for those before it, to be told to the broker with them in one.
 const LATE: Duration = Duration::from_millis(100);
-/// Acks wait only where the prefetch is so large that those which do leave room enough for deliveries.
-const LATE_FROM_PREFETCH: u16 = 1024;
-/// The share of the prefetch that may wait.
+/// The share of the prefetch that may wait, so that those which do leave room enough for deliveries.
 const LATE_SHARE: usize = 8;
 /// Where acks wait, so many in one go at once.
 const MANY: usize = 16;
@@ -69,7 +69,7 @@ impl RabbitConsumer {
     pub(super) async fn open(
         session: Arc<Session>,
         queue: ShortString,
-        Share { prefetch, priority }: Share,
+        Share { prefetch, priority, is_patient }: Share,
         number: u64,
         acks_linger: bool,
         limit: Duration,
@@ -83,7 +83,7 @@ impl RabbitConsumer {
             }
         };
         let deliveries = Arc::new_cyclic(|me| {
-            let most_late = if prefetch < LATE_FROM_PREFETCH { 0 } else { usize::from(prefetch) / LATE_SHARE };
+            let most_late = if is_patient { usize::from(prefetch) / LATE_SHARE } else { 0 };
             let (me, book) = (me.clone(), Mutex::new(Book { most_late, ..Book::default() }));
             Deliveries { me, channel, session, number, book, acks_linger, limit }
         });

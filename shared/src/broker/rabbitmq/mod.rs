@@ -158,11 +158,12 @@ impl Broker for RabbitMq {
         };
         let count = strands::strands(prefetch);
         if count == 1 {
-            return Ok(Box::new(open(Share { prefetch, priority: 0 }).await?));
+            return Ok(Box::new(open(Share { prefetch, priority: 0, is_patient: false }).await?));
         }
         let mut opened = Vec::with_capacity(count.into());
         for strand in 0..count {
-            opened.push(open(Share { prefetch: prefetch.div_ceil(count), priority: -(strand as i16) }).await?);
+            let share = Share { prefetch: prefetch.div_ceil(count), priority: -(strand as i16), is_patient: true };
+            opened.push(open(share).await?);
         }
         Ok(Box::new(Strands::new(opened)))
     }

@@ -16,8 +16,8 @@ use super::consume::{Deliveries, RabbitConsumer};
 use crate::broker::{Acker, BrokerError, Consumer, Delivery, Tag, Verdict};
 
 /// Unacked deliveries that one channel has at least, where there are several.
-const STRAND: u16 = 2048;
-const MOST_STRANDS: u16 = 16;
+const STRAND: u16 = 512;
+const MOST_STRANDS: u16 = 64;
 
 /// How many channels a prefetch is dealt out over.
 pub(super) fn strands(prefetch: u16) -> u16 {
@@ -100,6 +100,6 @@ mod tests {
 
     #[test]
     fn a_small_prefetch_is_not_dealt_out() {
-        assert_eq!([1, 256, 4_095, 4_096, 60_000, u16::MAX].map(strands), [1, 1, 1, 2, 16, 16]);
+        assert_eq!([1, 256, 1_023, 1_024, 60_000, u16::MAX].map(strands), [1, 1, 1, 2, 64, 64]);
     }
 }

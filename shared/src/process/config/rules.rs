@@ -7,7 +7,9 @@ use std::net::SocketAddr;
 use toml::Value;
 use url::Url;
 
-use super::super::settings::{HttpSettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, Settings};
+use super::super::settings::{
+    HttpSettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, SHARDS_MOST, Settings,
+};
 use super::error::{ConfigError, Origin};
 use super::is_embedded;
 use super::layer::Layer;
@@ -44,6 +46,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("gateway.max_batch_tasks", Bounds::Whole(1, limits::BATCH_TASKS as u64)),
     ("gateway.max_body_bytes", Bounds::Whole(1024, limits::BODY_BYTES as u64)),
     ("gateway.request_timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("scheduler.shards", Bounds::Whole(1, SHARDS_MOST as u64)),
     ("scheduler.ageing_s", Bounds::Above(0.0, 1e9)),
     ("scheduler.window_tasks", Bounds::Whole(1, u16::MAX as u64)),
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),

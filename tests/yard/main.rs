@@ -1,5 +1,7 @@
 //! Scheduler and workers on the embedded broker and store: what a task goes through, with models written for the test.
 
+mod shards;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -114,17 +116,13 @@ impl Yard {
 
     fn scheduler(&self, models: &[ModelSpec]) -> CancellationToken {
         let stop = CancellationToken::new();
-        let scheduler = Scheduler::new(
-            self.broker.clone(),
-            self.store.clone(),
-            self.topology.clone(),
-            self.settings.scheduler.clone(),
-            models.to_vec(),
-            &self.registry,
-        )
-        .unwrap();
-        tokio::spawn(scheduler.run(stop.clone()));
+        tokio::spawn(self.new_scheduler(models, &self.registry).run(stop.clone()));
         stop
+    }
+
+    fn new_scheduler(&self, models: &[ModelSpec], registry: &Registry) -> Scheduler {
+        let (broker, store, topology) = (self.broker.clone(), self.store.clone(), self.topology.clone());
+        Scheduler::new(broker, store, topology, self.settings.scheduler.clone(), models.to_vec(), registry).unwrap()
     }
 
     /// Tokens to stop and to kill it.
@@ -353,18 +351,10 @@ async fn tasks_that_wait_for_long_go_round_and_keep_their_place() {
     let ids = yard.publish(bodies).await;
     // Nobody serves the model: they wait. What came by the intake is acked once a copy went round.
     let handler = Arc::new(Obedient::default());
-    let rounds = async {
-        let mut seen = 0;
-        let mut before = 0;
-        while seen < 3 {
-            let ready = yard.broker.queue_state(&yard.topology.retry()).await.unwrap().unwrap().ready;
-            seen += usize::from(ready > before);
-            before = ready;
-            tokio::task::yield_now().await;
-        }
-    };
-    // The way round is short: seeing it is a matter of luck, so this only gives it time.
-    let _seen = tokio::time::timeout(Duration::from_secs(3), rounds).await;
+    let operations = yard.broker.operations().unwrap();
+    let published = || operations.published.load(Ordering::Relaxed);
+    let rounds = published() + 3 * 40;
+    eventually("three rounds", || published() >= rounds).await;
     yard.worker("w", vec![(spec("m"), handler.clone())]);
     yard.collect(&ids).await;
     assert_eq!(handler.runs.load(Ordering::SeqCst), 40, "each ran once");
