@@ -42,12 +42,12 @@ mod tests {
                 for ahead in [0, 1, 3, 17, 512] {
                     let parts = parts(of, Room { slots, ahead, grain: 5 });
                     let room = |part: &Room| part.slots + part.ahead;
-                    assert_eq!(parts.iter().map(|part| part.ahead).sum::<usize>(), ahead);
                     assert!(parts.iter().all(|part| part.grain == 5));
                     if slots == 0 {
                         assert!(parts.iter().all(|part| part.slots == 0), "no slot, nothing to give");
                         continue;
                     }
+                    assert_eq!(parts.iter().map(|part| part.ahead).sum::<usize>(), ahead);
                     assert!(parts.iter().all(|part| room(part) > 0), "{slots} and {ahead} among {of}: {parts:?}");
                     // Those of which the division left nothing have one each.
                     let beyond = (of as usize).saturating_sub(slots.max(ahead));

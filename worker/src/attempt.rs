@@ -160,7 +160,7 @@ fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claim
         }
         Claimed::Busy { for_ms } => {
             debug!(task.id = %held.envelope.id.0, for_ms, "another attempt holds the lease: given back for later");
-            Outcome::Later { after_ms: for_ms }
+            Outcome::Later { after_ms: for_ms, begun: true }
         }
         Claimed::Terminal { result, followers } => Outcome::TellAgain { result: result.into(), followers },
         Claimed::Exhausted { attempts } => {
@@ -171,7 +171,7 @@ fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claim
             Outcome::Terminal { result: Arc::new(result), guard: Guard::Unclaimed, dead: true }
         }
         // The claimer accepted it anew and claimed again; a store that forgets as fast as that is not kept waiting for.
-        Claimed::Unknown => Outcome::Later { after_ms: 1000 },
+        Claimed::Unknown => Outcome::Later { after_ms: 1000, begun: false },
     })
 }
 

@@ -33,8 +33,8 @@ pub(crate) enum Outcome {
     /// Another attempt, after a while. `attempt` are those that count so far; `claim` is the nonce of the one that ends, if it
     /// was claimed.
     Retry { attempt: u32, counts: bool, claim: Option<u128>, after: Duration, error: TaskError, ran_ms: f64 },
-    /// Another attempt is under way elsewhere: see again later.
-    Later { after_ms: u64 },
+    /// See again later. `begun` when another attempt is under way elsewhere: the next one has to claim the task.
+    Later { after_ms: u64, begun: bool },
     /// It had ended before, and its result may not have been told.
     TellAgain { result: Arc<TaskResult>, followers: Vec<Reply> },
 }
@@ -213,8 +213,12 @@ impl Settler {
                     let again = Envelope { attempts: result.attempt, ..envelope.clone() };
                     self.push(&mut outgoing, messages::retry(&self.topology, &again), Need::Work);
                 }
-                (Outcome::Later { after_ms }, _) => {
-                    let later = Envelope { not_before: Some(Timestamp::now().plus_ms(*after_ms)), ..envelope.clone() };
+                (Outcome::Later { after_ms, begun }, _) => {
+                    let later = Envelope {
+                        attempts: envelope.attempts.max(u32::from(*begun)),
+                        not_before: Some(Timestamp::now().plus_ms(*after_ms)),
+                        ..envelope.clone()
+                    };
                     self.push(&mut outgoing, messages::retry(&self.topology, &later), Need::Work);
                 }
                 (_, Told::Stale) => {
