@@ -304,7 +304,10 @@ pub async fn acks_from_many_places_at_once(subject: &Subject) {
     }
     // The consumer has survived it, and the prefetch lets these come only when everything was acked.
     subject.publish(numbered(&queue, 2000..4000)).await;
-    assert_eq!(numbers(&receive(&mut *consumer, 2000).await), (2000..4000).collect::<Vec<_>>());
+    let mut numbers = numbers(&receive(&mut *consumer, 2000).await);
+    // With so many unacked they come roughly in order.
+    numbers.sort_unstable();
+    assert!(numbers.into_iter().eq(2000..4000));
 }
 
 pub async fn void_tags_are_harmless(subject: &Subject) {
