@@ -14,11 +14,9 @@ impl Shard {
     /// Of so many slots and tasks sent ahead. Nobody's tasks wait for ever: while a model has any slot, each shard has room
     /// for one task, though together they may then have a little more than there is.
     pub fn part(self, all: Room) -> Room {
-        if self.of <= 1 || all.slots == 0 {
-            return all;
-        }
         let (slots, ahead) = (self.share(all.slots), self.share(all.ahead));
-        Room { slots: if slots + ahead == 0 { 1 } else { slots }, ahead, ..all }
+        let none_left = all.slots > 0 && slots + ahead == 0;
+        Room { slots: slots + usize::from(none_left), ahead, ..all }
     }
 
     fn share(self, whole: usize) -> usize {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use serde_json::json;
-use taskyard_shared::broker::{Broker, BrokerError, Verdict};
+use taskyard_shared::broker::{BrokerError, Verdict};
 use taskyard_shared::load::{Completion, ModelSpec};
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::{Carried, Envelope, State, TaskId, Timestamp, decode_tasks, messages};
@@ -46,7 +46,7 @@ impl Active {
 }
 
 fn tasks(count: usize) -> Vec<serde_json::Value> {
-    let what = |n: usize| if n % 4 == 0 { "fail once" } else { "as you like" };
+    let what = |n: usize| if n.is_multiple_of(4) { "fail once" } else { "as you like" };
     (0..count).map(|n| json!({"model": "m", "input": {"do": what(n), "n": n}, "priority": n % 10})).collect()
 }
 
@@ -78,7 +78,7 @@ async fn two_schedulers_share_the_tasks_and_each_has_one_result() {
     yard.collect(&ids).await;
     for (n, id) in ids.iter().enumerate() {
         let result = yard.result(id);
-        assert_eq!((result.state, result.attempt), (State::Succeeded, if n % 4 == 0 { 2 } else { 1 }));
+        assert_eq!((result.state, result.attempt), (State::Succeeded, if n.is_multiple_of(4) { 2 } else { 1 }));
     }
     assert_eq!(handler.runs.load(Ordering::SeqCst), 750);
     assert_eq!(first.dispatched() + second.dispatched(), 750);
