@@ -284,7 +284,7 @@ async fn a_killed_workers_task_is_taken_over_with_the_next_attempt() {
         let gate = Arc::new(Semaphore::new(0));
         let first = Arc::new(Obedient { gate: Some(gate), ..Obedient::default() });
         let (_, kill) = yard.worker("first", vec![(spec.clone(), first.clone())]);
-        yard.scheduler(&[spec.clone()]);
+        yard.scheduler(std::slice::from_ref(&spec));
         let ids = yard.publish(vec![json!({"model": "m", "input": {"do": "wait"}})]).await;
         eventually("the task to run", || first.runs.load(Ordering::SeqCst) == 1).await;
         kill.cancel();
@@ -304,7 +304,7 @@ async fn an_attempt_that_turns_out_long_is_claimed_late() {
     let spec = ModelSpec { expected_ms: Some(1.0), ..spec("m") };
     let first = Arc::new(Obedient { gate: Some(Arc::new(Semaphore::new(0))), ..Obedient::default() });
     let (_, kill) = yard.worker("first", vec![(spec.clone(), first.clone())]);
-    yard.scheduler(&[spec.clone()]);
+    yard.scheduler(std::slice::from_ref(&spec));
     let ids = yard.publish(vec![json!({"model": "m", "input": {"do": "wait"}})]).await;
     eventually("the task to run", || first.runs.load(Ordering::SeqCst) == 1).await;
     let is_claimed = async || {
