@@ -252,15 +252,15 @@ async fn claim_late(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) {
 async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdict, started: Timestamp, ran_ms: f64) {
     let run = Run { attempt: member.attempt(), started, ran_ms };
     let Member { held, right } = member;
-    let (guard, lease) = match right {
-        Right::Claimed { attempt, lease } => (Guard::Fence { attempt, nonce: lease.nonce }, Some(lease)),
-        Right::First { nonce } => (Guard::First { nonce }, None),
+    let (guard, nonce, lease) = match right {
+        Right::Claimed { attempt, lease } => (Guard::Fence { attempt, nonce: lease.nonce }, lease.nonce, Some(lease)),
+        Right::First { nonce } => (Guard::First { nonce }, nonce, None),
         Right::Lost(outcome) => return settle(yard, Settlement { held, outcome }).await,
     };
     let again = |counts, after, error| Outcome::Retry {
         attempt: if counts { run.attempt } else { run.attempt.saturating_sub(1) },
         counts,
-        claim: lease.as_ref().map(|lease| lease.nonce),
+        nonce,
         after,
         error,
         ran_ms,

@@ -30,9 +30,8 @@ const GROUPS: usize = 4;
 pub(crate) enum Outcome {
     /// The end.
     Terminal { result: Arc<TaskResult>, guard: Guard, dead: bool },
-    /// Another attempt, after a while. `attempt` are those that count so far; `claim` is the nonce of the one that ends, if it
-    /// was claimed.
-    Retry { attempt: u32, counts: bool, claim: Option<u128>, after: Duration, error: TaskError, ran_ms: f64 },
+    /// Another attempt, after a while. `attempt` are those that count so far; `nonce` is of the one that ends, claimed or not.
+    Retry { attempt: u32, counts: bool, nonce: u128, after: Duration, error: TaskError, ran_ms: f64 },
     /// See again later. `begun` when another attempt is under way elsewhere: the next one has to claim the task.
     Later { after_ms: u64, begun: bool },
     /// It had ended before, and its result may not have been told.
@@ -115,23 +114,18 @@ impl Settler {
         let mut told: Vec<Told> = group.iter().map(|_| Told::Nothing).collect();
         let mut settles = Vec::new();
         let mut releases = Vec::new();
-        let mut dispatched_again = Vec::new();
         for (at, Settlement { held, outcome }) in group.iter().enumerate() {
             match outcome {
                 Outcome::Terminal { result, guard, .. } => {
                     settles.push((at, Settle::new(*guard, result.clone())));
                 }
-                Outcome::Retry { claim: Some(nonce), counts, .. } => {
+                // One that was not claimed has nothing to give back, unless a late claim of it went through unheard.
+                Outcome::Retry { nonce, counts, .. } => {
                     releases.push((at, Release { id: held.envelope.id, nonce: *nonce, counts: *counts }));
                 }
-                // The record knows of no attempt; the envelope that goes back does.
-                Outcome::Retry { claim: None, .. } => dispatched_again.push(at),
-                Outcome::Later { .. } => dispatched_again.push(at),
+                Outcome::Later { .. } => told[at] = Told::Again,
                 Outcome::TellAgain { followers, .. } => told[at] = Told::End(followers.clone()),
             }
-        }
-        for at in dispatched_again {
-            told[at] = Told::Again;
         }
         if !settles.is_empty() {
             let calls: Vec<Settle> = settles.iter().map(|(_, settle)| settle.clone()).collect();
