@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::try_join_all;
 use tokio::time::Instant;
 
 use self::consume::{RabbitConsumer, Share};
@@ -160,11 +161,8 @@ impl Broker for RabbitMq {
         if count == 1 {
             return Ok(Box::new(open(Share { prefetch, priority: 0, is_patient: false }).await?));
         }
-        let mut opened = Vec::with_capacity(count.into());
-        for strand in 0..count {
-            let share = Share { prefetch: prefetch.div_ceil(count), priority: -(strand as i16), is_patient: true };
-            opened.push(open(share).await?);
-        }
+        let share = |strand| Share { prefetch: prefetch.div_ceil(count), priority: -(strand as i16), is_patient: true };
+        let opened = try_join_all((0..count).map(|strand| open(share(strand)))).await?;
         Ok(Box::new(Strands::new(opened)))
     }
 

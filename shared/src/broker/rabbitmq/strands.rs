@@ -59,7 +59,7 @@ impl Consumer for Strands {
             }
             if batch.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
         });
-        // With one strand all of them are at their end, as their owner sees it.
+        // The end of one strand is the end of all, as their owner sees it.
         taken.await?;
         Ok(batch)
     }
@@ -82,15 +82,15 @@ struct StrandsAcker(Vec<Arc<Deliveries>>);
 #[async_trait]
 impl Acker for StrandsAcker {
     async fn settle(&self, mut tags: Vec<Tag>, verdict: Verdict) -> usize {
+        tags.sort_unstable();
         let mut void = 0;
-        for strand in &self.0 {
-            let own: Vec<Tag> = tags.extract_if(.., |tag| tag.session == strand.number()).collect();
-            if !own.is_empty() {
-                void += strand.settle(own, verdict).await;
-            }
+        for own in tags.chunk_by(|left, right| left.session == right.session) {
+            void += match self.0.iter().find(|strand| strand.number() == own[0].session) {
+                Some(strand) => strand.settle(own.to_vec(), verdict).await,
+                None => own.len(),
+            };
         }
-        // Those of other consumers.
-        void + tags.len()
+        void
     }
 }
 
