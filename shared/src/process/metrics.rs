@@ -1,12 +1,12 @@
 //! Metrics for Prometheus: one registry per process, which every role's `metrics.rs` asks for its metrics.
 //!
 //! Names are given without the prefix. Asking again for the same metric gives the same one, so that several workers in
-//! one process count together; asking for it with other labels is an error. Nothing takes a label from the outside but
-//! through [`BoundedLabels`].
+//! one process count together; asking for it with other labels is an error. A label is never a text from outside: models are
+//! those that workers announce, reasons and states are closed sets.
 
 use std::any::Any;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 pub use prometheus::{
@@ -165,40 +165,4 @@ impl Registry {
 
 fn with_buckets(opts: Opts, buckets: &[f64]) -> HistogramOpts {
     HistogramOpts { common_opts: opts, buckets: buckets.to_vec() }
-}
-
-/// Keeps a label to so many values: the first names it sees pass, later ones become `_other`.
-///
-/// For names that come from outside, such as models: without a limit, who sends ten thousand different ones fills the
-/// memory of this process and of Prometheus. Clones share what they have seen.
-#[derive(Clone)]
-pub struct BoundedLabels {
-    most: usize,
-    seen: Arc<RwLock<BTreeSet<String>>>,
-}
-
-impl BoundedLabels {
-    /// Most models that have series of their own.
-    pub const MODELS: usize = 1_000;
-    /// Stands for every name beyond the limit.
-    pub const OTHER: &'static str = "_other";
-
-    pub fn new(most: usize) -> Self {
-        Self { most, seen: Arc::default() }
-    }
-
-    /// `name`, or `_other`.
-    pub fn label<'a>(&self, name: &'a str) -> &'a str {
-        if self.seen.read().unwrap_or_else(PoisonError::into_inner).contains(name) {
-            return name;
-        }
-        let mut seen = self.seen.write().unwrap_or_else(PoisonError::into_inner);
-        if seen.contains(name) || (seen.len() < self.most && seen.insert(name.to_owned())) { name } else { Self::OTHER }
-    }
-}
-
-impl Default for BoundedLabels {
-    fn default() -> Self {
-        Self::new(Self::MODELS)
-    }
 }
