@@ -270,6 +270,8 @@ async fn publishing_waits_for_the_broker_to_come_back() {
     let Some(yard) = Behind::start("wait", |_| {}).await else { return };
     let tries = yard.relay.accepted();
     yard.relay.take_down();
+    // What is written before the cut is noticed goes down with it.
+    eventually("the cut to be noticed", async || (!yard.broker.is_ready()).then_some(())).await;
     let publishing = yard.publish("late");
     let healing = async {
         // After some tries that failed.
