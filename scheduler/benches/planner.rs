@@ -9,8 +9,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use taskyard_scheduler::planner::policy::by_name;
-use taskyard_scheduler::planner::{Arrival, Decision, Planner};
-use taskyard_shared::{Priority, TaskId};
+use taskyard_scheduler::planner::{Arrival, Decision, Planner, Prior, Ran};
+use taskyard_shared::{Kind, Priority, TaskId};
 
 const RUNS: usize = 3;
 const POLICIES: [&str; 5] = ["cmu", "fifo", "strict", "edf", "wspt"];
@@ -42,7 +42,9 @@ impl Scenario {
             model: format!("model-{model}"),
             tenant: format!("tenant-{}", number_of_cost % self.tenants),
             priority: Priority::try_from(priority as u8).unwrap_or_default(),
-            expected_seconds: 0.001 * f64::powf(2.0, cost as f64 / 2.0),
+            kind: Kind::Prediction,
+            cost: Some(f64::powf(2.0, cost as f64 / 2.0)),
+            expected: None,
             deadline_us: self.deadlines.then(|| number + waiting + 10_000_000 * (1 + number * 7919 % 100)),
             not_before_us: None,
             arrived_us: None,
@@ -51,6 +53,9 @@ impl Scenario {
 
     fn fill(&self, policy: &str, waiting: u64) -> Planner {
         let mut planner = Planner::new(by_name(policy, 10.0).expect("a policy's name"));
+        for model in 0..self.models {
+            planner.handle_model(&format!("model-{model}"), Prior { expected_seconds: Some(0.001) });
+        }
         for number in 0..waiting {
             assert_eq!(planner.handle_arrival(self.arrival(number, waiting), number), Ok(()));
         }
@@ -67,11 +72,12 @@ impl Scenario {
         let mut planner = self.fill(policy, waiting);
         let bytes = (resident_bytes() - resident_before) / waiting as f64;
         let arrivals: Vec<Arrival> = (waiting..waiting + rounds).map(|number| self.arrival(number, waiting)).collect();
+        let ran = Ran { seconds: 0.001, whole: true };
         let start = core_time();
         for (now_us, arrival) in (waiting..).zip(arrivals) {
             assert_eq!(planner.handle_arrival(arrival, now_us), Ok(()));
             match planner.poll_decision(now_us) {
-                Some(Decision::Dispatch { id, .. }) => assert!(planner.handle_completion(id)),
+                Some(Decision::Dispatch { id, .. }) => assert!(planner.handle_completion(id, Some(ran))),
                 other => panic!("a free credit and a full lane gave {other:?}"),
             }
         }

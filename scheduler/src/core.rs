@@ -17,13 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
+use crate::depth::Depths;
 use crate::dispatch::{Dispatched, Parcels, dispatch};
-use crate::estimate::Estimator;
 use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Outstanding};
 use crate::metrics::Metrics;
 use crate::offers::Offers;
-use crate::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, policy};
+use crate::planner::{Arrival, Decision, DispatchReason, Planner, Prior, Ran, Refusal, policy};
 use crate::room::Room;
 use crate::shard::Shard;
 
@@ -93,7 +93,7 @@ pub(crate) struct Core {
     models: HashMap<String, Arc<ModelSpec>>,
     offers: Offers,
     last_completion: HashMap<String, Instant>,
-    estimator: Estimator,
+    depths: Depths,
     dispatching: JoinSet<Dispatched>,
     /// Dispatched tasks whose record does not say so yet, by the time from when it is to.
     to_mark: VecDeque<(Instant, TaskId)>,
@@ -123,6 +123,11 @@ impl Core {
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy =
             policy::by_name(&settings.policy, settings.ageing_s).unwrap_or_else(|| Box::new(policy::Cmu::default()));
+        // Ids come from outsiders: nobody may know where their tables put them.
+        let mut planner = Planner::with_seed(policy, fastrand::u64(..));
+        for spec in models.values() {
+            planner.handle_model(&spec.name, prior(spec));
+        }
         let finisher = Finisher {
             broker: broker.clone(),
             store: store.clone(),
@@ -132,8 +137,7 @@ impl Core {
             closing: closing.clone(),
         };
         Self {
-            // Ids come from outsiders: nobody may know where their tables put them.
-            planner: Planner::with_seed(policy, fastrand::u64(..)),
+            planner,
             clock: Clock::start(),
             started: Instant::now(),
             held: HashMap::new(),
@@ -145,7 +149,7 @@ impl Core {
             offers: Offers::default(),
             to_mark: VecDeque::new(),
             last_completion: HashMap::new(),
-            estimator: Estimator::default(),
+            depths: Depths::default(),
             dispatching: JoinSet::new(),
             paused_until: None,
             finisher,
@@ -247,7 +251,9 @@ impl Core {
             model: spec.name.clone(),
             tenant: task.envelope.tenant.clone(),
             priority: task.envelope.priority,
-            expected_seconds: self.estimator.expected_seconds(&spec, task.envelope.cost),
+            kind: task.envelope.kind,
+            cost: task.envelope.cost,
+            expected: None,
             deadline_us: task.envelope.deadline.map(|at| self.clock.micros(at)),
             not_before_us: task.envelope.not_before.map(|at| self.clock.micros(at)),
             // A task that was delayed by who sent it has waited since its time came; one that is tried again, since it was
@@ -276,7 +282,7 @@ impl Core {
 
     /// The model a task names, or of those that offer a capability the one that is expected to have it done first:
     /// least p·t + queue seconds.
-    fn choose_model(&self, envelope: &Envelope) -> Result<Arc<ModelSpec>, (&'static str, String)> {
+    fn choose_model(&mut self, envelope: &Envelope) -> Result<Arc<ModelSpec>, (&'static str, String)> {
         if let Some(chosen) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
             return Ok(chosen.clone());
         }
@@ -300,8 +306,10 @@ impl Core {
             }
             Target::Capability(capability) => {
                 let weight = f64::from(envelope.priority.get());
-                let cost = |spec: &ModelSpec| {
-                    let seconds = self.estimator.expected_seconds(spec, envelope.cost);
+                let candidates = self.models.values().filter(|spec| spec.capabilities.contains(capability)).cloned();
+                let candidates: Vec<Arc<ModelSpec>> = candidates.collect();
+                let mut cost = |spec: &ModelSpec| {
+                    let seconds = self.planner.expected(&spec.name, envelope.kind, envelope.cost).mean_seconds;
                     let slots = self.offers.slots(&spec.name);
                     let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);
                     // A model without workers comes last, but is still better than none.
@@ -310,11 +318,11 @@ impl Core {
                     let queue_seconds = if slots == 0 { 1e9 } else { ahead * seconds / slots as f64 };
                     weight * seconds + queue_seconds
                 };
-                self.models
-                    .values()
-                    .filter(|spec| spec.capabilities.contains(capability))
-                    .min_by(|left, right| cost(left).total_cmp(&cost(right)).then_with(|| left.name.cmp(&right.name)))
-                    .cloned()
+                candidates
+                    .into_iter()
+                    .map(|spec| (cost(&spec), spec))
+                    .min_by(|(left, one), (right, other)| left.total_cmp(right).then_with(|| one.name.cmp(&other.name)))
+                    .map(|(_, spec)| spec)
                     .ok_or_else(|| ("unknown_capability", format!("no model offers the capability {capability}")))
             }
         }
@@ -342,7 +350,7 @@ impl Core {
             return;
         }
         if self.outstanding.remove(&id).is_some() {
-            self.planner.handle_completion(id);
+            self.planner.handle_completion(id, None);
         }
         // The choice among models is made anew.
         if let Target::Capability(_) = task.envelope.target {
@@ -354,16 +362,16 @@ impl Core {
     fn complete(&mut self, done: Completion) {
         let now = Instant::now();
         let was = self.outstanding.remove(&done.id);
-        if done.ran_ms > 0.0 {
-            self.estimator.ran(&done.model, done.ran_ms / 1e3, was.as_ref().and_then(|was| was.cost));
-        }
         self.last_completion.insert(done.model.clone(), now);
         if let Some(was) = was {
+            let ran = Ran { seconds: done.ran_ms / 1e3, whole: done.state == State::Succeeded };
+            self.planner.handle_completion(done.id, (done.ran_ms > 0.0).then_some(ran));
             if self.planner.backlog(&was.model) > 0 {
-                let slots = self.offers.slots(&was.model).max(1);
-                self.estimator.kept_busy(&was.model, done.idle_ms, done.ran_ms, slots, &self.settings);
+                let (slots, mean_seconds) =
+                    (self.offers.slots(&was.model).max(1), self.planner.mean_seconds(&was.model));
+                let times = (done.idle_ms, done.ran_ms);
+                self.depths.kept_busy(&was.model, times, mean_seconds, slots, &self.settings);
             }
-            self.planner.handle_completion(done.id);
             self.set_capacity(&was.model);
         } else if done.state.is_terminal() && self.planner.handle_cancel(done.id) {
             // It ended by another copy while this one waited.
@@ -376,6 +384,7 @@ impl Core {
     fn handle_loads(&mut self, loads: Vec<LoadReport>, models: Option<Vec<ModelSpec>>) {
         if let Some(models) = models {
             for spec in models {
+                self.planner.handle_model(&spec.name, prior(&spec));
                 self.models.insert(spec.name.clone(), Arc::new(spec));
             }
             let waiting = std::mem::take(&mut self.unknown);
@@ -388,7 +397,8 @@ impl Core {
     }
 
     fn set_capacity(&mut self, model: &str) {
-        self.planner.handle_load(model, self.offers.room(model, &self.estimator, self.shard));
+        let mean_seconds = self.planner.mean_seconds(model);
+        self.planner.handle_load(model, self.offers.room(model, &self.depths, mean_seconds, self.shard));
     }
 
     fn decide(&mut self) {
@@ -406,17 +416,16 @@ impl Core {
                 Decision::Dispatch { id, model, reason } => {
                     let Some(mut task) = self.held.remove(&id) else {
                         warn!(task.id = %id.0, "a task was chosen that is not held");
-                        self.planner.handle_completion(id);
+                        self.planner.handle_completion(id, None);
                         continue;
                     };
                     task.envelope.chosen = Some(model.to_string());
                     task.envelope.dispatched = Some(Timestamp::now());
                     task.envelope.shard = self.shard.number;
-                    let outstanding =
-                        Outstanding { model: model.to_string(), at: Instant::now(), cost: task.envelope.cost };
+                    let outstanding = Outstanding { model: model.to_string(), at: Instant::now() };
                     self.outstanding.insert(id, outstanding);
                     group.add(task, reason == DispatchReason::Passes, |model| {
-                        self.offers.together(model, &self.estimator)
+                        self.offers.together(model, self.planner.mean_seconds(model))
                     });
                     if group.is_full() {
                         self.send(std::mem::take(&mut group));
@@ -465,7 +474,7 @@ impl Core {
         }
         for (task, message) in unwritable {
             self.outstanding.remove(&task.envelope.id);
-            self.planner.handle_completion(task.envelope.id);
+            self.planner.handle_completion(task.envelope.id, None);
             self.refuse(task, State::Rejected, "unwritable", message, true);
         }
     }
@@ -580,13 +589,18 @@ impl Core {
         lost.extend(others.into_iter().take(more));
         for id in &lost {
             self.outstanding.remove(id);
-            self.planner.handle_completion(*id);
+            self.planner.handle_completion(*id, None);
         }
         if !lost.is_empty() {
             info!(task.model = model, tasks = lost.len(), "credits of tasks that nobody holds are given back");
             self.metrics.credits_reclaimed(lost.len());
         }
     }
+}
+
+/// What a model's settings say of it.
+fn prior(spec: &ModelSpec) -> Prior {
+    Prior { expected_seconds: spec.expected_ms.map(|ms| ms / 1e3) }
 }
 
 async fn sleep_until(at: Option<Instant>) {

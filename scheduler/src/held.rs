@@ -20,5 +20,4 @@ pub(crate) struct Held {
 pub(crate) struct Outstanding {
     pub model: String,
     pub at: Instant,
-    pub cost: Option<f64>,
 }

@@ -6,8 +6,8 @@
 
 mod clock;
 mod core;
+mod depth;
 mod dispatch;
-mod estimate;
 mod finish;
 mod held;
 mod intake;

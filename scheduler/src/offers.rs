@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use taskyard_shared::load::LoadReport;
 
-use crate::estimate::Estimator;
+use crate::depth::{Depths, UNKNOWN_SECONDS};
 use crate::planner::Room;
 use crate::shard::Shard;
 
@@ -52,12 +52,13 @@ impl Offers {
         self.by_model.get(model).map_or(0, |offer| offer.slots)
     }
 
-    /// Slots, and what is sent ahead so that they do not idle: a shard's part of both.
-    pub fn room(&self, model: &str, estimator: &Estimator, shard: Shard) -> Room {
+    /// Slots, and what is sent ahead so that they do not idle: a shard's part of both. `mean_seconds` is what its tasks take.
+    pub fn room(&self, model: &str, depths: &Depths, mean_seconds: Option<f64>, shard: Shard) -> Room {
         match self.slots(model) {
             0 => Room::from(0),
             slots => {
-                let all = Room { slots, ahead: estimator.ahead(model), grain: self.together(model, estimator) };
+                let (ahead, grain) = (depths.ahead(model, mean_seconds), self.together(model, mean_seconds));
+                let all = Room { slots, ahead, grain };
                 shard.part(all)
             }
         }
@@ -65,9 +66,9 @@ impl Offers {
 
     /// How many tasks may travel to a worker in one message. They are bound to that worker, so together they are as many as
     /// one call of its handler takes, or as its slots are through with in a moment.
-    pub fn together(&self, model: &str, estimator: &Estimator) -> usize {
+    pub fn together(&self, model: &str, mean_seconds: Option<f64>) -> usize {
         let Some(offer) = self.by_model.get(model) else { return 1 };
-        let each_ms = estimator.mean_ms(model).max(1e-3);
+        let each_ms = (mean_seconds.unwrap_or(UNKNOWN_SECONDS) * 1e3).max(1e-3);
         let in_time = (offer.slots / offer.workers.max(1)) as f64 * TOGETHER_MS / each_ms;
         (in_time as usize).clamp(offer.batch.max(1), TOGETHER.max(offer.batch))
     }

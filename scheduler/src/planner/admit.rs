@@ -1,7 +1,8 @@
 //! A task on its way in: what the caller says of it, and what is made of that.
 
-use taskyard_shared::{Priority, TaskId};
+use taskyard_shared::{Kind, Priority, TaskId};
 
+use super::estimator::Estimate;
 use super::policy::Waiting;
 
 /// A task as the planner is given it. Times are microseconds on the caller's clock.
@@ -11,8 +12,11 @@ pub struct Arrival {
     pub model: String,
     pub tenant: String,
     pub priority: Priority,
-    /// Expected execution time, in seconds; taken as a microsecond at least and a thousand million seconds at most.
-    pub expected_seconds: f64,
+    pub kind: Kind,
+    /// Declared size, in the model's own unit; above 0.
+    pub cost: Option<f64>,
+    /// What it is expected to take, when the caller knows better than the planner; else that is estimated.
+    pub expected: Option<Estimate>,
     /// When a result is of no more use.
     pub deadline_us: Option<u64>,
     /// The earliest start.
@@ -43,18 +47,24 @@ impl Arrival {
         self.not_before_us.filter(|&start_us| start_us > now_us)
     }
 
-    pub(super) fn waiting(&self, now_us: u64, sequence: u64) -> Waiting {
+    pub(super) fn waiting(&self, expected: Estimate, now_us: u64, sequence: u64) -> Waiting {
         let since_us = self.start_us(now_us).unwrap_or(now_us);
-        // Not a number, nothing and less all become the least.
-        let expected_seconds = if self.expected_seconds > 1e-6 { self.expected_seconds.min(1e9) } else { 1e-6 };
         Waiting {
             id: self.id,
             priority: self.priority,
-            cost: expected_seconds.into(),
+            cost: expected.mean_seconds.into(),
+            kind: self.kind,
+            q95_seconds: rounded_up(expected.q95_seconds),
             arrival_us: self.arrived_us.unwrap_or(since_us),
             deadline_us: self.deadline_us,
-            expected_seconds,
+            expected_seconds: expected.mean_seconds,
             sequence,
         }
     }
+}
+
+/// As a smaller number that is no less: a time that is known exactly lies under its own quantile.
+fn rounded_up(seconds: f64) -> f32 {
+    let rounded = seconds as f32;
+    if f64::from(rounded) < seconds { rounded.next_up() } else { rounded }
 }

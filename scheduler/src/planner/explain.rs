@@ -6,6 +6,7 @@ use taskyard_shared::TaskId;
 
 use super::Planner;
 use super::decision::WaitReason;
+use super::estimator::Calibration;
 use super::tasks::Place;
 
 /// Tasks ahead are counted no further than this, so that asking never costs much.
@@ -45,6 +46,8 @@ pub struct ModelStats {
     pub capacity: usize,
     /// Tasks dispatched and not come back.
     pub outstanding: usize,
+    /// How good its estimates were.
+    pub calibration: Calibration,
 }
 
 /// Every model that has workers or tasks, by name.
@@ -99,6 +102,7 @@ impl Planner {
             weighted_seconds: model.backlog.weighted_seconds(),
             capacity: model.capacity.total,
             outstanding: model.capacity.outstanding(),
+            calibration: self.estimator.calibration(name),
         });
         Stats { models: models.collect() }
     }

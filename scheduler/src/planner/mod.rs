@@ -10,6 +10,7 @@ mod backlog;
 mod capacity;
 mod decision;
 mod describe;
+pub mod estimator;
 mod explain;
 mod groups;
 mod index;
@@ -24,21 +25,24 @@ mod tasks;
 pub use admit::{Arrival, Refusal};
 pub use capacity::Room;
 pub use decision::{Decision, DispatchReason, WaitReason};
+pub use estimator::{Calibration, Estimate, Learnt, Prior, Ran};
 pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats};
 
 use std::collections::{BTreeMap, VecDeque};
 
+use estimator::Estimator;
 use models::Models;
 use names::Names;
 use policy::Policy;
 use tasks::{Handle, Place, Record, Tasks};
-use taskyard_shared::TaskId;
+use taskyard_shared::{Kind, TaskId};
 
 pub struct Planner {
     policy: Box<dyn Policy + Send>,
     tasks: Tasks,
     models: Models,
     tenants: Names,
+    estimator: Estimator,
     /// One for each task that has a start or, waiting, a deadline: the earlier of them, then the order of arrival.
     alarms: BTreeMap<(u64, u64), Handle>,
     /// Tasks whose deadline passed, which is yet to be told.
@@ -61,6 +65,7 @@ impl Planner {
             tasks: Tasks::new(seed),
             models: Models::new(seed),
             tenants: Names::new(seed),
+            estimator: Estimator::new(seed),
             alarms: BTreeMap::new(),
             expired: VecDeque::new(),
             told_expiry: false,
@@ -77,13 +82,19 @@ impl Planner {
         if self.tasks.find(arrival.id).is_some() {
             return Err(Refusal::Duplicate);
         }
-        let waiting = arrival.waiting(now_us, self.next_sequence);
+        let expected = match arrival.expected {
+            Some(expected) => expected.bounded(),
+            None => self.estimator.estimate(&arrival.model, arrival.kind, arrival.cost),
+        };
+        let waiting = arrival.waiting(expected, now_us, self.next_sequence);
         self.next_sequence += 1;
         let model = self.models.acquire(&arrival.model);
         let tenant = self.tenants.acquire(&arrival.tenant);
         let start_us = arrival.start_us(now_us);
         let place = Place::Delayed { start_us: start_us.unwrap_or(now_us) };
-        let task = self.tasks.insert(Record { waiting, model, tenant, place });
+        let cost = arrival.cost.map_or(f32::NAN, |cost| cost as f32);
+        let deviation_seconds = expected.deviation_seconds as f32;
+        let task = self.tasks.insert(Record { waiting, model, tenant, cost, deviation_seconds, place });
         match start_us {
             Some(_) => {
                 if let Some(record) = self.tasks.get(task) {
@@ -111,9 +122,18 @@ impl Planner {
         true
     }
 
-    /// A dispatched task is no longer with a worker. Answers whether it was dispatched.
-    pub fn handle_completion(&mut self, id: TaskId) -> bool {
+    /// What a model's settings say of it. Told anew when they change.
+    pub fn handle_model(&mut self, model: &str, prior: Prior) {
+        self.estimator.set_prior(model, prior);
+    }
+
+    /// A dispatched task is no longer with a worker, which ran it so long, if it is known. Answers whether it was dispatched.
+    pub fn handle_completion(&mut self, id: TaskId, ran: Option<Ran>) -> bool {
         let Some((task, dispatched_us)) = self.find_dispatched(id) else { return false };
+        if let (Some(ran), Some(record)) = (ran, self.tasks.get(task)) {
+            let (model, kind) = (self.models.name(record.model), record.waiting.kind);
+            self.estimator.handle_ran(model, kind, record.cost(), record.expected(), ran);
+        }
         self.give_back(task, dispatched_us);
         self.forget(task);
         true
@@ -173,6 +193,31 @@ impl Planner {
     /// Tasks of a model that wait in lanes or for their start.
     pub fn backlog(&self, model: &str) -> usize {
         self.models.find(model).map_or(0, |model| self.models.get(model).backlog.waiting())
+    }
+
+    /// What a task of this model takes, over all of them as they ran of late. `None` before the first.
+    pub fn mean_seconds(&self, model: &str) -> Option<f64> {
+        self.estimator.mean_seconds(model)
+    }
+
+    /// What such a task is expected to take, were it to arrive now.
+    pub fn expected(&mut self, model: &str, kind: Kind, cost: Option<f64>) -> Estimate {
+        self.estimator.estimate(model, kind, cost)
+    }
+
+    /// What was learnt of run times, to be kept across restarts. It is the same as long as [`Self::learnt_from`] is.
+    pub fn learnt(&self) -> Learnt {
+        self.estimator.learnt()
+    }
+
+    /// How many completions run times were learnt from.
+    pub fn learnt_from(&self) -> u64 {
+        self.estimator.completions()
+    }
+
+    /// Takes over what was learnt before a restart, of models of which nothing is known yet. Answers how many these were.
+    pub fn restore(&mut self, learnt: Learnt) -> usize {
+        self.estimator.restore(learnt)
     }
 
     /// The policy's name.
@@ -308,7 +353,7 @@ impl Planner {
 
 #[cfg(test)]
 mod tests {
-    use taskyard_shared::{Priority, TaskId};
+    use taskyard_shared::{Kind, Priority, TaskId};
 
     use super::{Arrival, Planner, policy::Cmu};
 
@@ -318,9 +363,18 @@ mod tests {
         let ids: Vec<TaskId> = (0..100).map(|_| TaskId::new()).collect();
         for (number, &id) in ids.iter().enumerate() {
             let (model, tenant, priority) = (format!("m{number}"), format!("t{number}"), Priority::default());
-            let (deadline_us, not_before_us, arrived_us) = (None, None, None);
-            let task =
-                Arrival { id, model, tenant, priority, expected_seconds: 1.0, deadline_us, not_before_us, arrived_us };
+            let task = Arrival {
+                id,
+                model,
+                tenant,
+                priority,
+                kind: Kind::Prediction,
+                cost: None,
+                expected: None,
+                deadline_us: None,
+                not_before_us: None,
+                arrived_us: None,
+            };
             assert_eq!(planner.handle_arrival(task, 0), Ok(()));
         }
         let known = |planner: &Planner| (planner.tenants.iter().count(), planner.models.by_name().len());

@@ -2,6 +2,7 @@
 
 use taskyard_shared::TaskId;
 
+use super::estimator::Estimate;
 use super::index::Index;
 use super::policy::{Stage, Waiting};
 
@@ -11,6 +12,10 @@ pub(super) struct Record {
     pub(super) waiting: Waiting,
     pub(super) model: u32,
     pub(super) tenant: u32,
+    /// As declared; not a number when it was not. Small, since every waiting task has one.
+    pub(super) cost: f32,
+    /// Expected about the mean.
+    pub(super) deviation_seconds: f32,
     pub(super) place: Place,
 }
 
@@ -28,6 +33,20 @@ pub(super) enum Place {
 }
 
 impl Record {
+    /// What it was expected to take when it was admitted.
+    pub(super) fn expected(&self) -> Estimate {
+        Estimate {
+            mean_seconds: self.waiting.expected_seconds,
+            deviation_seconds: self.deviation_seconds.into(),
+            q95_seconds: self.waiting.q95_seconds.into(),
+        }
+    }
+
+    /// Its declared size.
+    pub(super) fn cost(&self) -> Option<f64> {
+        (!self.cost.is_nan()).then(|| self.cost.into())
+    }
+
     /// Whether it is the task of this sequence, and in a lane.
     pub(super) fn is_queued(&self, sequence: u64) -> bool {
         self.waiting.sequence == sequence && matches!(self.place, Place::Lane { .. })

@@ -7,8 +7,8 @@ mod snapshots;
 mod starvation;
 
 use taskyard_scheduler::planner::policy::by_name;
-use taskyard_scheduler::planner::{Arrival, Decision, Planner};
-use taskyard_shared::{Priority, TaskId};
+use taskyard_scheduler::planner::{Arrival, Decision, Estimate, Planner};
+use taskyard_shared::{Kind, Priority, TaskId};
 
 const SECOND: u64 = 1_000_000;
 const POLICIES: [&str; 5] = ["cmu", "fifo", "strict", "edf", "wspt"];
@@ -23,7 +23,9 @@ fn arrival(number: u128, priority: u8, expected_seconds: f64) -> Arrival {
         model: "m".into(),
         tenant: "t".into(),
         priority: Priority::try_from(priority).unwrap(),
-        expected_seconds,
+        kind: Kind::Prediction,
+        cost: None,
+        expected: Some(Estimate::exact(expected_seconds)),
         deadline_us: None,
         not_before_us: None,
         arrived_us: None,
@@ -48,7 +50,7 @@ fn drain(planner: &mut Planner, now_us: u64) -> Vec<TaskId> {
     let mut order = Vec::new();
     while let Some(Decision::Dispatch { id, .. }) = planner.poll_decision(now_us) {
         order.push(id);
-        assert!(planner.handle_completion(id));
+        assert!(planner.handle_completion(id, None));
     }
     order
 }

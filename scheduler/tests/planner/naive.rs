@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::{Policy, Waiting, by_name};
-use taskyard_scheduler::planner::{Arrival, Decision, Planner, Refusal, WaitReason};
+use taskyard_scheduler::planner::{Arrival, Decision, Estimate, Planner, Refusal, WaitReason};
 use taskyard_shared::TaskId;
 
 use super::{POLICIES, arrival};
@@ -132,7 +132,9 @@ impl Naive {
                         model: model.clone(),
                         tenant: "t0".into(),
                         priority: waiting.priority,
-                        expected_seconds: waiting.expected_seconds,
+                        kind: waiting.kind,
+                        cost: None,
+                        expected: Some(Estimate::exact(waiting.expected_seconds)),
                         deadline_us: None,
                         not_before_us: delay_ms.map(|ms| self.now_us + u64::from(ms) * 1000),
                         arrived_us: Some(waiting.arrival_us),
@@ -148,8 +150,8 @@ impl Naive {
             Event::Complete { task } => {
                 if let Some(task) = self.nth(task, |state| matches!(state, State::Dispatched { .. })) {
                     let id = self.leave(task, State::Gone);
-                    prop_assert!(self.planner.handle_completion(id));
-                    prop_assert!(!self.planner.handle_completion(id), "a completion counts once");
+                    prop_assert!(self.planner.handle_completion(id, None));
+                    prop_assert!(!self.planner.handle_completion(id, None), "a completion counts once");
                 }
             }
             Event::FailDispatch { task } => {
@@ -234,7 +236,7 @@ impl Naive {
         for task in 0..self.tasks.len() {
             if matches!(self.tasks[task].state, State::Dispatched { .. }) {
                 let id = self.leave(task, State::Gone);
-                prop_assert!(self.planner.handle_completion(id));
+                prop_assert!(self.planner.handle_completion(id, None));
             }
         }
         for model in 0..2 {
@@ -246,14 +248,17 @@ impl Naive {
     fn arrive(&mut self, arrival: Arrival) -> Result<(), TestCaseError> {
         prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Ok(()));
         prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Err(Refusal::Duplicate));
+        let expected_seconds = arrival.expected.map_or(f64::NAN, |expected| expected.mean_seconds);
         let start_us = arrival.not_before_us.map_or(self.now_us, |at_us| at_us.max(self.now_us));
         let waiting = Waiting {
             id: arrival.id,
             priority: arrival.priority,
-            cost: arrival.expected_seconds.into(),
+            cost: expected_seconds.into(),
+            kind: arrival.kind,
+            q95_seconds: expected_seconds as f32,
             arrival_us: arrival.arrived_us.unwrap_or(start_us),
             deadline_us: arrival.deadline_us,
-            expected_seconds: arrival.expected_seconds,
+            expected_seconds,
             sequence: self.arrivals,
         };
         self.arrivals += 1;

@@ -173,6 +173,6 @@ fn what_arrives_at_one_time_leaves_in_order_of_arrival() {
     }
     for number in [5, 3, 9, 1] {
         assert_eq!(dispatched(&mut planner, 0), id(number));
-        planner.handle_completion(id(number));
+        planner.handle_completion(id(number), None);
     }
 }

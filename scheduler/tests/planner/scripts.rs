@@ -55,7 +55,7 @@ fn an_urgent_late_comer_overtakes_the_whole_backlog() {
     planner.handle_arrival(arrival(99_999, 9, 0.002), SECOND).unwrap();
     assert_eq!(planner.poll_decision(SECOND), None, "beyond credit");
     assert_eq!(planner.explain(id(99_999)).unwrap().reason, WaitReason::NoCredit);
-    planner.handle_completion(running);
+    planner.handle_completion(running, None);
     assert_eq!(dispatched(&mut planner, SECOND), id(99_999));
 }
 
@@ -86,7 +86,7 @@ fn strict_starves_where_cmu_does_not() {
         (1..2_000u64).find(|&tick| {
             planner.handle_arrival(arrival(u128::from(tick), 9, 1.0), tick * SECOND).unwrap();
             let next = dispatched(&mut planner, tick * SECOND);
-            planner.handle_completion(next);
+            planner.handle_completion(next, None);
             next == id(0)
         })
     };
@@ -171,7 +171,7 @@ fn dispatches_without_end_do_not_hold_up_an_expiry() {
     }
     planner.handle_arrival(Arrival { deadline_us: Some(SECOND), ..arrival(10, 0, 1.0) }, 0).unwrap();
     let told = (0..10).position(|_| match planner.poll_decision(SECOND) {
-        Some(Decision::Dispatch { id, .. }) => !planner.handle_completion(id),
+        Some(Decision::Dispatch { id, .. }) => !planner.handle_completion(id, None),
         Some(Decision::Expire { id: expired, .. }) => expired == id(10),
         None => panic!("idle"),
     });
@@ -208,7 +208,7 @@ fn a_failed_dispatch_gives_back_credit_and_place() {
     assert!(!planner.handle_cancel(id(0)), "a dispatched task stays");
     assert!(planner.handle_dispatch_failed(id(0)));
     assert!(!planner.handle_dispatch_failed(id(0)), "it counts once");
-    assert!(!planner.handle_completion(id(0)));
+    assert!(!planner.handle_completion(id(0), None));
     assert_eq!((planner.waiting(), planner.outstanding("m")), (3, 0));
     assert_eq!(drain(&mut planner, 20), [id(0), id(1), id(2)]);
 }
@@ -227,7 +227,7 @@ fn lost_completions_give_their_credits_back() {
     assert_eq!(planner.handle_outstanding_lost("m", 102), 2);
     assert_eq!((planner.handle_outstanding_lost("m", 102), planner.handle_outstanding_lost("x", 102)), (0, 0));
     assert_eq!(planner.outstanding("m"), 1);
-    assert!(!planner.handle_completion(id(0)), "it was given up");
+    assert!(!planner.handle_completion(id(0), None), "it was given up");
     planner.handle_arrival(arrival(0, 4, 1.0), 200).unwrap();
     assert_eq!((dispatched(&mut planner, 200), dispatched(&mut planner, 200)), (id(3), id(0)));
 }
@@ -239,7 +239,7 @@ fn a_retry_keeps_its_age() {
     planner.handle_arrival(arrival(1, 4, 1.0), 0).unwrap();
     planner.handle_arrival(arrival(2, 4, 1.0), 10).unwrap();
     assert_eq!(dispatched(&mut planner, 20), id(1));
-    assert!(planner.handle_completion(id(1)));
+    assert!(planner.handle_completion(id(1), None));
     let again = Arrival { arrived_us: Some(0), not_before_us: Some(50), ..arrival(1, 4, 1.0) };
     planner.handle_arrival(again, 30).unwrap();
     assert_eq!(planner.explain(id(1)).unwrap().arrival_us, 0);
@@ -299,12 +299,12 @@ fn a_pressing_task_goes_past_what_was_sent_ahead_and_no_more_do_than_that() {
         assert_eq!(planner.poll_decision(0), None, "one was sent ahead, and one may go past it");
         if passes {
             // It took no credit of others, and gives none back; the passage is free again.
-            assert!(planner.handle_completion(id(5)));
+            assert!(planner.handle_completion(id(5), None));
             assert_eq!(planner.poll_decision(0), None, "{policy}: the credits of the two are taken still");
             planner.handle_arrival(arrival(7, 9, 0.002), 0).unwrap();
             assert_eq!(dispatched(&mut planner, 0), id(6));
         }
-        assert!(planner.handle_completion(running) && planner.handle_completion(ahead));
+        assert!(planner.handle_completion(running, None) && planner.handle_completion(ahead, None));
     }
 }
 
@@ -328,17 +328,17 @@ fn credits_are_given_out_by_the_grain_once_all_were_taken() {
     }
     let mut out: Vec<TaskId> = (0..8).map(|_| dispatched(&mut planner, 0)).collect();
     for _ in 0..2 {
-        planner.handle_completion(out.remove(0));
+        planner.handle_completion(out.remove(0), None);
         assert_eq!(planner.poll_decision(0), None, "fewer than a grain");
         assert_eq!(planner.explain(id(15)).unwrap().reason, WaitReason::NextDecision);
     }
-    planner.handle_completion(out.remove(0));
+    planner.handle_completion(out.remove(0), None);
     out.extend((0..3).map(|_| dispatched(&mut planner, 0)));
     assert_eq!(planner.poll_decision(0), None);
     // Everything out comes back in whatever order, and everything that waits goes.
     let mut served = 11;
     while let Some(id) = out.pop() {
-        planner.handle_completion(id);
+        planner.handle_completion(id, None);
         while let Some(Decision::Dispatch { id, .. }) = planner.poll_decision(0) {
             out.push(id);
             served += 1;

@@ -27,19 +27,19 @@ fn a_history_of_two_models() {
     planner.handle_load("sentiment", 2);
     assert_eq!(dispatched(&mut planner, 58 * SECOND), id(1));
     assert_eq!(dispatched(&mut planner, 58 * SECOND), id(2));
-    assert!(planner.handle_completion(id(1)));
+    assert!(planner.handle_completion(id(1), None));
     planner.handle_load("sentiment", 0);
     assert_snapshot!("workers_gone_and_a_deadline_near", planner.describe());
 
     let expired = Decision::Expire { id: id(3), model: "sentiment".into() };
     assert_eq!(planner.poll_decision(90 * SECOND), Some(expired));
-    assert!(planner.handle_completion(id(2)));
+    assert!(planner.handle_completion(id(2), None));
     assert!(planner.handle_cancel(id(4)));
     assert_snapshot!("one_model_is_left", planner.describe());
 
     planner.handle_load("ranker", 1);
     assert_eq!(dispatched(&mut planner, 91 * SECOND), id(5));
-    assert!(planner.handle_completion(id(5)));
+    assert!(planner.handle_completion(id(5), None));
     planner.handle_load("ranker", 0);
     assert_snapshot!("nothing_is_remembered", planner.describe());
 }

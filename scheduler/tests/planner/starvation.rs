@@ -49,7 +49,7 @@ impl Slot {
         loop {
             match self.planner.poll_decision(self.now_us) {
                 Some(Decision::Dispatch { id: task, .. }) => {
-                    self.planner.handle_completion(task);
+                    self.planner.handle_completion(task, None);
                     let number = task.0.as_u128() & 0xffff_ffff_ffff;
                     if number > 0 {
                         self.now_us += (self.run_seconds[number as usize - 1] * SECOND as f64) as u64;

@@ -16,7 +16,7 @@ pub use fifo::Fifo;
 pub use strict::Strict;
 pub use wspt::Wspt;
 
-use taskyard_shared::{Priority, TaskId};
+use taskyard_shared::{Kind, Priority, TaskId};
 
 /// An order over waiting tasks.
 pub trait Policy {
@@ -109,6 +109,9 @@ pub struct Waiting {
     pub id: TaskId,
     pub priority: Priority,
     pub cost: CostBucket,
+    pub kind: Kind,
+    /// 95 of 100 such tasks are expected to run no longer.
+    pub q95_seconds: f32,
     /// Since when it waits.
     pub arrival_us: u64,
     pub deadline_us: Option<u64>,
