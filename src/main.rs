@@ -9,6 +9,7 @@ mod failure;
 mod output;
 mod roles;
 mod schema;
+mod threads;
 mod yard;
 
 use std::path::PathBuf;
@@ -91,7 +92,12 @@ fn main() -> ExitCode {
     // One TLS provider for everything that may speak TLS; a second installation would be refused, and harmless.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let Cli { config, command } = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let is_role =
+        matches!(command, Command::Scheduler | Command::Worker(_) | Command::BenchHop(_) | Command::BenchSlots(_));
+    if is_role {
+        threads::do_not_interrupt();
+    }
+    let runtime = match threads::runtime() {
         Ok(runtime) => runtime,
         Err(error) => return failure::Failure::Internal(format!("the runtime cannot start: {error}")).report(),
     };
