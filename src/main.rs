@@ -92,12 +92,12 @@ fn main() -> ExitCode {
     // One TLS provider for everything that may speak TLS; a second installation would be refused, and harmless.
     let _installed = rustls::crypto::ring::default_provider().install_default();
     let Cli { config, command } = Cli::parse();
-    let is_role =
+    let is_one_role =
         matches!(command, Command::Scheduler | Command::Worker(_) | Command::BenchHop(_) | Command::BenchSlots(_));
-    if is_role {
+    if is_one_role {
         threads::do_not_interrupt();
     }
-    let runtime = match threads::runtime() {
+    let runtime = match threads::runtime(is_one_role) {
         Ok(runtime) => runtime,
         Err(error) => return failure::Failure::Internal(format!("the runtime cannot start: {error}")).report(),
     };

@@ -2,11 +2,11 @@
 
 use tokio::runtime::{Builder, Runtime};
 
-/// A role waits more than it computes, and each thread beyond what it needs is one more to be woken: half of the cores, but for
-/// `TOKIO_WORKER_THREADS`. Models compute on threads of their own.
-pub fn runtime() -> std::io::Result<Runtime> {
+/// One role by itself waits more than it computes, and each thread beyond what it needs is one more to be woken: half of the cores,
+/// but for `TOKIO_WORKER_THREADS`. Several in one process have all cores. Models compute on threads of their own.
+pub fn runtime(is_one_role: bool) -> std::io::Result<Runtime> {
     let mut builder = Builder::new_multi_thread();
-    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+    if is_one_role && std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         builder.worker_threads(cores.div_ceil(2));
     }
