@@ -435,8 +435,9 @@ impl Planner {
     /// A dispatched task is out no longer. With seconds, its tenant is charged with these and not with what was expected; with
     /// none at all, nothing came of the dispatch.
     fn give_back(&mut self, task: Handle, dispatched_us: u64, ran_seconds: Option<f64>) {
-        let Some(Record { place: Place::Dispatched { passes, by_floor, charged_us, .. }, waiting, model, flow }) =
-            self.tasks.get(task)
+        let Some(Record {
+            place: Place::Dispatched { passes, by_floor, charged_us, .. }, waiting, model, flow, ..
+        }) = self.tasks.get(task)
         else {
             return;
         };

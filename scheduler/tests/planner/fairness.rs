@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 
 use taskyard_scheduler::planner::policy::{Cmu, by_name};
 use taskyard_scheduler::planner::{
-    Arrival, Decision, DispatchReason, Fairness, ModelStats, Planner, Ran, TenantLimits, WaitReason,
+    Arrival, Decision, DispatchReason, Fairness, Planner, Ran, TenantLimits, WaitReason,
 };
 use taskyard_shared::Priority;
 
@@ -18,10 +18,6 @@ fn strictly_fair() -> Planner {
 
 fn of(tenant: &str, task: Arrival) -> Arrival {
     Arrival { tenant: tenant.into(), ..task }
-}
-
-fn only_model(planner: &Planner) -> ModelStats {
-    planner.stats().models.into_iter().next().unwrap()
 }
 
 /// Serves `many` tasks on one slot, each of which takes as long as expected, and answers how many each tenant had.

@@ -235,9 +235,8 @@ impl Naive {
                     let ran_seconds = ran_ms.map(|ms| f64::from(ms) / 1e3);
                     self.come_back(task, ran_seconds.filter(|&seconds| seconds > 0.0));
                     self.go(task);
-                    prop_assert!(
-                        self.planner.handle_completion(id, ran_seconds.map(|seconds| Ran { seconds, whole: true }))
-                    );
+                    let ran = ran_seconds.map(|seconds| Ran { seconds, whole: true });
+                    prop_assert!(self.planner.handle_completion(id, ran));
                     prop_assert!(!self.planner.handle_completion(id, None), "a completion counts once");
                 }
             }
