@@ -134,7 +134,8 @@ pub async fn scheduler(file: Option<&Path>) -> Result<(), Failure> {
         role.settings().scheduler.clone(),
         configured,
         &role.registry,
-    )?;
+    )?
+    .tenants(role.settings().tenants.clone());
     let answer = scheduler.run(role.shutdown.drain.clone()).await;
     role.broker.close().await;
     done.cancel();

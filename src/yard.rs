@@ -67,6 +67,7 @@ impl Yard {
         // There is one scheduler, and it has everything.
         let scheduler = SchedulerSettings { shards: 1, ..settings.scheduler.clone() };
         let scheduler = Scheduler::new(broker.clone(), store.clone(), topology.clone(), scheduler, specs, &registry)?;
+        let scheduler = scheduler.tenants(settings.tenants.clone());
         let scheduler = tokio::spawn(scheduler.run(stop.clone()));
         Ok(Self { broker, store, topology, settings, models, registry, stop, scheduler })
     }

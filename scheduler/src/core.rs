@@ -2,13 +2,13 @@
 //!
 //! Nothing here waits for the broker or the store. Publishing runs beside, a few groups at a time, and reports back.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
-use taskyard_shared::process::settings::SchedulerSettings;
+use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Envelope, State, Target, TaskId, Timestamp, Topology};
 use tokio::sync::mpsc;
@@ -23,7 +23,7 @@ use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Outstanding};
 use crate::metrics::Metrics;
 use crate::offers::Offers;
-use crate::planner::{Arrival, Decision, DispatchReason, Planner, Prior, Ran, Refusal, policy};
+use crate::planner::{Arrival, Decision, DispatchReason, Fairness, Planner, Prior, Ran, Refusal, TenantLimits, policy};
 use crate::room::Room;
 use crate::shard::Shard;
 
@@ -110,6 +110,7 @@ pub(crate) struct Parts {
     pub store: Arc<dyn Store>,
     pub topology: Topology,
     pub settings: SchedulerSettings,
+    pub tenants: BTreeMap<String, TenantSettings>,
     pub metrics: Metrics,
     pub room: Room,
     pub models: HashMap<String, Arc<ModelSpec>>,
@@ -119,14 +120,20 @@ pub(crate) struct Parts {
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let Parts { broker, store, topology, settings, metrics, room, models, shard, closing } = parts;
+        let Parts { broker, store, topology, settings, tenants, metrics, room, models, shard, closing } = parts;
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy =
             policy::by_name(&settings.policy, settings.ageing_s).unwrap_or_else(|| Box::new(policy::Cmu::default()));
+        let floors = [settings.floor_low, settings.floor_middle, settings.floor_high];
+        let fairness = Fairness::of_policy(policy.name(), settings.fair_allowance, floors);
         // Ids come from outsiders: nobody may know where their tables put them.
-        let mut planner = Planner::with_seed(policy, fastrand::u64(..));
+        let mut planner = Planner::with_seed(policy, fastrand::u64(..)).with_fairness(fairness);
         for spec in models.values() {
             planner.handle_model(&spec.name, prior(spec));
+        }
+        for (name, tenant) in &tenants {
+            let running_most = tenant.max_running.map(|most| shard.least_one(most as usize));
+            planner.handle_tenant(name, TenantLimits { weight: tenant.weight, running_most });
         }
         let finisher = Finisher {
             broker: broker.clone(),
@@ -408,12 +415,14 @@ impl Core {
         let now_us = self.clock.now_us();
         let started = Instant::now();
         let mut decisions = 0u64;
+        let mut reasons = [0u64; DispatchReason::ALL.len()];
         let mut group = Parcels::default();
         while self.dispatching.len() < GROUPS {
             let Some(decision) = self.planner.poll_decision(now_us) else { break };
             decisions += 1;
             match decision {
                 Decision::Dispatch { id, model, reason } => {
+                    reasons[reason as usize] += 1;
                     let Some(mut task) = self.held.remove(&id) else {
                         warn!(task.id = %id.0, "a task was chosen that is not held");
                         self.planner.handle_completion(id, None);
@@ -447,7 +456,7 @@ impl Core {
         if !group.is_empty() {
             self.send(group);
         }
-        self.metrics.decided(decisions, started.elapsed());
+        self.metrics.decided(decisions, started.elapsed(), reasons);
     }
 
     fn send(&mut self, group: Parcels) {

@@ -1,4 +1,5 @@
-//! What the scheduler counts. Labels are models that workers announced, priorities and reasons: closed sets.
+//! What the scheduler counts. Labels are models that workers announced, tenants that the settings name, priorities and
+//! reasons: closed sets.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, I
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::{Kind, State};
 
-use crate::planner::{Stats, WaitReason};
+use crate::planner::{DispatchReason, Stats, WaitReason};
 
 /// Shared by all parts of the service.
 #[derive(Clone)]
@@ -28,6 +29,10 @@ struct Inner {
     waiting: IntGaugeVec,
     decision_seconds: HistogramVec,
     decisions: IntCounterVec,
+    dispatch_reasons: IntCounterVec,
+    tenant_waiting: IntGaugeVec,
+    tenant_running: IntGaugeVec,
+    tenant_served: GaugeVec,
     active: IntGaugeVec,
     shard: IntGaugeVec,
     store_failures: IntCounterVec,
@@ -89,6 +94,26 @@ impl Metrics {
                 FAST_SECONDS,
             )?,
             decisions: registry.counters("scheduler_decisions_total", "Decisions of the planner.", &[])?,
+            dispatch_reasons: registry.counters(
+                "scheduler_dispatches_total",
+                "Dispatches, by why this task and not another of its model.",
+                &["reason"],
+            )?,
+            tenant_waiting: registry.gauges(
+                "tenant_waiting_tasks",
+                "Tasks that wait and may start, of each tenant in the settings.",
+                &["tenant"],
+            )?,
+            tenant_running: registry.gauges(
+                "tenant_running_tasks",
+                "Tasks that were dispatched and have not come back, of each tenant in the settings.",
+                &["tenant"],
+            )?,
+            tenant_served: registry.float_gauges(
+                "tenant_served_seconds",
+                "Run time of what came back since this scheduler became active, of each tenant in the settings.",
+                &["tenant"],
+            )?,
             active: registry.gauges("scheduler_active", "1 when this scheduler is active.", &[])?,
             shard: registry.gauges("scheduler_shard", "1 for the shard that this scheduler has.", &["shard"])?,
             store_failures: registry.counters(
@@ -132,7 +157,11 @@ impl Metrics {
         self.0.dead_lettered.with_label_values(&[reason]).inc();
     }
 
-    pub fn decided(&self, decisions: u64, took: Duration) {
+    /// `reasons` as in [`DispatchReason::ALL`].
+    pub fn decided(&self, decisions: u64, took: Duration, reasons: [u64; DispatchReason::ALL.len()]) {
+        for (reason, count) in DispatchReason::ALL.iter().zip(reasons).filter(|(_, count)| *count > 0) {
+            self.0.dispatch_reasons.with_label_values(&[reason.as_str()]).inc_by(count);
+        }
         if decisions > 0 {
             self.0.decisions.with_label_values::<&str>(&[]).inc_by(decisions);
             self.0.decision_seconds.with_label_values::<&str>(&[]).observe(took.as_secs_f64() / decisions as f64);
@@ -176,6 +205,12 @@ impl Metrics {
             self.0.oldest_age.with_label_values(&labels).set(0.0);
             self.0.weighted_seconds.with_label_values(&labels).set(0.0);
             self.0.outstanding.with_label_values(&labels).set(0);
+        }
+        for tenant in &stats.tenants {
+            let labels = [&*tenant.tenant];
+            self.0.tenant_waiting.with_label_values(&labels).set(tenant.queued as i64);
+            self.0.tenant_running.with_label_values(&labels).set(tenant.running as i64);
+            self.0.tenant_served.with_label_values(&labels).set(tenant.served_seconds);
         }
         for reason in WaitReason::ALL {
             self.0.waiting.with_label_values(&[reason.as_str()]).set(stats.waiting(reason) as i64);

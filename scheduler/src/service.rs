@@ -3,14 +3,14 @@
 //! A session ends when one of its consumers is cut. Everything it held comes again from the broker, so the next session
 //! starts from nothing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Lock, QueueSpec};
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
-use taskyard_shared::process::settings::{SHARDS_MOST, SchedulerSettings};
+use taskyard_shared::process::settings::{SHARDS_MOST, SchedulerSettings, TenantSettings};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Topology, messages};
 use tokio::sync::mpsc;
@@ -40,6 +40,7 @@ pub struct Scheduler {
     metrics: Metrics,
     /// Models known from the settings, beside those that workers announce.
     configured: Vec<ModelSpec>,
+    tenants: BTreeMap<String, TenantSettings>,
 }
 
 impl Scheduler {
@@ -53,7 +54,14 @@ impl Scheduler {
         configured: Vec<ModelSpec>,
         registry: &Registry,
     ) -> Result<Self, MetricsError> {
-        Ok(Self { broker, store, topology, settings, configured, metrics: Metrics::new(registry)? })
+        let (metrics, tenants) = (Metrics::new(registry)?, BTreeMap::new());
+        Ok(Self { broker, store, topology, settings, configured, metrics, tenants })
+    }
+
+    /// What some tenants are given that differs from the rest.
+    #[must_use]
+    pub fn tenants(self, tenants: BTreeMap<String, TenantSettings>) -> Self {
+        Self { tenants, ..self }
     }
 
     /// Schedules until `stop`. As many schedulers are active as there are shards; others wait for a place.
@@ -135,6 +143,7 @@ impl Scheduler {
             store: self.store.clone(),
             topology: self.topology.clone(),
             settings: self.settings.clone(),
+            tenants: self.tenants.clone(),
             metrics: self.metrics.clone(),
             room,
             models,

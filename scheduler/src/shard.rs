@@ -19,6 +19,11 @@ impl Shard {
         Room { slots: slots + usize::from(none_left), ahead, ..all }
     }
 
+    /// Of a limit that is nobody's to be without: each shard has its part, and one at least.
+    pub fn least_one(self, all: usize) -> usize {
+        self.share(all).max(1)
+    }
+
     fn share(self, whole: usize) -> usize {
         let (number, of) = (self.number as usize, self.of.max(1) as usize);
         whole / of + usize::from(number < whole % of)

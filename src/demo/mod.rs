@@ -37,7 +37,7 @@ const LEASE_MS: u64 = 1_000;
 #[derive(Args)]
 pub struct DemoArgs {
     /// The policy to be shown beside first come, first served.
-    #[arg(long, default_value = "cmu", value_parser = ["cmu", "wspt", "edf", "strict", "fifo"])]
+    #[arg(long, default_value = "cmu", value_parser = ["cmu", "fair", "wspt", "edf", "strict", "fifo"])]
     policy: String,
 }
 

@@ -2,16 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use taskyard_shared::Priority;
+
 use super::decision::DispatchReason;
-use super::groups::Groups;
+use super::fair::{BAND_STARTS, BANDS, Fairness};
+use super::floors::{self, Floors};
+use super::groups::{Class, Groups};
 use super::line::Rank;
 use super::oldest::Oldest;
 use super::policy::{Policy, Stage, Waiting};
+use super::shares::{Begin, Shares, Tables};
 use super::tasks::{Handle, Place, Record, Tasks};
 
 #[derive(Default)]
 pub(super) struct Backlog {
-    pub(super) groups: Groups,
+    groups: Groups,
+    pub(super) shares: Shares,
+    pub(super) floors: Floors,
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
     /// The oldest of the tasks that their lanes do not keep in the order of arrival.
@@ -24,6 +31,16 @@ pub(super) struct Backlog {
     weighted_us: u128,
 }
 
+/// The task to dispatch now.
+pub(super) struct Choice {
+    pub(super) task: Handle,
+    pub(super) reason: DispatchReason,
+    /// What the policy makes of it.
+    pub(super) score: f64,
+    /// What the best heads of the bands take, for their floors.
+    pub(super) needs: [Option<u128>; BANDS],
+}
+
 fn rank(waiting: &Waiting, key: Option<u64>) -> Rank {
     Rank { key: key.unwrap_or(0), arrival_us: waiting.arrival_us, sequence: waiting.sequence }
 }
@@ -33,10 +50,6 @@ fn weighted_us(waiting: &Waiting) -> u128 {
 }
 
 impl Backlog {
-    pub(super) fn is_empty(&self) -> bool {
-        self.groups.is_empty()
-    }
-
     pub(super) fn waiting(&self) -> usize {
         self.queued + self.delayed
     }
@@ -46,9 +59,13 @@ impl Backlog {
     }
 
     /// Since when the longest waiting of the tasks that may start waits.
-    pub(super) fn oldest_arrival_us(&self) -> Option<u64> {
+    pub(super) fn oldest_arrival_us(&self, tasks: &Tasks) -> Option<u64> {
         let heads = self.groups.heads().iter().map(|head| head.arrival_us);
-        heads.chain(self.oldest.arrival_us()).min()
+        // Who may not go has no head in a group.
+        let others_wait = self.shares.parked_tasks + self.shares.limited_tasks > 0;
+        let others = self.shares.waiting().filter(|_| others_wait).flat_map(|flow| flow.lanes.heads());
+        let others = others.filter_map(|(.., task)| tasks.get(task).map(|record| record.waiting.arrival_us));
+        heads.chain(others).chain(self.oldest.arrival_us()).min()
     }
 
     pub(super) fn count_delayed(&mut self, waiting: &Waiting) {
@@ -62,46 +79,120 @@ impl Backlog {
     }
 
     /// Puts a task into its lane.
-    pub(super) fn insert(&mut self, task: Handle, record: &mut Record, policy: &dyn Policy, now_us: u64) {
+    pub(super) fn insert(&mut self, task: Handle, tasks: &mut Tasks, policy: &dyn Policy, now_us: u64, begin: Begin) {
+        let Some(record) = tasks.get_mut(task) else { return };
         let stage = policy.stage(&record.waiting, now_us);
         record.place = Place::Lane { stage };
+        let (waiting, flow) = (&record.waiting, record.flow);
         self.queued += 1;
-        self.weighted_us += weighted_us(&record.waiting);
-        let key = policy.lane_key(&record.waiting);
+        self.weighted_us += weighted_us(waiting);
+        self.floors.handle_came(waiting);
+        let key = policy.lane_key(waiting);
         if key.is_some() {
-            self.oldest.insert((record.waiting.arrival_us, record.waiting.sequence, task));
+            self.oldest.insert((waiting.arrival_us, waiting.sequence, task));
         }
-        self.enter_stage(task, record, stage, rank(&record.waiting, key));
+        if let Some(until_us) = stage.until_us {
+            self.stage_ends.insert((until_us, waiting.sequence), task);
+        }
+        let lane = (Class::of(waiting, stage), rank(waiting, key));
+        self.shares.insert(flow, lane, task, begin, Tables { groups: &mut self.groups, tasks });
     }
 
     /// Takes a task out of its lane. Its place is the caller's to set.
     pub(super) fn remove(&mut self, task: Handle, stage: Stage, tasks: &Tasks, policy: &dyn Policy) {
         let Some(record) = tasks.get(task) else { return };
+        let waiting = &record.waiting;
         self.queued -= 1;
-        self.weighted_us -= weighted_us(&record.waiting);
-        let key = policy.lane_key(&record.waiting);
+        self.weighted_us -= weighted_us(waiting);
+        self.floors.handle_left(waiting);
+        let key = policy.lane_key(waiting);
         if key.is_some() {
             self.oldest.handle_left(self.queued, |&(_, sequence, other)| {
                 other != task && tasks.get(other).is_some_and(|record| record.is_queued(sequence))
             });
         }
-        self.leave_stage(record, stage, rank(&record.waiting, key), tasks);
+        if let Some(until_us) = stage.until_us {
+            self.stage_ends.remove(&(until_us, waiting.sequence));
+        }
+        let lane = (Class::of(waiting, stage), rank(waiting, key));
+        self.shares.remove(record.flow, lane, Tables { groups: &mut self.groups, tasks });
     }
 
-    /// The task to dispatch now, why, and what the policy makes of it.
-    pub(super) fn choose(&self, policy: &dyn Policy, now_us: u64) -> Option<(Handle, DispatchReason, f64)> {
+    /// A task in a lane gets another priority, and goes to the lane of that. Its flow goes on as it did.
+    pub(super) fn set_priority(&mut self, task: Handle, priority: Priority, tasks: &mut Tasks, policy: &dyn Policy) {
+        let Some(Place::Lane { stage }) = tasks.get(task).map(|record| record.place) else { return };
+        self.shift_out(task, stage, tasks, policy);
+        if let Some(record) = tasks.get_mut(task) {
+            self.weighted_us -= weighted_us(&record.waiting);
+            self.floors.handle_left(&record.waiting);
+            record.waiting.priority = priority;
+            self.weighted_us += weighted_us(&record.waiting);
+            self.floors.handle_came(&record.waiting);
+        }
+        self.shift_in(task, stage, tasks, policy);
+    }
+
+    /// Decides which tenants may go.
+    pub(super) fn settle_shares(&mut self, allowance_us: u64, tasks: &Tasks) {
+        self.shares.settle(allowance_us, Tables { groups: &mut self.groups, tasks });
+    }
+
+    /// A flow's tenant came to its limit, or has room again.
+    pub(super) fn set_limited(&mut self, flow: u32, is_limited: bool, is_idle: bool, tasks: &Tasks) {
+        self.shares.set_limited(flow, is_limited, is_idle, Tables { groups: &mut self.groups, tasks });
+    }
+
+    /// The task to dispatch now. Floors count where a credit is free.
+    pub(super) fn choose(&self, policy: &dyn Policy, now_us: u64, floors: Option<&Fairness>) -> Option<Choice> {
         let heads = self.groups.heads();
-        let best = policy.best(heads, now_us)?;
-        let group = self.groups.group(best.index)?;
-        let reason = if heads.len() == 1 && group.lanes().len() == 1 {
+        if floors.is_none_or(|fairness| fairness.floors == [0.0; BANDS]) {
+            let best = policy.best(heads, now_us)?;
+            let reason = self.reason(best.index, best.is_level)?;
+            return self.choice(best.index, reason, best.score, [None; BANDS]);
+        }
+        // The heads stand by priority: each band has a stretch of them.
+        let [second, third] = BAND_STARTS.map(|start| self.groups.below(start));
+        let stretches = [(0, second), (second, third), (third, heads.len())];
+        let bests = stretches.map(|(from, to)| {
+            let best = policy.best(self.groups.between(from..to), now_us)?;
+            Some((from + best.index, best))
+        });
+        let needs = bests.map(|best| best.and_then(|(index, _)| heads.get(index)).map(floors::parts));
+        let mut found: Option<(usize, f64, bool)> = None;
+        for (index, best) in bests.into_iter().flatten() {
+            found = match found {
+                Some((_, score, _)) if best.score > score => Some((index, best.score, best.is_level)),
+                Some((first, score, _)) if best.score == score => {
+                    let came_before = heads.get(index)?.came_before(heads.get(first)?);
+                    Some((if came_before { index } else { first }, score, true))
+                }
+                None => Some((index, best.score, best.is_level)),
+                kept => kept,
+            };
+        }
+        let (winner, score, is_level) = found?;
+        if let Some(band) = self.floors.covered(&needs)
+            && let Some((index, best)) = bests[band]
+            && index != winner
+        {
+            return self.choice(index, DispatchReason::Floor, best.score, needs);
+        }
+        self.choice(winner, self.reason(winner, is_level)?, score, needs)
+    }
+
+    fn choice(&self, index: usize, reason: DispatchReason, score: f64, needs: [Option<u128>; BANDS]) -> Option<Choice> {
+        Some(Choice { task: self.groups.group(index)?.best()?, reason, score, needs })
+    }
+
+    fn reason(&self, index: usize, is_level: bool) -> Option<DispatchReason> {
+        let (group, only) = (self.groups.group(index)?, self.groups.heads().len() == 1);
+        Some(if only && group.len() == 1 {
             DispatchReason::OnlyLane
-        } else if best.is_level || heads.len() == 1 && !group.best_by_key() {
+        } else if is_level || only && !group.best_by_key() {
             DispatchReason::Oldest
         } else {
             DispatchReason::BestScore
-        };
-        let score = heads.get(best.index).map_or(0.0, |head| policy.score(head, now_us));
-        Some((group.best()?, reason, score))
+        })
     }
 
     /// Moves the tasks whose stage has ended.
@@ -113,33 +204,36 @@ impl Backlog {
             let task = entry.remove();
             let Some(record) = tasks.get(task) else { continue };
             let Place::Lane { stage } = record.place else { continue };
-            let rank = rank(&record.waiting, policy.lane_key(&record.waiting));
             let next = policy.stage(&record.waiting, now_us);
-            self.leave_stage(record, stage, rank, tasks);
+            self.shift_out(task, stage, tasks, policy);
             if let Some(record) = tasks.get_mut(task) {
                 record.place = Place::Lane { stage: next };
-                self.enter_stage(task, record, next, rank);
             }
+            self.shift_in(task, next, tasks, policy);
         }
     }
 
     /// Tasks before this one in its lane, counted up to a limit.
     pub(super) fn ahead(&self, record: &Record, stage: Stage, policy: &dyn Policy, limit: usize) -> usize {
         let rank = rank(&record.waiting, policy.lane_key(&record.waiting));
-        self.groups.find(&record.waiting, stage).map_or(0, |group| group.ahead(rank, record.tenant, limit))
+        self.shares.flow(record.flow).lanes.ahead(Class::of(&record.waiting, stage), rank, limit)
     }
 
-    fn enter_stage(&mut self, task: Handle, record: &Record, stage: Stage, rank: Rank) {
+    fn shift_out(&mut self, task: Handle, stage: Stage, tasks: &Tasks, policy: &dyn Policy) {
+        let Some(Record { waiting, flow, .. }) = tasks.get(task) else { return };
         if let Some(until_us) = stage.until_us {
-            self.stage_ends.insert((until_us, record.waiting.sequence), task);
+            self.stage_ends.remove(&(until_us, waiting.sequence));
         }
-        self.groups.insert(task, record, stage, rank);
+        let lane = (Class::of(waiting, stage), rank(waiting, policy.lane_key(waiting)));
+        self.shares.shift_out(*flow, lane, Tables { groups: &mut self.groups, tasks });
     }
 
-    fn leave_stage(&mut self, record: &Record, stage: Stage, rank: Rank, tasks: &Tasks) {
+    fn shift_in(&mut self, task: Handle, stage: Stage, tasks: &Tasks, policy: &dyn Policy) {
+        let Some(Record { waiting, flow, .. }) = tasks.get(task) else { return };
         if let Some(until_us) = stage.until_us {
-            self.stage_ends.remove(&(until_us, record.waiting.sequence));
+            self.stage_ends.insert((until_us, waiting.sequence), task);
         }
-        self.groups.remove(record, stage, rank, tasks);
+        let lane = (Class::of(waiting, stage), rank(waiting, policy.lane_key(waiting)));
+        self.shares.shift_in(*flow, lane, task, Tables { groups: &mut self.groups, tasks });
     }
 }

@@ -51,6 +51,10 @@ impl Capacity {
         self.rest_or_go_on();
     }
 
+    pub(super) fn slots(&self) -> usize {
+        self.slots
+    }
+
     pub(super) fn outstanding(&self) -> usize {
         self.outstanding.len()
     }
@@ -92,9 +96,10 @@ impl Capacity {
         }
     }
 
-    pub(super) fn take(&mut self, dispatched_us: u64, task: Handle, score: f64) {
+    /// With a score of `None` it is not to be passed more easily than what went before it.
+    pub(super) fn take(&mut self, dispatched_us: u64, task: Handle, score: Option<f64>) {
         self.outstanding.insert((dispatched_us, task));
-        self.last_score = score;
+        self.last_score = score.unwrap_or(self.last_score);
         self.rest_or_go_on();
     }
 

@@ -17,7 +17,7 @@ pub enum Decision {
 /// Why this task and not another of its model.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DispatchReason {
-    /// No other lane of its model had a task.
+    /// No other lane of its model had a task that could go.
     OnlyLane,
     /// The policy put it before every other lane's head.
     BestScore,
@@ -25,10 +25,12 @@ pub enum DispatchReason {
     Oldest,
     /// It is so much more pressing than what was sent ahead that it goes past that, even when every credit is taken.
     Passes,
+    /// Its band of priorities has a share of the model's time for certain, and had less.
+    Floor,
 }
 
 impl DispatchReason {
-    pub const ALL: [Self; 4] = [Self::OnlyLane, Self::BestScore, Self::Oldest, Self::Passes];
+    pub const ALL: [Self; 5] = [Self::OnlyLane, Self::BestScore, Self::Oldest, Self::Passes, Self::Floor];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -36,6 +38,7 @@ impl DispatchReason {
             Self::BestScore => "best_score",
             Self::Oldest => "oldest",
             Self::Passes => "passes",
+            Self::Floor => "floor",
         }
     }
 }
@@ -45,8 +48,14 @@ impl DispatchReason {
 pub enum WaitReason {
     /// Its earliest start is yet to come.
     NotBefore,
+    /// Its model is paused.
+    Paused,
     /// No worker has offered a slot for its model.
     NoWorker,
+    /// As many of its tenant's tasks are out as may be.
+    TenantLimit,
+    /// Its tenant was served more than others that wait, by more than the allowance.
+    FairShare,
     /// Every credit of its model is taken.
     NoCredit,
     /// A credit is free, and the next decisions hand it out.
@@ -54,12 +63,23 @@ pub enum WaitReason {
 }
 
 impl WaitReason {
-    pub const ALL: [Self; 4] = [Self::NotBefore, Self::NoWorker, Self::NoCredit, Self::NextDecision];
+    pub const ALL: [Self; 7] = [
+        Self::NotBefore,
+        Self::Paused,
+        Self::NoWorker,
+        Self::TenantLimit,
+        Self::FairShare,
+        Self::NoCredit,
+        Self::NextDecision,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotBefore => "not_before",
+            Self::Paused => "paused",
             Self::NoWorker => "no_worker",
+            Self::TenantLimit => "tenant_limit",
+            Self::FairShare => "fair_share",
             Self::NoCredit => "no_credit",
             Self::NextDecision => "next_decision",
         }

@@ -6,6 +6,7 @@ use std::fmt::{self, Write};
 use super::Planner;
 use super::groups::Class;
 use super::models::Model;
+use super::shares::Standing;
 use super::tasks::{Place, Record};
 
 impl Planner {
@@ -20,24 +21,30 @@ impl Planner {
     fn write_description(&self, out: &mut String) -> fmt::Result {
         writeln!(out, "policy {}, {} waiting, {} outstanding", self.policy(), self.waiting(), self.all_outstanding)?;
         for (name, model) in self.models.by_name() {
-            let Model { backlog, capacity, .. } = model;
+            let Model { backlog, capacity, is_paused, .. } = model;
             writeln!(
                 out,
-                "model {name}: {} of {} credits taken, {} queued, {} delayed, {} weighted seconds",
+                "model {name}: {} of {} credits taken, {} queued, {} delayed, {} weighted seconds{}",
                 capacity.outstanding(),
                 capacity.total,
                 backlog.queued,
                 backlog.delayed,
                 backlog.weighted_seconds(),
+                if *is_paused { ", paused" } else { "" },
             )?;
-            for (Class { priority, cost, stage }, group) in backlog.groups.iter() {
-                let lanes: BTreeMap<_, _> =
-                    group.lanes().iter().map(|(&tenant, lane)| (self.tenants.name(tenant), lane)).collect();
-                for (tenant, lane) in lanes {
-                    let priority = priority.get();
-                    writeln!(out, "  priority {priority}, about {:.3e} s, stage {stage}, {tenant}", cost.seconds())?;
-                    lane.iter().try_for_each(|(_, task)| self.write_task(out, self.tasks.get(task)))?;
+            let lanes = backlog.shares.waiting().flat_map(|flow| {
+                let tenant = self.tenants.name(flow.tenant);
+                flow.lanes.iter().map(move |(class, lane)| ((*class, tenant), (flow.standing, lane)))
+            });
+            for ((Class { priority, cost, stage }, tenant), (standing, lane)) in lanes.collect::<BTreeMap<_, _>>() {
+                let priority = priority.get();
+                write!(out, "  priority {priority}, about {:.3e} s, stage {stage}, {tenant}", cost.seconds())?;
+                match standing {
+                    Standing::Idle | Standing::Eligible => writeln!(out)?,
+                    Standing::Parked => writeln!(out, ", over its share")?,
+                    Standing::Limited => writeln!(out, ", at its limit")?,
                 }
+                lane.iter().try_for_each(|(_, task)| self.write_task(out, self.tasks.get(task)))?;
             }
             let mut delayed: Vec<_> = self.tasks.iter().map(|(_, record)| record).filter(|r| r.is_delayed()).collect();
             delayed.retain(|record| self.models.name(record.model) == name);

@@ -7,6 +7,8 @@ use taskyard_shared::TaskId;
 use super::Planner;
 use super::decision::WaitReason;
 use super::estimator::Calibration;
+use super::models::Model;
+use super::shares::Standing;
 use super::tasks::Place;
 
 /// Tasks ahead are counted no further than this, so that asking never costs much.
@@ -19,6 +21,8 @@ pub struct Explanation {
     pub model: Arc<str>,
     /// Since when it waits, or will wait, in microseconds on the caller's clock.
     pub arrival_us: u64,
+    /// By how many seconds, over its weight, its tenant was served more of its model than the least served that waits.
+    pub ahead_of_share_seconds: f64,
     /// Its earliest start, if that is yet to come.
     pub starts_us: Option<u64>,
     /// Tasks of its own lane that go first: exact below [`AHEAD_LIMIT`], which stands for "as many or more". A task
@@ -36,6 +40,10 @@ pub struct ModelStats {
     pub waiting: usize,
     /// Those of them whose earliest start is yet to come.
     pub delayed: usize,
+    /// Those of them whose tenant was served more than others that wait, by more than the allowance, as of the last decision.
+    pub over_share: usize,
+    /// Those of them whose tenant has as many tasks out as may be.
+    pub limited: usize,
     /// Why the others wait.
     pub reason: WaitReason,
     /// Since when the longest waiting of the others waits, in microseconds on the caller's clock.
@@ -54,6 +62,20 @@ pub struct ModelStats {
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct Stats {
     pub models: Vec<ModelStats>,
+    /// Every tenant that limits were set for, by name.
+    pub tenants: Vec<TenantStats>,
+}
+
+/// One tenant as it stands.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TenantStats {
+    pub tenant: Arc<str>,
+    /// Its tasks in lanes, over all models.
+    pub queued: usize,
+    /// Its tasks that are out.
+    pub running: usize,
+    /// Run time of what came back, in seconds.
+    pub served_seconds: f64,
 }
 
 impl Stats {
@@ -61,7 +83,9 @@ impl Stats {
     pub fn waiting(&self, reason: WaitReason) -> usize {
         let of_model = |model: &ModelStats| match reason {
             WaitReason::NotBefore => model.delayed,
-            _ if model.reason == reason => model.waiting - model.delayed,
+            WaitReason::FairShare => model.over_share,
+            WaitReason::TenantLimit => model.limited,
+            _ if model.reason == reason => model.waiting - model.delayed - model.over_share - model.limited,
             _ => 0,
         };
         self.models.iter().map(of_model).sum()
@@ -77,7 +101,13 @@ impl Planner {
             Place::Delayed { start_us } => (WaitReason::NotBefore, Some(start_us), None),
             Place::Lane { stage } => {
                 let ahead = model.backlog.ahead(record, stage, &*self.policy, AHEAD_LIMIT);
-                (model.capacity.wait_reason(), None, Some(ahead))
+                let reason = match (model.wait_reason(), model.backlog.shares.flow(record.flow).standing) {
+                    (reason @ (WaitReason::Paused | WaitReason::NoWorker), _) => reason,
+                    (_, Standing::Limited) => WaitReason::TenantLimit,
+                    (_, Standing::Parked) => WaitReason::FairShare,
+                    (reason, Standing::Eligible | Standing::Idle) => reason,
+                };
+                (reason, None, Some(ahead))
             }
             Place::Dispatched { .. } | Place::Expired => return None,
         };
@@ -85,25 +115,47 @@ impl Planner {
             reason,
             model: self.models.name(record.model).clone(),
             arrival_us: record.waiting.arrival_us,
+            ahead_of_share_seconds: model.backlog.shares.ahead_seconds(record.flow),
             starts_us,
             ahead_in_lane,
             queued_in_model: model.backlog.queued,
         })
     }
 
-    /// How each model stands. Takes time in the number of models and their classes, not of tasks.
+    /// How each model stands. Takes time in the number of models, their classes and the lanes of tenants that may not go.
     pub fn stats(&self) -> Stats {
-        let models = self.models.by_name().into_iter().map(|(name, model)| ModelStats {
-            model: name.clone(),
-            waiting: model.backlog.waiting(),
-            delayed: model.backlog.delayed,
-            reason: model.capacity.wait_reason(),
-            oldest_arrival_us: model.backlog.oldest_arrival_us(),
-            weighted_seconds: model.backlog.weighted_seconds(),
-            capacity: model.capacity.total,
-            outstanding: model.capacity.outstanding(),
-            calibration: self.estimator.calibration(name),
+        let models = self.models.by_name().into_iter().map(|(name, model)| {
+            let Model { backlog, capacity, .. } = model;
+            let reason = model.wait_reason();
+            // Where nothing goes at all, tenants are not what the others wait for.
+            let (over_share, limited) = match reason {
+                WaitReason::Paused | WaitReason::NoWorker => (0, 0),
+                _ => (backlog.shares.parked_tasks, backlog.shares.limited_tasks),
+            };
+            ModelStats {
+                model: name.clone(),
+                waiting: backlog.waiting(),
+                delayed: backlog.delayed,
+                over_share,
+                limited,
+                reason,
+                oldest_arrival_us: backlog.oldest_arrival_us(&self.tasks),
+                weighted_seconds: backlog.weighted_seconds(),
+                capacity: capacity.total,
+                outstanding: capacity.outstanding(),
+                calibration: self.estimator.calibration(name),
+            }
         });
-        Stats { models: models.collect() }
+        let tenants = self.tenants.by_name().into_iter().map(|(name, limited)| {
+            let queued =
+                |&(model, flow): &(u32, u32)| self.models.get(model).backlog.shares.flow(flow).waiting as usize;
+            TenantStats {
+                tenant: name.clone(),
+                queued: limited.flows.iter().map(queued).sum(),
+                running: limited.running,
+                served_seconds: limited.served_us as f64 / 1e6,
+            }
+        });
+        Stats { models: models.collect(), tenants: tenants.collect() }
     }
 }

@@ -1,14 +1,19 @@
-//! The groups of one model, by class: one for each class that has a task.
+//! What a decision chooses from: of each class the heads of the lanes whose tenants may go, in order.
+//!
+//! So a decision looks at one task per class, however many tenants there are.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use taskyard_shared::Priority;
 
-use super::lane::Group;
+use super::lane::NewHead;
 use super::line::Rank;
 use super::policy::{CostBucket, Stage, Waiting};
-use super::tasks::{Handle, Record, Tasks};
+use super::tasks::{Handle, Tasks};
 
 /// What tasks have in common whose scores a policy never reorders.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct Class {
     pub(super) priority: Priority,
     pub(super) cost: CostBucket,
@@ -16,8 +21,31 @@ pub(super) struct Class {
 }
 
 impl Class {
-    fn of(waiting: &Waiting, stage: Stage) -> Self {
+    pub(super) fn of(waiting: &Waiting, stage: Stage) -> Self {
         Self { priority: waiting.priority, cost: waiting.cost, stage: stage.number }
+    }
+}
+
+/// The heads of one class, and whose they are.
+#[derive(Default)]
+pub(super) struct Group {
+    heads: BTreeMap<Rank, (u32, Handle)>,
+}
+
+impl Group {
+    /// The task to take from this group; none when it is empty.
+    pub(super) fn best(&self) -> Option<Handle> {
+        self.heads.first_key_value().map(|(_, &(_, task))| task)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.heads.len()
+    }
+
+    /// Whether the policy itself put the best head before all others, rather than their arrival.
+    pub(super) fn best_by_key(&self) -> bool {
+        let mut keys = self.heads.keys().map(|rank| rank.key);
+        keys.next() != keys.next()
     }
 }
 
@@ -31,13 +59,18 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    pub(super) fn is_empty(&self) -> bool {
-        self.groups.is_empty()
-    }
-
-    /// The best head of each group.
+    /// The best head of each group, by priority first.
     pub(super) fn heads(&self) -> &[Waiting] {
         &self.heads
+    }
+
+    /// Where the heads of priorities below this one end.
+    pub(super) fn below(&self, priority: u8) -> usize {
+        self.classes.partition_point(|class| class.priority.get() < priority)
+    }
+
+    pub(super) fn between(&self, rows: Range<usize>) -> &[Waiting] {
+        self.heads.get(rows).unwrap_or_default()
     }
 
     /// The group of the head with this index.
@@ -45,46 +78,38 @@ impl Groups {
         self.groups.get(index)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&Class, &Group)> {
-        self.classes.iter().zip(&self.groups)
-    }
-
-    pub(super) fn find(&self, waiting: &Waiting, stage: Stage) -> Option<&Group> {
-        self.groups.get(self.classes.binary_search(&Class::of(waiting, stage)).ok()?)
-    }
-
-    pub(super) fn insert(&mut self, task: Handle, record: &Record, stage: Stage, rank: Rank) {
-        let Record { waiting, tenant, .. } = record;
-        let class = Class::of(waiting, stage);
+    /// The head of a flow's lane changed, came or went.
+    pub(super) fn set_head(&mut self, class: Class, flow: u32, head: NewHead, tasks: &Tasks) {
         match self.classes.binary_search(&class) {
             Ok(index) => {
-                if self.groups[index].insert(rank, *tenant, task) {
-                    self.heads[index] = waiting.clone();
+                let group = &mut self.groups[index];
+                let best = group.best();
+                if let Some(rank) = head.before {
+                    group.heads.remove(&rank);
+                }
+                if let Some((rank, task)) = head.after {
+                    group.heads.insert(rank, (flow, task));
+                }
+                match group.best() {
+                    None => {
+                        self.classes.remove(index);
+                        self.heads.remove(index);
+                        self.groups.remove(index);
+                    }
+                    Some(task) if best != Some(task) => {
+                        if let Some(record) = tasks.get(task) {
+                            self.heads[index] = record.waiting.clone();
+                        }
+                    }
+                    Some(_) => {}
                 }
             }
             Err(index) => {
+                let Some((rank, task)) = head.after else { return };
+                let Some(record) = tasks.get(task) else { return };
                 self.classes.insert(index, class);
-                self.heads.insert(index, waiting.clone());
-                self.groups.insert(index, Group::new(rank, *tenant, task));
-            }
-        }
-    }
-
-    pub(super) fn remove(&mut self, record: &Record, stage: Stage, rank: Rank, tasks: &Tasks) {
-        let Ok(index) = self.classes.binary_search(&Class::of(&record.waiting, stage)) else { return };
-        let group = &mut self.groups[index];
-        let was_best = group.remove(rank, record.tenant);
-        match group.best() {
-            Some(best) if was_best => {
-                if let Some(record) = tasks.get(best) {
-                    self.heads[index] = record.waiting.clone();
-                }
-            }
-            Some(_) => {}
-            None => {
-                self.classes.remove(index);
-                self.heads.remove(index);
-                self.groups.remove(index);
+                self.heads.insert(index, record.waiting.clone());
+                self.groups.insert(index, Group { heads: BTreeMap::from([(rank, (flow, task))]) });
             }
         }
     }

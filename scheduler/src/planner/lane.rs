@@ -1,80 +1,73 @@
 //! Lanes: the tasks of one class and tenant, in order.
-//!
-//! A group holds the lanes of one class (all tenants) and knows the best of their heads, so that a decision looks at
-//! one task per class however many tenants there are.
 
-use std::collections::BTreeMap;
-
+use super::groups::Class;
 use super::line::{Line, Rank};
 use super::tasks::Handle;
 
-/// The lanes of one class.
-pub(super) struct Group {
-    /// Each lane's head, and whose lane it is.
-    heads: BTreeMap<Rank, (u32, Handle)>,
-    /// By tenant. None is empty.
-    lanes: BTreeMap<u32, Line>,
+/// The lanes of one tenant in one model, by class. None is empty.
+#[derive(Default)]
+pub(super) struct Lanes {
+    lanes: Vec<(Class, Line)>,
 }
 
-impl Group {
-    pub(super) fn new(rank: Rank, tenant: u32, task: Handle) -> Self {
-        Self {
-            heads: BTreeMap::from([(rank, (tenant, task))]),
-            lanes: BTreeMap::from([(tenant, Line::from((rank, task)))]),
-        }
+/// A lane has another head than before.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NewHead {
+    pub(super) before: Option<Rank>,
+    pub(super) after: Option<(Rank, Handle)>,
+}
+
+impl Lanes {
+    /// Puts a task into its lane. Answers whether it is the lane's head now.
+    pub(super) fn insert(&mut self, class: Class, rank: Rank, task: Handle) -> Option<NewHead> {
+        let before = match self.find(class) {
+            Ok(at) => {
+                let lane = &mut self.lanes[at].1;
+                let head = lane.first().map(|(head, _)| head);
+                lane.insert(rank, task);
+                head
+            }
+            Err(at) => {
+                if self.lanes.is_empty() {
+                    // Most tenants of many have one lane.
+                    self.lanes.reserve_exact(1);
+                }
+                self.lanes.insert(at, (class, Line::from((rank, task))));
+                None
+            }
+        };
+        before.is_none_or(|head| rank < head).then_some(NewHead { before, after: Some((rank, task)) })
     }
 
-    pub(super) fn lanes(&self) -> &BTreeMap<u32, Line> {
-        &self.lanes
-    }
-
-    /// Puts a task into its lane. Answers whether it is now the best of the group.
-    pub(super) fn insert(&mut self, rank: Rank, tenant: u32, task: Handle) -> bool {
-        let lane = self.lanes.entry(tenant).or_default();
-        let head = lane.first().map(|(head, _)| head);
-        lane.insert(rank, task);
-        if head.is_some_and(|head| head < rank) {
-            return false;
-        }
-        if let Some(head) = head {
-            self.heads.remove(&head);
-        }
-        let is_best = self.heads.first_key_value().is_none_or(|(&best, _)| rank < best);
-        self.heads.insert(rank, (tenant, task));
-        is_best
-    }
-
-    /// Takes a task out of its lane. Answers whether it was the best of the group.
-    pub(super) fn remove(&mut self, rank: Rank, tenant: u32) -> bool {
-        let Some(lane) = self.lanes.get_mut(&tenant) else { return false };
+    /// Takes a task out of its lane. Answers what changed if it was the head.
+    pub(super) fn remove(&mut self, class: Class, rank: Rank) -> Option<NewHead> {
+        let at = self.find(class).ok()?;
+        let lane = &mut self.lanes[at].1;
+        let was_head = lane.first().is_some_and(|(head, _)| head == rank);
         lane.remove(rank);
-        let next = lane.first();
-        if next.is_none() {
-            self.lanes.remove(&tenant);
+        let after = lane.first();
+        if after.is_none() {
+            self.lanes.remove(at);
         }
-        let was_best = self.heads.first_key_value().is_some_and(|(&best, _)| best == rank);
-        if self.heads.remove(&rank).is_some()
-            && let Some((rank, task)) = next
-        {
-            self.heads.insert(rank, (tenant, task));
-        }
-        was_best
+        was_head.then_some(NewHead { before: Some(rank), after })
     }
 
-    /// The task to take from this group; none when it is empty.
-    pub(super) fn best(&self) -> Option<Handle> {
-        self.heads.first_key_value().map(|(_, &(_, task))| task)
+    /// The head of each lane.
+    pub(super) fn heads(&self) -> impl Iterator<Item = (Class, Rank, Handle)> {
+        self.lanes.iter().filter_map(|(class, lane)| lane.first().map(|(rank, task)| (*class, rank, task)))
     }
 
-    /// Whether the policy itself put the best head before all others, rather than their arrival.
-    pub(super) fn best_by_key(&self) -> bool {
-        let mut keys = self.heads.keys().map(|rank| rank.key);
-        keys.next() != keys.next()
+    pub(super) fn iter(&self) -> impl Iterator<Item = &(Class, Line)> {
+        self.lanes.iter()
     }
 
     /// Tasks before this one in its lane, counted up to a limit.
-    pub(super) fn ahead(&self, rank: Rank, tenant: u32, limit: usize) -> usize {
-        let lane = self.lanes.get(&tenant);
-        lane.map_or(0, |lane| lane.iter().take_while(|(other, _)| *other < rank).take(limit).count())
+    pub(super) fn ahead(&self, class: Class, rank: Rank, limit: usize) -> usize {
+        let lane = self.find(class).ok().and_then(|at| self.lanes.get(at));
+        lane.map_or(0, |(_, lane)| lane.iter().take_while(|(other, _)| *other < rank).take(limit).count())
+    }
+
+    fn find(&self, class: Class) -> Result<usize, usize> {
+        self.lanes.binary_search_by_key(&class, |&(class, _)| class)
     }
 }

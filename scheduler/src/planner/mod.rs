@@ -12,6 +12,8 @@ mod decision;
 mod describe;
 pub mod estimator;
 mod explain;
+mod fair;
+mod floors;
 mod groups;
 mod index;
 mod lane;
@@ -20,28 +22,34 @@ mod models;
 mod names;
 mod oldest;
 pub mod policy;
+mod shares;
 mod tasks;
+mod tenants;
 
 pub use admit::{Arrival, Refusal};
 pub use capacity::Room;
 pub use decision::{Decision, DispatchReason, WaitReason};
 pub use estimator::{Calibration, Estimate, Learnt, Prior, Ran};
-pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats};
+pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats, TenantStats};
+pub use fair::{BANDS, Fairness, TenantLimits};
 
 use std::collections::{BTreeMap, VecDeque};
 
+use backlog::Choice;
 use estimator::Estimator;
-use models::Models;
-use names::Names;
+use models::{Model, Models};
 use policy::Policy;
+use shares::Begin;
 use tasks::{Handle, Place, Record, Tasks};
-use taskyard_shared::{Kind, TaskId};
+use taskyard_shared::{Kind, Priority, TaskId};
+use tenants::{Limited, Tenants};
 
 pub struct Planner {
     policy: Box<dyn Policy + Send>,
+    fairness: Fairness,
     tasks: Tasks,
     models: Models,
-    tenants: Names,
+    tenants: Tenants,
     estimator: Estimator,
     /// One for each task that has a start or, waiting, a deadline: the earlier of them, then the order of arrival.
     alarms: BTreeMap<(u64, u64), Handle>,
@@ -60,11 +68,13 @@ impl Planner {
 
     /// With a seed for the look-up tables, to be drawn at random where outsiders choose ids and names. It changes no decision.
     pub fn with_seed(policy: impl Into<Box<dyn Policy + Send>>, seed: u64) -> Self {
+        let policy = policy.into();
         Self {
-            policy: policy.into(),
+            fairness: Fairness::of_policy(policy.name(), Fairness::ALLOWANCE, Fairness::FLOORS),
+            policy,
             tasks: Tasks::new(seed),
             models: Models::new(seed),
-            tenants: Names::new(seed),
+            tenants: Tenants::new(seed),
             estimator: Estimator::new(seed),
             alarms: BTreeMap::new(),
             expired: VecDeque::new(),
@@ -72,6 +82,12 @@ impl Planner {
             all_outstanding: 0,
             next_sequence: 0,
         }
+    }
+
+    /// With other rules beside the policy than those that go with it.
+    #[must_use]
+    pub fn with_fairness(self, fairness: Fairness) -> Self {
+        Self { fairness, ..self }
     }
 
     /// A task was admitted.
@@ -89,12 +105,12 @@ impl Planner {
         let waiting = arrival.waiting(expected, now_us, self.next_sequence);
         self.next_sequence += 1;
         let model = self.models.acquire(&arrival.model);
-        let tenant = self.tenants.acquire(&arrival.tenant);
+        let flow = self.acquire_flow(model, &arrival.tenant);
         let start_us = arrival.start_us(now_us);
         let place = Place::Delayed { start_us: start_us.unwrap_or(now_us) };
         let cost = arrival.cost.map_or(f32::NAN, |cost| cost as f32);
         let deviation_seconds = expected.deviation_seconds as f32;
-        let task = self.tasks.insert(Record { waiting, model, tenant, cost, deviation_seconds, place });
+        let task = self.tasks.insert(Record { waiting, model, flow, cost, deviation_seconds, place });
         match start_us {
             Some(_) => {
                 if let Some(record) = self.tasks.get(task) {
@@ -117,7 +133,7 @@ impl Planner {
     /// was dispatched.
     pub fn handle_dispatch_failed(&mut self, id: TaskId) -> bool {
         let Some((task, dispatched_us)) = self.find_dispatched(id) else { return false };
-        self.give_back(task, dispatched_us);
+        self.give_back(task, dispatched_us, Some(0.0));
         self.enqueue(task, dispatched_us);
         true
     }
@@ -127,14 +143,16 @@ impl Planner {
         self.estimator.set_prior(model, prior);
     }
 
-    /// A dispatched task is no longer with a worker, which ran it so long, if it is known. Answers whether it was dispatched.
+    /// A dispatched task is no longer with a worker, which ran it so long, if it is known: its
+    /// tenant is charged with that. Answers whether it was dispatched.
     pub fn handle_completion(&mut self, id: TaskId, ran: Option<Ran>) -> bool {
         let Some((task, dispatched_us)) = self.find_dispatched(id) else { return false };
         if let (Some(ran), Some(record)) = (ran, self.tasks.get(task)) {
             let (model, kind) = (self.models.name(record.model), record.waiting.kind);
             self.estimator.handle_ran(model, kind, record.cost(), record.expected(), ran);
         }
-        self.give_back(task, dispatched_us);
+        let ran_seconds = ran.map(|ran| ran.seconds);
+        self.give_back(task, dispatched_us, ran_seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0));
         self.forget(task);
         true
     }
@@ -145,7 +163,7 @@ impl Planner {
         let Some(model) = self.models.find(model) else { return 0 };
         let lost: Vec<(u64, Handle)> = self.models.get(model).capacity.before(dispatched_before_us).collect();
         for &(at_us, task) in &lost {
-            self.give_back(task, at_us);
+            self.give_back(task, at_us, None);
             self.forget(task);
         }
         lost.len()
@@ -159,6 +177,63 @@ impl Planner {
         }
         self.forget(task);
         true
+    }
+
+    /// A waiting task gets another priority, and keeps its age. Answers whether it was waiting; a dispatched one goes on as it is.
+    pub fn handle_reprioritize(&mut self, id: TaskId, priority: Priority) -> bool {
+        let Some(task) = self.tasks.find(id) else { return false };
+        let Some(record) = self.tasks.get_mut(task) else { return false };
+        let backlog = &mut self.models.get_mut(record.model).backlog;
+        match record.place {
+            Place::Delayed { .. } => {
+                backlog.uncount_delayed(&record.waiting);
+                record.waiting.priority = priority;
+                backlog.count_delayed(&record.waiting);
+            }
+            Place::Lane { .. } if record.waiting.priority == priority => {}
+            Place::Lane { .. } => {
+                let model = record.model;
+                backlog.set_priority(task, priority, &mut self.tasks, &*self.policy);
+                self.models.handle_came(model);
+            }
+            Place::Dispatched { .. } | Place::Expired => return false,
+        }
+        true
+    }
+
+    /// No task of a paused model is dispatched; deadlines pass as ever. Answers whether this was a change.
+    pub fn handle_pause(&mut self, model: &str, is_paused: bool) -> bool {
+        self.models.set_paused(model, is_paused)
+    }
+
+    /// What a tenant is given from now on. The default is what everybody is given.
+    pub fn handle_tenant(&mut self, name: &str, limits: TenantLimits) {
+        let limits = limits.sound();
+        let number = self.tenants.find(name);
+        let limited = number.and_then(|tenant| self.tenants.limited_mut(tenant)).map(std::mem::take);
+        let limited = (limits != TenantLimits::default()).then(|| match limited {
+            Some(limited) => Limited { limits, ..limited },
+            None => {
+                // Whatever is known of it already is counted once.
+                let flows = number.map_or_else(Default::default, |tenant| self.models.flows_of(tenant));
+                let is_running = |record: &Record| {
+                    matches!(record.place, Place::Dispatched { .. }) && flows.contains(&(record.model, record.flow))
+                };
+                let running = self.tasks.iter().filter(|(_, record)| is_running(record)).count();
+                Limited { limits, running, flows, served_us: 0 }
+            }
+        });
+        let is_counted = limited.is_some();
+        let flows = limited.as_ref().map_or_else(
+            || number.map_or_else(Default::default, |tenant| self.models.flows_of(tenant)),
+            |limited| limited.flows.clone(),
+        );
+        let is_at_limit = limited.as_ref().is_some_and(Limited::is_at_limit);
+        self.tenants.set(name, limited);
+        for &(model, flow) in &flows {
+            self.models.get_mut(model).backlog.shares.set_weight(flow, limits.weight, is_counted);
+            self.set_flow_limited(model, flow, is_at_limit);
+        }
     }
 
     /// The next thing to do at this time, until there is none.
@@ -220,6 +295,11 @@ impl Planner {
         self.estimator.restore(learnt)
     }
 
+    /// The rules beside the policy.
+    pub fn fairness(&self) -> Fairness {
+        self.fairness
+    }
+
     /// The policy's name.
     pub fn policy(&self) -> &'static str {
         self.policy.name()
@@ -246,20 +326,34 @@ impl Planner {
 
     fn dispatch_from(&mut self, number: u32, now_us: u64) -> Option<Decision> {
         let model = self.models.get_mut(number);
-        model.backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
-        let (task, reason, score) = model.backlog.choose(&*self.policy, now_us)?;
-        let passes = model.capacity.may_pass(&*self.policy, score);
-        if !(passes || model.capacity.has_credit()) || !self.withdraw(task) {
+        let Model { backlog, capacity, .. } = model;
+        backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
+        backlog.settle_shares(self.fairness.allowance_us(backlog.shares.mean_us(), capacity.slots()), &self.tasks);
+        let has_credit = capacity.has_credit();
+        let choice = backlog.choose(&*self.policy, now_us, has_credit.then_some(&self.fairness))?;
+        let Choice { task, reason, score, needs } = choice;
+        let by_floor = reason == DispatchReason::Floor;
+        let passes = !by_floor && capacity.may_pass(&*self.policy, score);
+        self.let_tenants_go(number);
+        if !(passes || has_credit) || !self.withdraw(task) {
             return None;
         }
+        let flow = self.tasks.get(task)?.flow;
+        self.count_running(number, flow, true);
         let record = self.tasks.get_mut(task)?;
-        record.place = Place::Dispatched { at_us: now_us, passes };
+        let Model { backlog, capacity, .. } = self.models.get_mut(number);
+        let charged_us = self.fairness.charge_us(record.waiting.expected_seconds, backlog.shares.flow(flow).weight());
+        record.place = Place::Dispatched { at_us: now_us, passes, by_floor, charged_us };
         let id = record.waiting.id;
+        backlog.shares.charge(flow, charged_us, record.waiting.expected_seconds * 1e6);
+        if needs != [None; BANDS] {
+            backlog.floors.handle_dispatch(&record.waiting, &needs, &self.fairness);
+        }
         self.all_outstanding += 1;
-        let capacity = &mut self.models.get_mut(number).capacity;
         match passes {
             true => capacity.take_passing(now_us, task),
-            false => capacity.take(now_us, task, score),
+            // What went by its floor is passed no more easily than what went before it.
+            false => capacity.take(now_us, task, (!by_floor).then_some(score)),
         }
         self.models.refresh_ready(number);
         let reason = if passes { DispatchReason::Passes } else { reason };
@@ -294,9 +388,12 @@ impl Planner {
     }
 
     fn enqueue(&mut self, task: Handle, now_us: u64) {
-        let Some(record) = self.tasks.get_mut(task) else { return };
-        let model = record.model;
-        self.models.get_mut(model).backlog.insert(task, record, &*self.policy, now_us);
+        let Some(&Record { model, flow, .. }) = self.tasks.get(task) else { return };
+        let Model { backlog, capacity, .. } = self.models.get_mut(model);
+        let is_limited = backlog.shares.flow(flow).is_counted
+            && self.tenants.limited(backlog.shares.flow(flow).tenant).is_some_and(Limited::is_at_limit);
+        let begin = Begin { is_limited, is_idle: capacity.outstanding() == 0 };
+        backlog.insert(task, &mut self.tasks, &*self.policy, now_us, begin);
         self.models.refresh_ready(model);
         self.models.handle_came(model);
         self.set_alarm(task);
@@ -335,18 +432,96 @@ impl Planner {
         }
     }
 
-    fn give_back(&mut self, task: Handle, dispatched_us: u64) {
-        let Some(record) = self.tasks.get(task) else { return };
-        let passes = matches!(record.place, Place::Dispatched { passes: true, .. });
+    /// A dispatched task is out no longer. With seconds, its tenant is charged with these and not with what was expected; with
+    /// none at all, nothing came of the dispatch.
+    fn give_back(&mut self, task: Handle, dispatched_us: u64, ran_seconds: Option<f64>) {
+        let Some(Record {
+            place: Place::Dispatched { passes, by_floor, charged_us, .. }, waiting, model, flow, ..
+        }) = self.tasks.get(task)
+        else {
+            return;
+        };
+        let (number, flow) = (*model, *flow);
+        let Model { backlog, capacity, .. } = self.models.get_mut(number);
+        if let Some(seconds) = ran_seconds {
+            let failed = seconds == 0.0;
+            let charge_us = match failed {
+                true => 0,
+                false => self.fairness.charge_us(seconds, backlog.shares.flow(flow).weight()),
+            };
+            backlog.shares.correct(flow, *charged_us, charge_us);
+            if failed && *by_floor {
+                backlog.floors.handle_failed(waiting);
+            }
+        }
+        capacity.give_back(dispatched_us, task, *passes);
         self.all_outstanding -= 1;
-        self.models.get_mut(record.model).capacity.give_back(dispatched_us, task, passes);
-        self.models.refresh_ready(record.model);
+        let expected_seconds = waiting.expected_seconds;
+        if backlog.shares.flow(flow).is_counted
+            && let Some(limited) = self.tenants.limited_mut(backlog.shares.flow(flow).tenant)
+        {
+            limited.served_us += (ran_seconds.unwrap_or(expected_seconds) * 1e6) as u128;
+        }
+        self.count_running(number, flow, false);
+        self.models.refresh_ready(number);
     }
 
     fn forget(&mut self, task: Handle) {
         if let Some(record) = self.tasks.remove(task) {
+            let Model { backlog, capacity, .. } = self.models.get_mut(record.model);
+            backlog.shares.release(record.flow, capacity.outstanding() == 0);
+            self.let_tenants_go(record.model);
             self.models.release(record.model);
-            self.tenants.release(record.tenant);
+        }
+    }
+
+    fn acquire_flow(&mut self, model: u32, name: &str) -> u32 {
+        let shares = &mut self.models.get_mut(model).backlog.shares;
+        if let Some(tenant) = self.tenants.find(name)
+            && shares.find(tenant).is_some()
+        {
+            return shares.acquire(tenant).0;
+        }
+        // A flow counts as one use of its tenant's name.
+        let tenant = self.tenants.acquire(name);
+        let (flow, _) = shares.acquire(tenant);
+        if let Some(limited) = self.tenants.limited_mut(tenant) {
+            limited.flows.insert((model, flow));
+            shares.set_weight(flow, limited.limits.weight, true);
+        }
+        flow
+    }
+
+    /// Lets go of the names of tenants whose flow in this model was forgotten.
+    fn let_tenants_go(&mut self, model: u32) {
+        for (tenant, flow) in self.models.get_mut(model).backlog.shares.take_dropped() {
+            self.tenants.release(tenant, model, flow);
+        }
+    }
+
+    /// One more task of a flow is out, or one less. Its tenant may come to its limit so, or have room again.
+    fn count_running(&mut self, model: u32, flow: u32, is_out: bool) {
+        let flow = self.models.get(model).backlog.shares.flow(flow);
+        if !flow.is_counted {
+            return;
+        }
+        let Some(limited) = self.tenants.limited_mut(flow.tenant) else { return };
+        let was_at_limit = limited.is_at_limit();
+        limited.running = if is_out { limited.running + 1 } else { limited.running.saturating_sub(1) };
+        let is_at_limit = limited.is_at_limit();
+        if was_at_limit != is_at_limit {
+            for (model, flow) in limited.flows.clone() {
+                self.set_flow_limited(model, flow, is_at_limit);
+            }
+        }
+    }
+
+    fn set_flow_limited(&mut self, model: u32, flow: u32, is_limited: bool) {
+        let Model { backlog, capacity, .. } = self.models.get_mut(model);
+        backlog.set_limited(flow, is_limited, capacity.outstanding() == 0, &self.tasks);
+        self.models.refresh_ready(model);
+        if !is_limited {
+            self.models.handle_came(model);
         }
     }
 }
@@ -377,7 +552,7 @@ mod tests {
             };
             assert_eq!(planner.handle_arrival(task, 0), Ok(()));
         }
-        let known = |planner: &Planner| (planner.tenants.iter().count(), planner.models.by_name().len());
+        let known = |planner: &Planner| (planner.tenants.len(), planner.models.by_name().len());
         assert_eq!(known(&planner), (100, 100));
         assert!(ids.iter().all(|&id| planner.handle_cancel(id)));
         assert_eq!(known(&planner), (0, 0));

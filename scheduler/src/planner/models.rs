@@ -8,13 +8,23 @@ use std::sync::Arc;
 
 use super::backlog::Backlog;
 use super::capacity::{Capacity, Room};
+use super::decision::WaitReason;
 use super::names::Names;
 
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) backlog: Backlog,
     pub(super) capacity: Capacity,
+    /// None of its tasks is dispatched.
+    pub(super) is_paused: bool,
     is_ready: bool,
+}
+
+impl Model {
+    /// Why a task that may start, and whose tenant may go, does not.
+    pub(super) fn wait_reason(&self) -> WaitReason {
+        if self.is_paused { WaitReason::Paused } else { self.capacity.wait_reason() }
+    }
 }
 
 pub(super) struct Models {
@@ -69,7 +79,9 @@ impl Models {
     }
 
     pub(super) fn release(&mut self, model: u32) {
-        self.names.release(model);
+        if self.names.release(model) {
+            *self.get_mut(model) = Model::default();
+        }
     }
 
     pub(super) fn set_room(&mut self, name: &str, room: Room) {
@@ -87,10 +99,29 @@ impl Models {
         }
     }
 
+    /// Answers whether that was a change.
+    pub(super) fn set_paused(&mut self, name: &str, is_paused: bool) -> bool {
+        // A pause counts as one use of the name.
+        let model = match self.find(name) {
+            Some(model) if self.get(model).is_paused == is_paused => return false,
+            None if !is_paused => return false,
+            _ => self.acquire(name),
+        };
+        self.get_mut(model).is_paused = is_paused;
+        self.refresh_ready(model);
+        self.handle_came(model);
+        if !is_paused {
+            // What it counted as, and what was taken to look.
+            self.release(model);
+            self.release(model);
+        }
+        true
+    }
+
     /// To be called after any change of a model's tasks or credits.
     pub(super) fn refresh_ready(&mut self, model: u32) {
-        let Model { backlog, capacity, is_ready } = self.get_mut(model);
-        let ready = capacity.has_credit() && !backlog.is_empty();
+        let Model { backlog, capacity, is_paused, is_ready } = self.get_mut(model);
+        let ready = capacity.has_credit() && backlog.shares.has_candidates() && !*is_paused;
         if *is_ready != ready {
             *is_ready = ready;
             if ready {
@@ -114,8 +145,8 @@ impl Models {
 
     /// A task came to this model.
     pub(super) fn handle_came(&mut self, model: u32) {
-        let Model { backlog, capacity, .. } = self.get(model);
-        if !backlog.is_empty() && !capacity.has_credit() && capacity.has_passage() {
+        let Model { backlog, capacity, is_paused, .. } = self.get(model);
+        if backlog.shares.has_candidates() && !capacity.has_credit() && capacity.has_passage() && !is_paused {
             self.pressing.insert(model);
         }
     }
@@ -123,6 +154,12 @@ impl Models {
     /// A model that a task came to which may go past others. Each is answered once for what came.
     pub(super) fn next_pressing(&mut self) -> Option<u32> {
         self.pressing.pop_first()
+    }
+
+    /// The flow of a tenant in each model that has one.
+    pub(super) fn flows_of(&self, tenant: u32) -> BTreeSet<(u32, u32)> {
+        let models = (0..).zip(&self.models);
+        models.filter_map(|(number, model)| Some((number, model.backlog.shares.find(tenant)?))).collect()
     }
 
     /// The known ones, by name.

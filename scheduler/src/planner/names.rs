@@ -51,15 +51,17 @@ impl Names {
         number
     }
 
-    /// Used once less; forgotten with the last use.
-    pub(super) fn release(&mut self, number: u32) {
+    /// Used once less; forgotten with the last use. Answers whether it was that.
+    pub(super) fn release(&mut self, number: u32) -> bool {
         let entry = &mut self.entries[number as usize];
         entry.uses -= 1;
         if entry.uses == 0 {
             let name = std::mem::replace(&mut entry.name, self.nameless.clone());
             self.numbers.remove(self.numbers.hash(name.as_bytes()), number);
             self.free.push(number);
+            return true;
         }
+        false
     }
 
     /// The names in use.

@@ -11,7 +11,8 @@ pub(super) type Handle = u32;
 pub(super) struct Record {
     pub(super) waiting: Waiting,
     pub(super) model: u32,
-    pub(super) tenant: u32,
+    /// Of its tenant, in its model.
+    pub(super) flow: u32,
     /// As declared; not a number when it was not. Small, since every waiting task has one.
     pub(super) cost: f32,
     /// Expected about the mean.
@@ -26,8 +27,8 @@ pub(super) enum Place {
     Delayed { start_us: u64 },
     /// In the lane of its class and tenant.
     Lane { stage: Stage },
-    /// With the workers.
-    Dispatched { at_us: u64, passes: bool },
+    /// With the workers. `charged_us` is what its tenant was charged.
+    Dispatched { at_us: u64, passes: bool, by_floor: bool, charged_us: u64 },
     /// Its deadline passed, which is yet to be told.
     Expired,
 }

@@ -1,5 +1,6 @@
 //! The planner as scripts, as properties over any sequence of events, and as snapshots of its whole state.
 
+mod fairness;
 mod naive;
 mod properties;
 mod scripts;
@@ -7,11 +8,11 @@ mod snapshots;
 mod starvation;
 
 use taskyard_scheduler::planner::policy::by_name;
-use taskyard_scheduler::planner::{Arrival, Decision, Estimate, Planner};
+use taskyard_scheduler::planner::{Arrival, Decision, Estimate, Fairness, Planner};
 use taskyard_shared::{Kind, Priority, TaskId};
 
 const SECOND: u64 = 1_000_000;
-const POLICIES: [&str; 5] = ["cmu", "fifo", "strict", "edf", "wspt"];
+const POLICIES: [&str; 6] = ["cmu", "fair", "fifo", "strict", "edf", "wspt"];
 
 fn id(number: u128) -> TaskId {
     serde_json::from_value(serde_json::json!(format!("00000000-0000-7000-8000-{number:012x}"))).unwrap()
@@ -32,8 +33,9 @@ fn arrival(number: u128, priority: u8, expected_seconds: f64) -> Arrival {
     }
 }
 
+/// The policy and nothing beside it.
 fn planner(policy: &str) -> Planner {
-    Planner::new(by_name(policy, 10.0).unwrap())
+    Planner::new(by_name(policy, 10.0).unwrap()).with_fairness(Fairness::default())
 }
 
 /// The task that is dispatched now.

@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::{Policy, Waiting, by_name};
-use taskyard_scheduler::planner::{Arrival, Decision, Estimate, Planner, Refusal, WaitReason};
-use taskyard_shared::TaskId;
+use taskyard_scheduler::planner::{
+    Arrival, BANDS, Decision, DispatchReason, Estimate, Fairness, Planner, Ran, Refusal, TenantLimits, WaitReason,
+};
+use taskyard_shared::{Priority, TaskId};
 
 use super::{POLICIES, arrival};
 
@@ -33,6 +35,7 @@ pub enum Event {
     },
     Complete {
         task: u16,
+        ran_ms: Option<u16>,
     },
     FailDispatch {
         task: u16,
@@ -43,6 +46,19 @@ pub enum Event {
     LoseOutstanding {
         model: u8,
         age_ms: u16,
+    },
+    Reprioritize {
+        task: u16,
+        priority: u8,
+    },
+    Pause {
+        model: u8,
+        is_paused: bool,
+    },
+    Tenant {
+        tenant: u8,
+        weight: f64,
+        running_most: Option<usize>,
     },
     Pass {
         ms: u16,
@@ -58,14 +74,19 @@ pub fn events(most: usize) -> impl Strategy<Value = Vec<Event>> {
     let priorities = prop_oneof![4 => prop::sample::select(&[0, 4, 9][..]), 1 => 0..10u8];
     let event = prop_oneof![
         // Few enough priorities and costs that tasks share a class, and run times that deadlines are near to.
-        8 => (0..2u8, 0..3u8, priorities, 0..8u8, after(), prop::option::weighted(0.2, 1..1500u16)).prop_map(
+        8 => (0..2u8, 0..4u8, priorities, 0..8u8, after(), prop::option::weighted(0.2, 1..1500u16)).prop_map(
             |(model, tenant, priority, cost, deadline_ms, delay_ms)| {
                 Event::Arrive { model, tenant, priority, cost, deadline_ms, delay_ms }
             }
         ),
         1 => (any::<u16>(), after()).prop_map(|(task, delay_ms)| Event::Retry { task, delay_ms }),
         2 => (0..2u8, 0..6u8).prop_map(|(model, capacity)| Event::Load { model, capacity }),
-        4 => any::<u16>().prop_map(|task| Event::Complete { task }),
+        4 => (any::<u16>(), prop::option::of(0..400u16)).prop_map(|(task, ran_ms)| Event::Complete { task, ran_ms }),
+        1 => (any::<u16>(), 0..10u8).prop_map(|(task, priority)| Event::Reprioritize { task, priority }),
+        1 => (0..2u8, any::<bool>()).prop_map(|(model, is_paused)| Event::Pause { model, is_paused }),
+        1 => (0..4u8, prop::sample::select(&[0.5, 1.0, 2.0, 3.0][..]), prop::option::of(0..4usize)).prop_map(
+            |(tenant, weight, running_most)| Event::Tenant { tenant, weight, running_most }
+        ),
         1 => any::<u16>().prop_map(|task| Event::FailDispatch { task }),
         1 => any::<u16>().prop_map(|task| Event::Cancel { task }),
         1 => (0..2u8, 0..500u16).prop_map(|(model, age_ms)| Event::LoseOutstanding { model, age_ms }),
@@ -75,36 +96,96 @@ pub fn events(most: usize) -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 1..most)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 enum State {
-    Waits { start_us: u64 },
-    Dispatched { at_us: u64 },
+    Delayed {
+        start_us: u64,
+    },
+    Queued,
+    Dispatched {
+        at_us: u64,
+        charged_us: u64,
+        by_floor: bool,
+    },
+    /// Between two of the others, while one event is handled.
+    Moving,
+    /// Its deadline passed, which is yet to be told.
+    Expired,
     Gone,
+}
+
+impl State {
+    fn waits(self) -> bool {
+        matches!(self, Self::Delayed { .. } | Self::Queued)
+    }
+
+    fn is_out(self) -> bool {
+        matches!(self, Self::Dispatched { .. })
+    }
 }
 
 struct Task {
     waiting: Waiting,
     model: String,
+    tenant: String,
     state: State,
+}
+
+/// What a tenant was given of a model.
+#[derive(Clone, Copy, Default)]
+struct Flow {
+    start_us: u64,
+    lifted_us: u64,
+    /// It has a task that could go.
+    takes_part: bool,
+}
+
+#[derive(Clone, Default)]
+struct Model {
+    capacity: usize,
+    is_paused: bool,
+    last_us: u64,
+    highest_us: u64,
+    mean_us: f64,
+    credits: [u128; BANDS],
+    flows: BTreeMap<String, Flow>,
 }
 
 /// The list, and the fast planner that is held against it.
 pub struct Naive {
     pub planner: Planner,
     policy: Box<dyn Policy + Send>,
+    fairness: Fairness,
     tasks: Vec<Task>,
-    capacity: BTreeMap<String, usize>,
+    models: BTreeMap<String, Model>,
+    tenants: BTreeMap<String, TenantLimits>,
     pub now_us: u64,
     arrivals: u64,
 }
 
+const PARTS: u128 = 65_536;
+
+fn parts(waiting: &Waiting) -> u128 {
+    ((waiting.expected_seconds * 1e6) as u128).max(1) * PARTS
+}
+
+fn band(waiting: &Waiting) -> usize {
+    match waiting.priority.get() {
+        0..=2 => 0,
+        3..=6 => 1,
+        _ => 2,
+    }
+}
+
 impl Naive {
-    pub fn new(policy: &str, seed: u64) -> Self {
+    pub fn new(policy: &str, fairness: Fairness, seed: u64) -> Self {
         Self {
-            planner: Planner::with_seed(by_name(policy, 1.0).unwrap(), seed),
+            planner: Planner::with_seed(by_name(policy, 1.0).unwrap(), seed).with_fairness(fairness),
             policy: by_name(policy, 1.0).unwrap(),
+            fairness,
             tasks: Vec::new(),
-            capacity: BTreeMap::new(),
+            models: BTreeMap::from([0, 1].map(|model| (format!("m{model}"), Model::default()))),
+            tenants: BTreeMap::new(),
             now_us: 0,
             arrivals: 0,
         }
@@ -126,11 +207,11 @@ impl Naive {
             }
             Event::Retry { task, delay_ms } => {
                 if let Some(task) = self.nth(task, |state| state == State::Gone) {
-                    let Task { waiting, model, .. } = &self.tasks[task];
+                    let Task { waiting, model, tenant, .. } = &self.tasks[task];
                     let again = Arrival {
                         id: waiting.id,
                         model: model.clone(),
-                        tenant: "t0".into(),
+                        tenant: tenant.clone(),
                         priority: waiting.priority,
                         kind: waiting.kind,
                         cost: None,
@@ -145,39 +226,68 @@ impl Naive {
             Event::Load { model, capacity } => {
                 let model = format!("m{model}");
                 self.planner.handle_load(&model, usize::from(capacity));
-                self.capacity.insert(model, capacity.into());
+                self.model_mut(&model).capacity = capacity.into();
+                self.forget(&model);
             }
-            Event::Complete { task } => {
-                if let Some(task) = self.nth(task, |state| matches!(state, State::Dispatched { .. })) {
-                    let id = self.leave(task, State::Gone);
-                    prop_assert!(self.planner.handle_completion(id, None));
+            Event::Complete { task, ran_ms } => {
+                if let Some(task) = self.nth(task, State::is_out) {
+                    let id = self.tasks[task].waiting.id;
+                    let ran_seconds = ran_ms.map(|ms| f64::from(ms) / 1e3);
+                    self.come_back(task, ran_seconds.filter(|&seconds| seconds > 0.0));
+                    self.go(task);
+                    let ran = ran_seconds.map(|seconds| Ran { seconds, whole: true });
+                    prop_assert!(self.planner.handle_completion(id, ran));
                     prop_assert!(!self.planner.handle_completion(id, None), "a completion counts once");
                 }
             }
             Event::FailDispatch { task } => {
-                if let Some(task) = self.nth(task, |state| matches!(state, State::Dispatched { .. })) {
-                    let id = self.leave(task, State::Waits { start_us: 0 });
-                    prop_assert!(self.planner.handle_dispatch_failed(id));
+                if let Some(task) = self.nth(task, State::is_out) {
+                    self.come_back(task, Some(0.0));
+                    self.queue(task);
+                    prop_assert!(self.planner.handle_dispatch_failed(self.tasks[task].waiting.id));
                 }
             }
             Event::Cancel { task } => {
-                // One whose deadline has passed may already be set aside to be told, and is then past cancelling.
-                if let Some(task) = self.nth(task, |state| matches!(state, State::Waits { .. }))
-                    && self.planner.handle_cancel(self.tasks[task].waiting.id)
-                {
-                    self.leave(task, State::Gone);
-                } else if let Some(task) = self.nth(task, |state| matches!(state, State::Dispatched { .. })) {
+                if let Some(task) = self.nth(task, State::waits) {
+                    prop_assert!(self.planner.handle_cancel(self.tasks[task].waiting.id));
+                    self.leave(task, State::Moving);
+                    self.go(task);
+                } else if let Some(task) = self.nth(task, |state| state.is_out() || state == State::Expired) {
                     prop_assert!(!self.planner.handle_cancel(self.tasks[task].waiting.id));
                 }
             }
+            Event::Reprioritize { task, priority } => {
+                let priority = Priority::try_from(priority).unwrap();
+                if let Some(task) = self.nth(task, State::waits) {
+                    prop_assert!(self.planner.handle_reprioritize(self.tasks[task].waiting.id, priority));
+                    self.tasks[task].waiting.priority = priority;
+                } else if let Some(task) = self.nth(task, |state| !state.waits()) {
+                    prop_assert!(!self.planner.handle_reprioritize(self.tasks[task].waiting.id, priority));
+                }
+            }
+            Event::Pause { model, is_paused } => {
+                let model = format!("m{model}");
+                let was_paused = std::mem::replace(&mut self.model_mut(&model).is_paused, is_paused);
+                prop_assert_eq!(self.planner.handle_pause(&model, is_paused), is_paused != was_paused);
+                self.forget(&model);
+            }
+            Event::Tenant { tenant, weight, running_most } => self.limit(&format!("t{tenant}"), weight, running_most),
             Event::LoseOutstanding { model, age_ms } => {
                 let model = format!("m{model}");
                 let before_us = self.now_us.saturating_sub(u64::from(age_ms) * 1000);
-                let is_lost = |task: &&mut Task| {
-                    task.model == model && matches!(task.state, State::Dispatched { at_us } if at_us < before_us)
+                // In the order in which they went; those that went at once, as the planner has them.
+                let text = self.planner.describe();
+                let place = |task: &Task| text.find(&task.waiting.id.0.to_string());
+                let is_lost = |task: &Task| {
+                    task.model == model && matches!(task.state, State::Dispatched { at_us, .. } if at_us < before_us)
                 };
-                let lost = self.tasks.iter_mut().filter(is_lost).map(|task| task.state = State::Gone).count();
-                prop_assert_eq!(self.planner.handle_outstanding_lost(&model, before_us), lost);
+                let mut lost: Vec<_> = (0..self.tasks.len()).filter(|&task| is_lost(&self.tasks[task])).collect();
+                lost.sort_by_key(|&task| place(&self.tasks[task]));
+                for &task in &lost {
+                    self.come_back(task, None);
+                    self.go(task);
+                }
+                prop_assert_eq!(self.planner.handle_outstanding_lost(&model, before_us), lost.len());
             }
             Event::Pass { ms } => self.now_us += u64::from(ms) * 1000,
             Event::Decide { most } => {
@@ -192,25 +302,33 @@ impl Naive {
     /// One decision, checked. Answers what it was.
     pub fn decide(&mut self) -> Result<Option<Decision>, TestCaseError> {
         let decision = self.planner.poll_decision(self.now_us);
+        self.ring();
         match &decision {
-            Some(Decision::Dispatch { id, model, .. }) => {
+            Some(Decision::Dispatch { id, model, reason }) => {
                 prop_assert!(self.has_credit(model), "beyond credit");
-                let best = self.best(model).map(|task| self.tasks[task].waiting.id);
-                prop_assert_eq!(Some(*id), best, "not the best of all tasks");
-                self.set_state(*id, State::Dispatched { at_us: self.now_us });
+                prop_assert!(!self.models[&**model].is_paused, "paused");
+                self.forget_flows(model, self.virtual_us(model));
+                let (best, by_floor, needs) = self.best(model).expect("nothing could go");
+                prop_assert_eq!(*id, self.tasks[best].waiting.id, "not the best of all tasks");
+                prop_assert_eq!(*reason == DispatchReason::Floor, by_floor);
+                self.dispatch(best, by_floor, needs);
             }
             Some(Decision::Expire { id, model }) => {
-                let task = self.tasks.iter().find(|task| task.waiting.id == *id).unwrap();
-                prop_assert!(matches!(task.state, State::Waits { .. }), "told of a task that does not wait");
-                prop_assert!(task.waiting.deadline_us.is_some_and(|at_us| at_us <= self.now_us), "told too early");
-                prop_assert_eq!(&**model, &*task.model);
-                self.set_state(*id, State::Gone);
+                let task = self.tasks.iter().position(|task| task.waiting.id == *id).unwrap();
+                prop_assert_eq!(
+                    self.tasks[task].state,
+                    State::Expired,
+                    "told of a task that does not wait, or too early"
+                );
+                prop_assert_eq!(&**model, &*self.tasks[task].model);
+                self.go(task);
             }
             None => {
-                let idle = self
-                    .tasks
-                    .iter()
-                    .find(|task| self.is_expired(task) || self.may_start(task) && self.has_credit(&task.model));
+                let idle = self.tasks.iter().find(|task| {
+                    let could_go = task.state == State::Queued && !self.is_limited(&task.tenant);
+                    let has_room = self.has_credit(&task.model) && !self.models[&task.model].is_paused;
+                    task.state == State::Expired || could_go && has_room
+                });
                 prop_assert!(idle.is_none(), "left undone: {:?}", idle.map(|task| &task.waiting));
             }
         }
@@ -225,18 +343,23 @@ impl Naive {
 
     /// Gives every model room without end, and time until nothing is delayed: everything must come out.
     pub fn let_all_out(&mut self) -> Result<(), TestCaseError> {
+        for tenant in 0..4 {
+            self.limit(&format!("t{tenant}"), 1.0, None);
+        }
         for model in 0..2 {
+            self.handle(&Event::Pause { model, is_paused: false })?;
             self.planner.handle_load(&format!("m{model}"), usize::MAX);
-            self.capacity.insert(format!("m{model}"), usize::MAX);
+            self.model_mut(&format!("m{model}")).capacity = usize::MAX;
         }
         self.now_us += 10 * super::SECOND;
         self.decide_all()?;
-        let left = self.tasks.iter().find(|task| matches!(task.state, State::Waits { .. }));
+        let left = self.tasks.iter().find(|task| task.state.waits());
         prop_assert!(left.is_none(), "lost: {:?}", left.map(|task| &task.waiting));
         for task in 0..self.tasks.len() {
-            if matches!(self.tasks[task].state, State::Dispatched { .. }) {
-                let id = self.leave(task, State::Gone);
-                prop_assert!(self.planner.handle_completion(id, None));
+            if self.tasks[task].state.is_out() {
+                self.come_back(task, None);
+                self.go(task);
+                prop_assert!(self.planner.handle_completion(self.tasks[task].waiting.id, None));
             }
         }
         for model in 0..2 {
@@ -263,8 +386,21 @@ impl Naive {
         };
         self.arrivals += 1;
         self.tasks.retain(|task| task.waiting.id != arrival.id);
-        self.tasks.push(Task { waiting, model: arrival.model, state: State::Waits { start_us } });
+        let Arrival { model, tenant, .. } = arrival;
+        let state = if start_us > self.now_us { State::Delayed { start_us } } else { State::Moving };
+        self.model_mut(&model).flows.entry(tenant.clone()).or_default();
+        self.tasks.push(Task { waiting, model, tenant, state });
+        if state == State::Moving {
+            self.queue(self.tasks.len() - 1);
+        }
         Ok(())
+    }
+
+    fn limit(&mut self, tenant: &str, weight: f64, running_most: Option<usize>) {
+        let limits = TenantLimits { weight, running_most };
+        self.planner.handle_tenant(tenant, limits);
+        self.tenants.insert(tenant.to_owned(), limits);
+        self.refresh_all(tenant);
     }
 
     /// Of the tasks in such a state, the one with this number.
@@ -273,39 +409,226 @@ impl Naive {
         meant.get(usize::from(number) % meant.len().max(1)).copied()
     }
 
-    fn leave(&mut self, task: usize, state: State) -> TaskId {
+    fn model_mut(&mut self, model: &str) -> &mut Model {
+        self.models.get_mut(model).unwrap()
+    }
+
+    /// What is due starts, or is set aside, in the order in which it is due.
+    fn ring(&mut self) {
+        loop {
+            let alarm_us = |task: &Task| match (task.state, task.waiting.deadline_us.unwrap_or(u64::MAX)) {
+                (State::Delayed { start_us }, deadline_us) => start_us.min(deadline_us),
+                (State::Queued, deadline_us) => deadline_us,
+                _ => u64::MAX,
+            };
+            let due = (0..self.tasks.len()).min_by_key(|&task| {
+                let task = &self.tasks[task];
+                (alarm_us(task), task.waiting.sequence)
+            });
+            match due.filter(|&task| alarm_us(&self.tasks[task]) <= self.now_us) {
+                None => return,
+                Some(task) if self.tasks[task].waiting.deadline_us.is_some_and(|at_us| at_us <= self.now_us) => {
+                    self.leave(task, State::Expired);
+                }
+                Some(task) => self.queue(task),
+            }
+        }
+    }
+
+    fn queue(&mut self, task: usize) {
+        self.leave(task, State::Queued);
+    }
+
+    /// The task is in another state from now on, and its flow takes part as it should.
+    fn leave(&mut self, task: usize, state: State) {
         self.tasks[task].state = state;
-        self.tasks[task].waiting.id
+        let (model, tenant) = (self.tasks[task].model.clone(), self.tasks[task].tenant.clone());
+        self.refresh(&model, &tenant);
     }
 
-    fn set_state(&mut self, id: TaskId, state: State) {
-        self.tasks.iter_mut().filter(|task| task.waiting.id == id).for_each(|task| task.state = state);
+    /// A task that is in no lane any more is gone.
+    fn go(&mut self, task: usize) {
+        self.tasks[task].state = State::Gone;
+        let (model, tenant) = (self.tasks[task].model.clone(), self.tasks[task].tenant.clone());
+        let is_of_flow = |task: &Task| task.state != State::Gone && task.model == model && task.tenant == tenant;
+        if !self.tasks.iter().any(is_of_flow) {
+            self.forget_flows(&model, self.virtual_us(&model));
+        }
+        self.forget(&model);
     }
 
-    fn is_expired(&self, task: &Task) -> bool {
-        matches!(task.state, State::Waits { .. }) && task.waiting.deadline_us.is_some_and(|at_us| at_us <= self.now_us)
+    /// A model of no use is forgotten with what it was like.
+    fn forget(&mut self, model: &str) {
+        let has_tasks = self.tasks.iter().any(|task| task.model == model && task.state != State::Gone);
+        let known = &self.models[model];
+        if !has_tasks && known.capacity == 0 && !known.is_paused {
+            *self.model_mut(model) = Model::default();
+        }
     }
 
-    fn may_start(&self, task: &Task) -> bool {
-        matches!(task.state, State::Waits { start_us } if start_us <= self.now_us) && !self.is_expired(task)
+    /// Flows without a task that were given no more than others.
+    fn forget_flows(&mut self, model: &str, up_to_us: u64) {
+        let Self { tasks, models, .. } = self;
+        let has_task = |tenant: &str| {
+            tasks.iter().any(|task| task.state != State::Gone && task.model == model && task.tenant == tenant)
+        };
+        let flows = &mut models.get_mut(model).unwrap().flows;
+        flows.retain(|tenant, flow| flow.start_us > up_to_us || has_task(tenant));
+    }
+
+    fn weight(&self, tenant: &str) -> f64 {
+        self.tenants.get(tenant).map_or(1.0, |limits| limits.weight)
+    }
+
+    fn charge_us(&self, seconds: f64, tenant: &str) -> u64 {
+        if self.fairness.allowance.is_none() {
+            return 0;
+        }
+        ((seconds * 1e6 / self.weight(tenant)).ceil() as u64).max(1)
+    }
+
+    fn is_limited(&self, tenant: &str) -> bool {
+        let running = self.tasks.iter().filter(|task| task.tenant == tenant && task.state.is_out()).count();
+        let most = self.tenants.get(tenant).and_then(|limits| limits.running_most);
+        most.is_some_and(|most| running >= most.max(1))
+    }
+
+    fn virtual_us(&self, model: &str) -> u64 {
+        let Model { flows, highest_us, last_us, .. } = &self.models[model];
+        let least = flows.values().filter(|flow| flow.takes_part).map(|flow| flow.start_us).min();
+        least.unwrap_or(if self.outstanding(model) == 0 { *highest_us } else { *last_us })
+    }
+
+    fn refresh_all(&mut self, tenant: &str) {
+        for model in ["m0", "m1"] {
+            self.refresh(model, tenant);
+        }
+    }
+
+    fn refresh(&mut self, model: &str, tenant: &str) {
+        let is_queued = |task: &Task| task.model == model && task.tenant == tenant && task.state == State::Queued;
+        let takes_part = self.tasks.iter().any(is_queued) && !self.is_limited(tenant);
+        let virtual_us = self.virtual_us(model);
+        let of_model = self.model_mut(model);
+        let Some(flow) = of_model.flows.get_mut(tenant) else { return };
+        if takes_part && !flow.takes_part {
+            (flow.start_us, flow.lifted_us) = (flow.start_us.max(virtual_us), virtual_us);
+        }
+        let ends = flow.takes_part && !takes_part;
+        flow.takes_part = takes_part;
+        let start_us = flow.start_us;
+        if ends && !of_model.flows.values().any(|flow| flow.takes_part) {
+            of_model.last_us = start_us;
+        }
+    }
+
+    fn dispatch(&mut self, task: usize, by_floor: bool, needs: [Option<u128>; BANDS]) {
+        self.leave(task, State::Moving);
+        let Task { waiting, model, tenant, .. } = &self.tasks[task];
+        let (waiting, model, tenant) = (waiting.clone(), model.clone(), tenant.clone());
+        let charged_us = self.charge_us(waiting.expected_seconds, &tenant);
+        self.tasks[task].state = State::Dispatched { at_us: self.now_us, charged_us, by_floor };
+        self.refresh_all(&tenant);
+        let waits = [0, 1, 2].map(|of| {
+            let is_of_band =
+                |task: &Task| task.state == State::Queued && task.model == model && band(&task.waiting) == of;
+            self.tasks.iter().any(is_of_band)
+        });
+        let floors = self.fairness.floors;
+        let of_model = self.model_mut(&model);
+        let run_us = waiting.expected_seconds * 1e6;
+        of_model.mean_us =
+            if of_model.mean_us == 0.0 { run_us } else { of_model.mean_us + (run_us - of_model.mean_us) / 32.0 };
+        let flow = of_model.flows.get_mut(&tenant).unwrap();
+        flow.start_us += charged_us;
+        of_model.highest_us = of_model.highest_us.max(flow.start_us);
+        if floors == [0.0; BANDS] {
+            return;
+        }
+        for of in 0..BANDS {
+            let credit = &mut of_model.credits[of];
+            if of == band(&waiting) {
+                *credit -= parts(&waiting).min(*credit);
+            } else if let Some(need) = needs[of] {
+                let gain = parts(&waiting) / PARTS * (floors[of] * PARTS as f64) as u128;
+                *credit = (*credit + gain).min(need.max(*credit));
+            }
+            if !waits[of] {
+                *credit = 0;
+            }
+        }
+    }
+
+    /// A dispatched task is out no longer; it ran for so long, if that is known.
+    fn come_back(&mut self, task: usize, ran_seconds: Option<f64>) {
+        let State::Dispatched { charged_us, by_floor, .. } = self.tasks[task].state else { return };
+        let Task { waiting, model, tenant, .. } = &self.tasks[task];
+        let (waiting, model, tenant) = (waiting.clone(), model.clone(), tenant.clone());
+        if let Some(seconds) = ran_seconds {
+            let charge_us = if seconds > 0.0 { self.charge_us(seconds, &tenant) } else { 0 };
+            let of_model = self.model_mut(&model);
+            let flow = of_model.flows.get_mut(&tenant).unwrap();
+            if charge_us != charged_us {
+                flow.start_us = (flow.start_us.saturating_sub(charged_us) + charge_us).max(flow.lifted_us);
+            }
+            of_model.highest_us = of_model.highest_us.max(flow.start_us);
+            if by_floor && seconds == 0.0 {
+                of_model.credits[band(&waiting)] += parts(&waiting);
+            }
+        }
+        self.tasks[task].state = State::Moving;
+        self.refresh_all(&tenant);
     }
 
     fn outstanding(&self, model: &str) -> usize {
-        let is_out = |task: &&Task| task.model == model && matches!(task.state, State::Dispatched { .. });
-        self.tasks.iter().filter(is_out).count()
+        self.tasks.iter().filter(|task| task.model == model && task.state.is_out()).count()
     }
 
     fn has_credit(&self, model: &str) -> bool {
-        self.outstanding(model) < self.capacity.get(model).copied().unwrap_or(0)
+        self.outstanding(model) < self.models[model].capacity
     }
 
-    fn best(&self, model: &str) -> Option<usize> {
-        let candidates = (0..self.tasks.len()).filter(|&task| self.tasks[task].model == model);
-        candidates.filter(|&task| self.may_start(&self.tasks[task])).max_by(|&one, &other| {
+    /// The tasks that may go: those of tenants that were not served much more than others.
+    fn eligible(&self, model: &str) -> Vec<usize> {
+        let of_model = &self.models[model];
+        let line_us = match self.fairness.allowance {
+            None => u64::MAX,
+            Some(allowance) => {
+                let allowance_us = (allowance * of_model.mean_us * of_model.capacity.max(1) as f64) as u64;
+                self.virtual_us(model).saturating_add(allowance_us)
+            }
+        };
+        let may_go = |task: &Task| {
+            let flow = &of_model.flows.get(&task.tenant);
+            task.model == model
+                && task.state == State::Queued
+                && flow.is_some_and(|flow| flow.takes_part && flow.start_us <= line_us)
+        };
+        (0..self.tasks.len()).filter(|&task| may_go(&self.tasks[task])).collect()
+    }
+
+    fn best_of(&self, tasks: impl Iterator<Item = usize>) -> Option<usize> {
+        tasks.max_by(|&one, &other| {
             let (one, other) = (&self.tasks[one].waiting, &self.tasks[other].waiting);
             let by_score = self.policy.score(one, self.now_us).total_cmp(&self.policy.score(other, self.now_us));
             by_score.then((other.arrival_us, other.sequence).cmp(&(one.arrival_us, one.sequence)))
         })
+    }
+
+    /// The task to dispatch, whether by its band's floor, and what each band's best takes.
+    fn best(&self, model: &str) -> Option<(usize, bool, [Option<u128>; BANDS])> {
+        let eligible = self.eligible(model);
+        let best = self.best_of(eligible.iter().copied())?;
+        if self.fairness.floors == [0.0; BANDS] {
+            return Some((best, false, [None; BANDS]));
+        }
+        let bests = [0, 1, 2]
+            .map(|of| self.best_of(eligible.iter().copied().filter(|&task| band(&self.tasks[task].waiting) == of)));
+        let needs = bests.map(|best| best.map(|task| parts(&self.tasks[task].waiting)));
+        let credits = &self.models[model].credits;
+        let covered = (0..BANDS).find(|&band| needs[band].is_some_and(|need| credits[band] >= need));
+        let by_floor = covered.and_then(|band| bests[band]).filter(|&task| task != best);
+        Some((by_floor.unwrap_or(best), by_floor.is_some(), needs))
     }
 
     /// By how much the true expected time would have scored the best task over this one.
@@ -313,42 +636,41 @@ impl Naive {
         let score = |task: &Task| {
             self.policy.score(&task.waiting, self.now_us) * task.waiting.cost.seconds() / task.waiting.expected_seconds
         };
-        let may_have = |task: &&Task| task.model == model && (task.waiting.id == chosen || self.may_start(task));
+        let may_have = |task: &&Task| task.model == model && (task.waiting.id == chosen || task.state == State::Queued);
         let best = self.tasks.iter().filter(may_have).map(score).fold(0.0, f64::max);
         best / self.tasks.iter().find(|task| task.waiting.id == chosen).map_or(f64::NAN, score)
     }
 
     /// What the planner says of itself against what the list says.
     fn compare_counts(&self) -> Result<(), TestCaseError> {
-        // Tasks that expired may be counted until the next decision sets them aside.
-        let waits = |task: &&Task| matches!(task.state, State::Waits { .. });
-        let told_late = self.tasks.iter().filter(|task| self.is_expired(task)).count();
-        let waiting = self.tasks.iter().filter(waits).count();
-        prop_assert!((waiting - told_late..=waiting).contains(&self.planner.waiting()), "lost or made up");
+        let waiting = self.tasks.iter().filter(|task| task.state.waits()).count();
+        prop_assert_eq!(waiting, self.planner.waiting(), "lost or made up");
 
         let stats = self.planner.stats();
         let by_reason: usize = WaitReason::ALL.iter().map(|&reason| stats.waiting(reason)).sum();
         prop_assert_eq!(by_reason, self.planner.waiting(), "every task waits for one reason");
         for model in &stats.models {
+            let known = &self.models[&*model.model];
             prop_assert_eq!(model.outstanding, self.outstanding(&model.model));
             prop_assert_eq!(self.planner.outstanding(&model.model), model.outstanding);
-            prop_assert_eq!(model.capacity, self.capacity.get(&*model.model).copied().unwrap_or(0));
-            let has_use = model.capacity.max(model.outstanding).max(model.waiting) > 0;
-            prop_assert!(has_use || told_late > 0, "a model of no use is remembered");
-        }
-        if told_late == 0 {
-            for model in &stats.models {
-                let of_model = || self.tasks.iter().filter(waits).filter(|task| *task.model == *model.model);
-                let started = || of_model().filter(|task| self.may_start(task));
-                prop_assert_eq!(model.waiting, of_model().count());
-                prop_assert_eq!(model.weighted_seconds, weighted_seconds(of_model()));
-                // A start that is due is noticed at the next decision.
-                let due =
-                    of_model().filter(|t| matches!(t.state, State::Waits { start_us } if start_us <= self.now_us));
-                if due.count() == model.waiting - model.delayed {
-                    prop_assert_eq!(model.oldest_arrival_us, started().map(|task| task.waiting.arrival_us).min());
-                }
+            prop_assert_eq!(model.capacity, known.capacity);
+            let of_model = || self.tasks.iter().filter(|task| *task.model == *model.model);
+            let waits = || of_model().filter(|task| task.state.waits());
+            let queued = || of_model().filter(|task| task.state == State::Queued);
+            prop_assert!(of_model().any(|task| task.state != State::Gone) || known.capacity > 0 || known.is_paused);
+            prop_assert_eq!(model.waiting, waits().count());
+            prop_assert_eq!(model.waiting - model.delayed, queued().count());
+            prop_assert_eq!(model.weighted_seconds, weighted_seconds(waits()));
+            prop_assert_eq!(model.oldest_arrival_us, queued().map(|task| task.waiting.arrival_us).min());
+            prop_assert_eq!(model.reason == WaitReason::Paused, known.is_paused);
+            if !known.is_paused && known.capacity > 0 {
+                prop_assert_eq!(model.limited, queued().filter(|task| self.is_limited(&task.tenant)).count());
             }
+        }
+        for tenant in &stats.tenants {
+            let of_tenant = || self.tasks.iter().filter(|task| *task.tenant == *tenant.tenant);
+            prop_assert_eq!(tenant.running, of_tenant().filter(|task| task.state.is_out()).count());
+            prop_assert_eq!(tenant.queued, of_tenant().filter(|task| task.state == State::Queued).count());
         }
         Ok(())
     }
@@ -363,4 +685,11 @@ fn weighted_seconds<'a>(tasks: impl Iterator<Item = &'a Task>) -> f64 {
 
 pub fn any_policy() -> impl Strategy<Value = &'static str> {
     prop::sample::select(&POLICIES[..])
+}
+
+/// Rules beside the policy, which tests have of any kind with any policy.
+pub fn any_fairness() -> impl Strategy<Value = Fairness> {
+    let allowances = prop::sample::select(&[None, Some(0.0), Some(0.3), Some(1.0), Some(2.0)][..]);
+    let floors = prop::sample::select(&[[0.0; BANDS], Fairness::FLOORS, [0.3, 0.2, 0.4], [0.5, 0.0, 0.0]][..]);
+    (allowances, floors).prop_map(|(allowance, floors)| Fairness { allowance, floors })
 }

@@ -1,9 +1,9 @@
 //! What holds whatever happens.
 
 use proptest::prelude::*;
-use taskyard_scheduler::planner::{Arrival, Decision};
+use taskyard_scheduler::planner::{Arrival, Decision, Fairness};
 
-use super::naive::{Naive, any_policy, events};
+use super::naive::{Naive, any_fairness, any_policy, events};
 use super::{SECOND, arrival, dispatched, drain, id, planner};
 
 proptest! {
@@ -11,8 +11,8 @@ proptest! {
 
     /// No task is lost, none is dispatched twice or beyond credit, and each choice is the best of all tasks there are.
     #[test]
-    fn every_decision_is_what_a_scan_of_all_tasks_gives(policy in any_policy(), events in events(150)) {
-        let mut yard = Naive::new(policy, 0);
+    fn every_decision_is_what_a_scan_of_all_tasks_gives(policy in any_policy(), fairness in any_fairness(), events in events(150)) {
+        let mut yard = Naive::new(policy, fairness, 0);
         for event in &events {
             yard.handle(event)?;
         }
@@ -22,8 +22,8 @@ proptest! {
     }
 
     #[test]
-    fn the_seed_changes_no_decision(policy in any_policy(), seed in any::<u64>(), events in events(100)) {
-        let (mut yard, mut other) = (Naive::new(policy, 0), Naive::new(policy, seed));
+    fn the_seed_changes_no_decision(policy in any_policy(), fairness in any_fairness(), seed in any::<u64>(), events in events(100)) {
+        let (mut yard, mut other) = (Naive::new(policy, fairness, 0), Naive::new(policy, fairness, seed));
         for event in &events {
             yard.handle(event)?;
             other.handle(event)?;
@@ -34,8 +34,8 @@ proptest! {
 
     /// A dispatch that fails leaves the state as it was before, to the last detail.
     #[test]
-    fn a_failed_dispatch_undoes_the_dispatch(policy in any_policy(), events in events(100)) {
-        let mut yard = Naive::new(policy, 0);
+    fn a_failed_dispatch_undoes_the_dispatch(policy in any_policy(), fairness in any_fairness(), events in events(100)) {
+        let mut yard = Naive::new(policy, fairness, 0);
         for event in &events {
             yard.handle(event)?;
         }
@@ -80,7 +80,7 @@ proptest! {
     /// Cost buckets are the one thing that `cmu` rounds: by a task's own expected time its choice is within √2.
     #[test]
     fn cmu_rounds_by_no_more_than_the_root_of_two(events in events(150)) {
-        let mut yard = Naive::new("cmu", 0);
+        let mut yard = Naive::new("cmu", Fairness::default(), 0);
         for event in &events {
             yard.handle(event)?;
             if let Some(Decision::Dispatch { id, model, .. }) = yard.decide()? {

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::Cmu;
-use taskyard_scheduler::planner::{Arrival, Decision, Planner};
+use taskyard_scheduler::planner::{Arrival, Decision, Fairness, Planner};
 
 use super::{SECOND, arrival, id};
 
@@ -24,6 +24,11 @@ fn work(most: usize) -> impl Strategy<Value = Vec<Work>> {
 /// Run times of cost 0 to 4, each the middle of what its bucket holds.
 fn seconds(cost: u8) -> f64 {
     0.25 * f64::powi(2.0, cost.into()) * f64::powf(2.0, 0.25)
+}
+
+/// Without floors, which are what else holds.
+fn pure() -> Planner {
+    Planner::new(Cmu::new(AGEING_SECONDS)).with_fairness(Fairness::default())
 }
 
 struct Slot {
@@ -69,7 +74,7 @@ proptest! {
     /// One slot is always busy, and as much comes as it can do: at best all of it worth more than the one that waits.
     #[test]
     fn no_task_waits_longer_than_the_bound(backlog in work(8), stream in work(20), cost in 0..5u8) {
-        let mut slot = Slot { planner: Planner::new(Cmu::new(AGEING_SECONDS)), run_seconds: Vec::new(), now_us: 0 };
+        let mut slot = Slot { planner: pure(), run_seconds: Vec::new(), now_us: 0 };
         slot.planner.handle_load("m", 1);
         slot.planner.handle_arrival(arrival(0, 0, seconds(cost)), 0).unwrap();
         let backlog_seconds: f64 = backlog.iter().map(|work| slot.arrive(work)).sum();
@@ -97,7 +102,7 @@ proptest! {
 /// The bound is no mere safe number: the hardest stream comes near to it.
 #[test]
 fn the_hardest_stream_comes_near_the_bound() {
-    let mut slot = Slot { planner: Planner::new(Cmu::new(AGEING_SECONDS)), run_seconds: Vec::new(), now_us: 0 };
+    let mut slot = Slot { planner: pure(), run_seconds: Vec::new(), now_us: 0 };
     slot.planner.handle_load("m", 1);
     slot.planner.handle_arrival(arrival(0, 0, seconds(2)), 0).unwrap();
     let best = Work { priority: 9, cost: 0, urgent: false };

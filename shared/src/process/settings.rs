@@ -1,5 +1,5 @@
 //! The settings of every role, as types. `settings.default.toml` says what each means and is compiled in as the lowest
-//! layer, and `settings.models.toml` is the same for a model's; [`super::config`] reads the layers and checks the values.
+//! layer, and `settings.models.toml` and `settings.tenants.toml` are the same for a model's and a tenant's; [`super::config`] reads the layers and checks the values.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,6 +22,8 @@ pub struct Settings {
     pub log: LogSettings,
     #[serde(default)]
     pub models: BTreeMap<String, ModelSettings>,
+    #[serde(default)]
+    pub tenants: BTreeMap<String, TenantSettings>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -80,10 +82,14 @@ pub const SHARDS_MOST: u32 = 64;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SchedulerSettings {
-    /// `cmu`, `fifo`, `strict`, `edf` or `wspt`.
+    /// `cmu`, `fair`, `fifo`, `strict`, `edf` or `wspt`.
     pub policy: String,
     pub shards: u32,
     pub ageing_s: f64,
+    pub fair_allowance: f64,
+    pub floor_low: f64,
+    pub floor_middle: f64,
+    pub floor_high: f64,
     pub window_tasks: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,
@@ -136,6 +142,22 @@ fn default_max_attempts() -> u32 {
 }
 fn default_max_batch() -> u32 {
     1
+}
+
+fn default_weight() -> f64 {
+    1.0
+}
+
+/// `[tenants.<name>]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TenantSettings {
+    /// What it gets of a model while others wait too, relative to them.
+    #[serde(default = "default_weight")]
+    pub weight: f64,
+    /// Most of its tasks that are with workers at once.
+    #[serde(default)]
+    pub max_running: Option<u32>,
 }
 
 /// `[models.<name>]`. The table of the handler's name is read by the handler.

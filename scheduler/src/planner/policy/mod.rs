@@ -6,12 +6,14 @@
 
 mod cmu;
 mod edf;
+mod fair;
 mod fifo;
 mod strict;
 mod wspt;
 
 pub use cmu::Cmu;
 pub use edf::Edf;
+pub use fair::Fair;
 pub use fifo::Fifo;
 pub use strict::Strict;
 pub use wspt::Wspt;
@@ -48,7 +50,7 @@ pub trait Policy {
     /// score, which is much of what a decision costs.
     fn best(&self, tasks: &[Waiting], now_us: u64) -> Option<Best> {
         let (mut best, rest) = tasks.split_first()?;
-        let mut found = Best { index: 0, is_level: false };
+        let mut found = Best { index: 0, is_level: false, score: 0.0 };
         let mut top = self.score(best, now_us);
         for (index, task) in (1..).zip(rest) {
             let score = self.score(task, now_us);
@@ -61,6 +63,7 @@ pub trait Policy {
             }
             found.is_level = is_level;
         }
+        found.score = top;
         Some(found)
     }
 }
@@ -70,11 +73,12 @@ pub trait Policy {
 const PASSING: f64 = 1.25;
 
 /// The best of some tasks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Best {
     pub index: usize,
     /// Another has the same score and came later.
     pub is_level: bool,
+    pub score: f64,
 }
 
 /// How far a task has come on its way to its deadline, as a policy divides that way.
@@ -85,10 +89,11 @@ pub struct Stage {
     pub until_us: Option<u64>,
 }
 
-/// The policy of a name: `cmu`, `fifo`, `strict`, `edf` or `wspt`. `ageing_seconds` is for `cmu`: see [`Cmu::new`].
+/// The policy of a name: `cmu`, `fair`, `fifo`, `strict`, `edf` or `wspt`. `ageing_seconds` is for `cmu`: see [`Cmu::new`].
 pub fn by_name(name: &str, ageing_seconds: f64) -> Option<Box<dyn Policy + Send>> {
     Some(match name {
         "cmu" => Box::new(Cmu::new(ageing_seconds)),
+        "fair" => Box::new(Fair),
         "fifo" => Box::new(Fifo),
         "strict" => Box::new(Strict),
         "edf" => Box::new(Edf),

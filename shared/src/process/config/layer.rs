@@ -45,9 +45,9 @@ impl Layer {
         self.sections.extend(above.sections);
     }
 
-    /// Names in `models`.
-    fn models(&self) -> impl Iterator<Item = &str> {
-        let of = |key: &'_ Key| key.0.first().is_some_and(|first| first == "models");
+    /// Names in `models` or `tenants`.
+    fn names<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a str> {
+        let of = move |key: &'_ Key| key.0.first().is_some_and(|first| first == section);
         self.sections.keys().filter(move |key| of(key) && key.0.len() == 2).map(|key| key.0[1].as_str())
     }
 
@@ -265,11 +265,12 @@ fn resolve(shape: &Shape, key: &Key, rest: &str, origin: &Origin, below: &Layer)
             Some((shape, stem, from_file)) => (shape, key.child(stem), from_file, after),
             None => return Err(unknown(key, &name, origin.clone(), children)),
         },
-        Shape::Named(Names::Models, of) => {
-            let written = |model: &str| model.replace(['-', '.'], "_");
-            let exact = below.models().find(|model| *model == name);
-            let model = exact.or_else(|| below.models().find(|model| written(model) == name)).unwrap_or(&name);
-            (of.as_ref(), key.child(model), false, after)
+        Shape::Named(names @ (Names::Models | Names::Tenants), of) => {
+            let section = if *names == Names::Models { "models" } else { "tenants" };
+            let written = |known: &str| known.replace(['-', '.'], "_");
+            let exact = below.names(section).find(|known| *known == name);
+            let known = exact.or_else(|| below.names(section).find(|known| written(known) == name)).unwrap_or(&name);
+            (of.as_ref(), key.child(known), false, after)
         }
         Shape::Named(Names::Headers, of) => {
             let stem = name.strip_suffix(FROM_FILE);

@@ -48,6 +48,10 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("gateway.request_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("scheduler.shards", Bounds::Whole(1, SHARDS_MOST as u64)),
     ("scheduler.ageing_s", Bounds::Above(0.0, 1e9)),
+    ("scheduler.fair_allowance", Bounds::Number(0.0, 1e6)),
+    ("scheduler.floor_low", Bounds::Number(0.0, 0.3)),
+    ("scheduler.floor_middle", Bounds::Number(0.0, 0.3)),
+    ("scheduler.floor_high", Bounds::Number(0.0, 0.3)),
     ("scheduler.window_tasks", Bounds::Whole(1, u16::MAX as u64)),
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
     ("scheduler.report_every_ms", Bounds::Whole(10, 60_000)),
@@ -76,12 +80,14 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.http.max_response_bytes", Bounds::Whole(1, 1 << 30)),
     ("models.*.simulated.service_ms", Bounds::Number(0.0, limits::DURATION_MS as f64)),
     ("models.*.simulated.failure_ratio", Bounds::Number(0.0, 1.0)),
+    ("tenants.*.weight", Bounds::Number(0.01, 100.0)),
+    ("tenants.*.max_running", Bounds::Whole(1, 1_000_000)),
 ];
 
 /// Texts that are one of a few.
 const CHOICES: &[(&str, &[&str])] = &[
     ("broker.queue_type", &["auto", "classic", "quorum"]),
-    ("scheduler.policy", &["cmu", "fifo", "strict", "edf", "wspt"]),
+    ("scheduler.policy", &["cmu", "fair", "fifo", "strict", "edf", "wspt"]),
     ("log.format", &["text", "json"]),
     ("models.*.handler", &["onnx", "http", "process", "simulated"]),
     ("models.*.onnx.task", &["text-classification", "text-embedding", "file-type"]),
@@ -171,6 +177,12 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
         let known = is_name(name, limits::MODEL_BYTES);
         check.key(&key, known.or_say("is not a model's name: it must match [a-z0-9][a-z0-9._-]{0,127}"))?;
         check.model(&key, model)?;
+    }
+    for name in settings.tenants.keys() {
+        let known = !name.is_empty() && name.len() <= limits::TENANT_BYTES && !name.chars().any(char::is_control);
+        let key = Key(vec!["tenants".to_owned(), name.clone()]);
+        check
+            .key(&key, known.or_say("is not a tenant's name: it must be 1 to 128 bytes without control characters"))?;
     }
     Ok(())
 }
@@ -374,7 +386,7 @@ mod tests {
             Shape::Leaf(_) => {}
             Shape::Section(children) => children.iter().for_each(|(name, of)| numbers(of, &key.child(name), all)),
             Shape::Named(names, of) => {
-                assert!(*names == Names::Models || matches!(**of, Shape::Leaf(Type::Text)));
+                assert!(matches!(names, Names::Models | Names::Tenants) || matches!(**of, Shape::Leaf(Type::Text)));
                 numbers(of, &key.child("any"), all);
             }
         }

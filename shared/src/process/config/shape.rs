@@ -1,4 +1,4 @@
-//! Which settings there are, of which type: read from the two commented files that also are the reference, so that
+//! Which settings there are, of which type: read from the commented files that also are the reference, so that
 //! what is documented, what is accepted and what is the default cannot differ.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 pub(super) const DEFAULTS: &str = include_str!("../settings.default.toml");
 pub(super) const MODELS: &str = include_str!("../settings.models.toml");
+pub(super) const TENANTS: &str = include_str!("../settings.tenants.toml");
 
 /// Stands in the reference where the user writes a name of their own.
 const ANY_NAME: &str = "NAME";
@@ -34,6 +35,7 @@ impl fmt::Display for Type {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Names {
     Models,
+    Tenants,
     /// Header names: their case says nothing, and their values are secrets.
     Headers,
     /// Environment variables of a child: taken as they are written, and their values are secrets.
@@ -52,6 +54,7 @@ pub(super) static SETTINGS: LazyLock<Shape> = LazyLock::new(|| {
     let parse = |text: &str| text.parse::<toml::Table>().expect("the compiled-in reference is TOML");
     let mut all = parse(DEFAULTS);
     all.extend(parse(MODELS));
+    all.extend(parse(TENANTS));
     shape("", &toml::Value::Table(all))
 });
 
@@ -64,6 +67,7 @@ fn shape(key: &str, value: &toml::Value) -> Shape {
             Some(any) => {
                 let names = match key {
                     "models" => Names::Models,
+                    "tenants" => Names::Tenants,
                     "headers" => Names::Headers,
                     _ => Names::Variables,
                 };
@@ -94,7 +98,8 @@ impl Key {
     pub fn pattern(&self) -> String {
         let free = |place: usize| {
             let after = |name: &str| place > 0 && self.0[place - 1] == name;
-            (place == 1 && after("models")) || (place == 4 && (after("headers") || after("environment")))
+            (place == 1 && (after("models") || after("tenants")))
+                || (place == 4 && (after("headers") || after("environment")))
         };
         let parts: Vec<&str> =
             self.0.iter().enumerate().map(|(place, part)| if free(place) { "*" } else { part.as_str() }).collect();
