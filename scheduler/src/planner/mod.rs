@@ -35,7 +35,7 @@ use models::Models;
 use names::Names;
 use policy::Policy;
 use tasks::{Handle, Place, Record, Tasks};
-use taskyard_shared::{Kind, TaskId};
+use taskyard_shared::{Kind, Priority, TaskId};
 
 pub struct Planner {
     policy: Box<dyn Policy + Send>,
@@ -158,6 +158,24 @@ impl Planner {
             return false;
         }
         self.forget(task);
+        true
+    }
+
+    /// A waiting task has another priority from now on, and keeps its age. Answers whether it was waiting.
+    pub fn handle_reprioritize(&mut self, id: TaskId, priority: Priority, now_us: u64) -> bool {
+        let Some(task) = self.tasks.find(id) else { return false };
+        if !self.withdraw(task) {
+            return false;
+        }
+        let Some(record) = self.tasks.get_mut(task) else { return false };
+        record.waiting.priority = priority;
+        let (model, delayed) = (record.model, record.is_delayed());
+        if delayed {
+            self.models.get_mut(model).backlog.count_delayed(&record.waiting);
+            self.set_alarm(task);
+        } else {
+            self.enqueue(task, now_us);
+        }
         true
     }
 
