@@ -42,6 +42,8 @@ struct Problem {
     detail: String,
     #[serde(default)]
     task_id: Option<String>,
+    #[serde(default)]
+    outcome: Option<String>,
 }
 
 #[derive(Clone)]
@@ -107,6 +109,12 @@ impl Api {
         Ok(self.send(request, wait.unwrap_or_default()).await?.1)
     }
 
+    /// Posts JSON, and answers the status with the body: also of a problem that says what came of it, in `outcome`.
+    pub async fn change(&self, path: &str, body: &serde_json::Value) -> Result<(StatusCode, Vec<u8>), Failure> {
+        let request = self.http.post(self.url(path)?).json(body);
+        self.answered(request, Duration::ZERO, |problem| problem.outcome.is_some()).await
+    }
+
     pub fn decode<T: DeserializeOwned>(&self, body: &[u8]) -> Result<T, Failure> {
         let refused =
             |error| Failure::new(Exit::Failed, format!("{} answers what is not understood: {error}", self.place()));
@@ -127,6 +135,16 @@ impl Api {
     }
 
     async fn send(&self, request: RequestBuilder, wait: Duration) -> Result<(StatusCode, Vec<u8>), Failure> {
+        self.answered(request, wait, |_| false).await
+    }
+
+    /// Sends it; a problem is a failure, unless it is one that is taken as an answer.
+    async fn answered(
+        &self,
+        request: RequestBuilder,
+        wait: Duration,
+        is_answer: impl Fn(&Problem) -> bool,
+    ) -> Result<(StatusCode, Vec<u8>), Failure> {
         let answer = async {
             let response = request.timeout(REQUEST_LIMIT + wait).send().await?;
             let media = response.headers().get(header::CONTENT_TYPE);
@@ -141,6 +159,7 @@ impl Api {
             return Ok((status, body.into()));
         }
         match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) if is_problem && is_answer(&problem) => Ok((status, body.into())),
             Ok(problem) if is_problem => Err(failed(status, &problem)),
             _ => Err(Failure::new(Exit::Failed, format!("{} answers {status}, and is no Taskyard API", self.place()))),
         }

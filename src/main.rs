@@ -46,13 +46,13 @@ enum Command {
     Scheduler,
     /// Serves the models of the settings.
     Worker(roles::WorkerArgs),
-    /// Tasks: submit, get, wait, list.
+    /// Tasks: submit, get, wait, list, cancel, reprioritize, explain.
     Task(commands::task::TaskArgs),
     /// The models that workers serve.
     Models(commands::models::ModelsArgs),
     /// The workers that are alive.
     Workers(commands::workers::WorkersArgs),
-    /// The queues and what waits in them.
+    /// The queues and what waits in them; pause and resume models.
     Queues(commands::queues::QueuesArgs),
     /// Load generator: throughput, latency and cost of a yard.
     Bench(Box<commands::bench::BenchArgs>),

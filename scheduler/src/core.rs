@@ -7,16 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
+use taskyard_shared::control::Told;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Envelope, State, Target, TaskId, Timestamp, Topology};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
+use crate::control::{Asked, Wishes};
 use crate::depth::Depths;
 use crate::dispatch::{Dispatched, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
@@ -48,11 +50,21 @@ pub(crate) enum Event {
     Returned(Vec<Held>),
     /// Tasks held for long, on their way round through the broker.
     CameRound(Vec<Held>),
+    /// Tasks that came, or came back, and that somebody asked to cancel.
+    Unwanted(Vec<Held>),
+    /// Somebody asks.
+    Asked(Asked),
+    /// These models are paused and no others.
+    Paused {
+        paused: HashSet<String>,
+        answer: oneshot::Sender<Told>,
+    },
     Completed(Vec<Completion>),
     /// What the store says of workers and models.
     Loads {
         loads: Vec<LoadReport>,
         models: Option<Vec<ModelSpec>>,
+        paused: HashSet<String>,
     },
     /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
@@ -79,17 +91,20 @@ pub(crate) struct Core {
     pub room: Room,
     pub shard: Shard,
     pub closing: CancellationToken,
-    clock: Clock,
+    pub clock: Clock,
     started: Instant,
-    planner: Planner,
-    held: HashMap<TaskId, Held>,
-    outstanding: HashMap<TaskId, Outstanding>,
+    pub planner: Planner,
+    pub held: HashMap<TaskId, Held>,
+    pub outstanding: HashMap<TaskId, Outstanding>,
+    /// What was asked of tasks that may be on their way here.
+    pub wishes: Wishes,
+    pub paused: HashSet<String>,
     /// Copies of these are on their way round through the broker.
-    in_limbo: HashSet<TaskId>,
+    pub in_limbo: HashSet<TaskId>,
     /// Held tasks by age, for the way round.
     by_age: VecDeque<(Instant, TaskId)>,
     /// Tasks whose model is not known, in the first moments.
-    unknown: Vec<Held>,
+    pub unknown: Vec<Held>,
     models: HashMap<String, Arc<ModelSpec>>,
     offers: Offers,
     last_completion: HashMap<String, Instant>,
@@ -100,7 +115,7 @@ pub(crate) struct Core {
     paused_until: Option<Instant>,
     finisher: Finisher,
     finishing: JoinSet<()>,
-    finished: Vec<Finished>,
+    pub finished: Vec<Finished>,
     acking: JoinSet<()>,
 }
 
@@ -149,6 +164,8 @@ impl Core {
             started: Instant::now(),
             held: HashMap::new(),
             outstanding: HashMap::new(),
+            wishes: Wishes::default(),
+            paused: HashSet::new(),
             in_limbo: HashSet::new(),
             by_age: VecDeque::new(),
             unknown: Vec::new(),
@@ -226,14 +243,21 @@ impl Core {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
             Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
+            Event::Unwanted(tasks) => tasks.into_iter().for_each(|task| self.end_unwanted(task)),
+            Event::Asked(asked) => self.answer(asked),
+            Event::Paused { paused, answer } => self.set_paused(paused, Some(answer)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
-            Event::Loads { loads, models } => self.handle_loads(loads, models),
+            Event::Loads { loads, models, paused } => {
+                self.set_paused(paused, None);
+                self.handle_loads(loads, models);
+            }
             Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
         }
     }
 
     /// Takes a task into the planner, or refuses it with a reason.
-    fn admit(&mut self, mut task: Held) {
+    fn admit(&mut self, task: Held) {
+        let Some(mut task) = self.as_wished(task) else { return };
         let id = task.envelope.id;
         if task.envelope.deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
             return self.refuse(
@@ -289,7 +313,7 @@ impl Core {
 
     /// The model a task names, or of those that offer a capability the one that is expected to have it done first:
     /// least p·t + queue seconds.
-    fn choose_model(&mut self, envelope: &Envelope) -> Result<Arc<ModelSpec>, (&'static str, String)> {
+    pub fn choose_model(&mut self, envelope: &Envelope) -> Result<Arc<ModelSpec>, (&'static str, String)> {
         if let Some(chosen) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
             return Ok(chosen.clone());
         }
@@ -403,7 +427,7 @@ impl Core {
         self.metrics.workers(&loads);
     }
 
-    fn set_capacity(&mut self, model: &str) {
+    pub fn set_capacity(&mut self, model: &str) {
         let mean_seconds = self.planner.mean_seconds(model);
         self.planner.handle_load(model, self.offers.room(model, &self.depths, mean_seconds, self.shard));
     }
@@ -480,6 +504,7 @@ impl Core {
             self.outstanding.remove(&id);
             self.planner.handle_dispatch_failed(id);
             self.held.insert(id, task);
+            self.carry_out_wish(id);
         }
         for (task, message) in unwritable {
             self.outstanding.remove(&task.envelope.id);
@@ -512,7 +537,7 @@ impl Core {
     /// To be finished without having run.
     fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String, dead: bool) {
         debug!(task.id = %task.envelope.id.0, code, "finished without a run");
-        self.finished.push(Finished { task, state, code, message, dead });
+        self.finished.push(Finished { task, state, code, message, dead, told: None });
     }
 
     fn finish(&mut self) {
@@ -523,7 +548,7 @@ impl Core {
         }
     }
 
-    fn ack(&mut self, receipts: Vec<Receipt>) {
+    pub fn ack(&mut self, receipts: Vec<Receipt>) {
         if !receipts.is_empty() {
             self.acking.spawn(async move {
                 broker::settle(receipts, Verdict::Ack).await;
@@ -537,6 +562,7 @@ impl Core {
             unknown.into_iter().for_each(|task| self.admit(task));
         }
         self.send_round();
+        self.wishes.forget(Instant::now());
         let stats = self.planner.stats();
         let quiet: Vec<Quiet> = stats
             .models

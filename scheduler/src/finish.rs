@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use taskyard_shared::broker::{self, Broker, Need, Receipt, Verdict, publish_surely};
+use taskyard_shared::control::Fate;
 use taskyard_shared::store::{Guard, Settle, Settled, Store, until_answered};
 use taskyard_shared::{Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, messages};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -21,6 +23,8 @@ pub(crate) struct Finished {
     pub message: String,
     /// It also goes to the dead letters, from where it can be tried again.
     pub dead: bool,
+    /// Who waits to hear what became of it.
+    pub told: Option<oneshot::Sender<Fate>>,
 }
 
 impl Finished {
@@ -31,6 +35,13 @@ impl Finished {
         result.timings.finished = Some(now);
         result.timings.waited_ms = Some(now.ms_since(self.task.envelope.accepted).max(0.0));
         result
+    }
+}
+
+/// Whoever asked may be gone.
+fn tell(told: Option<oneshot::Sender<Fate>>, fate: Fate) {
+    if let Some(told) = told {
+        let _gone = told.send(fate);
     }
 }
 
@@ -56,11 +67,23 @@ impl Finisher {
             let followers = match settled {
                 Settled::Done { followers } | Settled::Again { followers } => followers,
                 // It runs, or has run: whoever runs it tells.
-                Settled::Stale | Settled::Already(_) => {
+                Settled::Stale => {
+                    tell(finished.told, Fate::Dispatched);
+                    receipts.extend(finished.task.receipt);
+                    continue;
+                }
+                Settled::Already(record) => {
+                    let cancelled = record.state == State::Cancelled;
+                    tell(finished.told, if cancelled { Fate::Done } else { Fate::Finished });
+                    // Who cancelled it may not have had its envelope, and so not known whom to tell.
+                    if let Some(reply) = finished.task.envelope.reply.as_ref().filter(|_| cancelled) {
+                        outgoing.extend(messages::result(reply, &record).ok().map(|message| (message, Need::Reply)));
+                    }
                     receipts.extend(finished.task.receipt);
                     continue;
                 }
             };
+            tell(finished.told, Fate::Done);
             let envelope = &finished.task.envelope;
             let also: Vec<&Reply> =
                 followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower)).collect();

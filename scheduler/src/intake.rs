@@ -162,13 +162,23 @@ impl Intake {
         let mut outgoing = Vec::new();
         let mut done = Vec::new();
         let mut to_admit = Vec::with_capacity(taken.len());
-        for (Taken { envelope, receipt }, accepted) in taken.into_iter().zip(accepted) {
+        let mut unwanted = Vec::new();
+        for (Taken { mut envelope, receipt }, accepted) in taken.into_iter().zip(accepted) {
             match accepted {
                 Accepted::New => to_admit.push(held(envelope, receipt)),
+                // Somebody asked to cancel it before it was read.
+                Accepted::Unwanted(record) if record.id == envelope.id => match record.state {
+                    State::Queued | State::Blocked => unwanted.push(held(envelope, receipt)),
+                    _ => done.push(receipt),
+                },
                 Accepted::Known(record) if record.id == envelope.id && !record.state.is_terminal() => {
                     match record.state {
                         // Not dispatched yet, or its message came again because the scheduler was restarted.
-                        State::Queued | State::Blocked => to_admit.push(held(envelope, receipt)),
+                        State::Queued | State::Blocked => {
+                            // It may have been given another one since.
+                            envelope.priority = record.priority;
+                            to_admit.push(held(envelope, receipt));
+                        }
                         // It is in a ready queue or with a worker: this copy is one too many.
                         _ => {
                             debug!(task.id = %envelope.id.0, state = ?record.state, "came again");
@@ -176,7 +186,7 @@ impl Intake {
                         }
                     }
                 }
-                Accepted::Known(record) => {
+                Accepted::Known(record) | Accepted::Unwanted(record) => {
                     // The same task as before: answered with its result, or told when there is one.
                     if record.state.is_terminal()
                         && let Some(reply) = &envelope.reply
@@ -203,6 +213,9 @@ impl Intake {
         }
         self.room.take(to_admit.len());
         if !to_admit.is_empty() && self.events.send(Event::Arrived(to_admit)).await.is_err() {
+            return false;
+        }
+        if !unwanted.is_empty() && self.events.send(Event::Unwanted(unwanted)).await.is_err() {
             return false;
         }
         if publish_surely(&*self.broker, outgoing, &self.closing).await.is_err() {

@@ -2,9 +2,10 @@
 //!
 //! [`planner`] is pure. Around it, one file for each step of a task's way: `intake` reads and takes in, `core` owns the
 //! planner, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs, `load_watch` reads what
-//! workers say, and `offers` keeps what that is room for.
+//! workers say, `offers` keeps what that is room for, and `control` answers what gateways ask.
 
 mod clock;
+mod control;
 mod core;
 mod depth;
 mod dispatch;

@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::Broker;
+use taskyard_shared::control::Told;
 use taskyard_shared::load::LoadReport;
 use taskyard_shared::store::Store;
 use taskyard_shared::{TaskId, Topology};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -29,7 +30,12 @@ pub(crate) struct LoadWatch {
 
 impl LoadWatch {
     /// Watches until closing. `requests` name models of which the queue and the workers are to be counted.
-    pub async fn run(self, mut requests: mpsc::Receiver<Vec<Quiet>>) {
+    /// `pauses` have it read anew which models are paused, and are answered once that is in force.
+    pub async fn run(
+        self,
+        mut requests: mpsc::Receiver<Vec<Quiet>>,
+        mut pauses: mpsc::Receiver<oneshot::Sender<Told>>,
+    ) {
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let last: Mutex<Vec<LoadReport>> = Mutex::new(Vec::new());
@@ -42,6 +48,10 @@ impl LoadWatch {
                     if !failing {
                         self.count(models, &loads).await;
                     }
+                    continue;
+                }
+                Some(answer) = pauses.recv() => {
+                    self.read_paused(answer).await;
                     continue;
                 }
                 () = self.closing.cancelled() => return,
@@ -77,7 +87,20 @@ impl LoadWatch {
             0 => Some(self.store.models().await?),
             _ => None,
         };
-        Ok(Event::Loads { loads, models })
+        let paused = self.store.paused().await?.into_iter().collect();
+        Ok(Event::Loads { loads, models, paused })
+    }
+
+    /// Here and nowhere else, so that what was read first is never in force last.
+    async fn read_paused(&self, answer: oneshot::Sender<Told>) {
+        match self.store.paused().await {
+            Ok(paused) => {
+                let paused = paused.into_iter().collect();
+                let _closing = self.events.send(Event::Paused { paused, answer }).await;
+            }
+            // Whoever asked hears nothing; it is read with the next loads.
+            Err(failure) => debug!(%failure, "the paused models could not be read"),
+        }
     }
 
     async fn count(&self, models: Vec<Quiet>, loads: &[LoadReport]) {

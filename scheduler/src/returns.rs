@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use taskyard_shared::broker::{Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::load::Completion;
-use taskyard_shared::{Envelope, Topology, envelope, messages, wire};
+use taskyard_shared::store::{Accept, Accepted, Store};
+use taskyard_shared::{Envelope, State, Topology, envelope, messages, wire};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::core::Event;
 use crate::held::Held;
@@ -21,6 +22,7 @@ const COMPLETIONS_PREFETCH: u16 = 256;
 
 pub(crate) struct Returns {
     pub broker: Arc<dyn Broker>,
+    pub store: Arc<dyn Store>,
     pub topology: Topology,
     pub metrics: Metrics,
     pub events: mpsc::Sender<Event>,
@@ -68,10 +70,47 @@ impl Returns {
                     Err(failure) => self.bury(delivery, &acker, "unreadable", &failure.to_string()).await,
                 }
             }
-            if self.events.send(event(tasks)).await.is_err() {
-                return Ok(());
+            let (tasks, unwanted) = self.as_asked(tasks).await;
+            for event in [event(tasks), Event::Unwanted(unwanted)] {
+                if self.events.send(event).await.is_err() {
+                    return Ok(());
+                }
             }
         }
+    }
+
+    /// What was asked of a task while nobody read it stands in its record: its priority, and whether it is wanted.
+    async fn as_asked(&self, mut tasks: Vec<Held>) -> (Vec<Held>, Vec<Held>) {
+        let accepts = tasks.iter().map(|Held { envelope, .. }| Accept {
+            id: envelope.id,
+            fingerprint: envelope.fingerprint(),
+            // It was accepted once, whatever its key leads to now.
+            alias: None,
+            record: envelope.result(State::Queued),
+            follower: None,
+        });
+        let accepted = match self.store.accept(accepts.collect()).await {
+            Ok(accepted) => accepted,
+            Err(failure) => {
+                debug!(%failure, "tasks come back without a look at their records");
+                self.metrics.store_failed("accept");
+                return (tasks, Vec::new());
+            }
+        };
+        let mut unwanted = Vec::new();
+        let mut wanted = Vec::with_capacity(tasks.len());
+        for (mut task, accepted) in tasks.drain(..).zip(accepted) {
+            match accepted {
+                Accepted::Unwanted(_) => unwanted.push(task),
+                Accepted::Known(record) if record.state == State::Cancelled => unwanted.push(task),
+                Accepted::Known(record) if !record.state.is_terminal() => {
+                    task.envelope.priority = record.priority;
+                    wanted.push(task);
+                }
+                Accepted::New | Accepted::Known(_) | Accepted::Conflict(_) => wanted.push(task),
+            }
+        }
+        (wanted, unwanted)
     }
 
     /// Reads a shard's completions until the session is cut, or closing.

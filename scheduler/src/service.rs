@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::control::{self, Desk};
 use crate::core::{Core, Parts};
 use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
@@ -102,8 +103,23 @@ impl Scheduler {
         let room = Room::new(self.settings.window_tasks);
         let prefetch = u16::try_from(self.settings.window_tasks).unwrap_or(u16::MAX);
         let mut readers: JoinSet<Result<(), BrokerError>> = JoinSet::new();
+        let (pauses, to_pause) = mpsc::channel(1);
+        for &number in &own {
+            // Before anything is read from intake: then who finds nobody to ask knows that what stands in a record is read.
+            let consumer = self.broker.consume(&self.topology.control(number), control::PREFETCH).await?;
+            let desk = Desk {
+                broker: self.broker.clone(),
+                shard: number,
+                events: events.clone(),
+                pauses: pauses.clone(),
+                closing: closing.clone(),
+            };
+            readers.spawn(desk.run(consumer));
+        }
+        drop(pauses);
         let returns = || Returns {
             broker: self.broker.clone(),
+            store: self.store.clone(),
             topology: self.topology.clone(),
             metrics: self.metrics.clone(),
             events: events.clone(),
@@ -124,7 +140,7 @@ impl Scheduler {
             closing: closing.clone(),
         };
         readers.spawn(async move {
-            watch.run(asked).await;
+            watch.run(asked, to_pause).await;
             Ok(())
         });
         let intake = Intake {
@@ -197,8 +213,9 @@ impl Scheduler {
                 if self.broker.queue_state(&self.topology.round(beyond)).await?.is_none() {
                     break;
                 }
-                // Of the two, this one is declared later.
-                self.broker.declare(&[QueueSpec::durable(self.topology.completions(beyond))]).await?;
+                // The others are declared later than this one.
+                let completions = QueueSpec::durable(self.topology.completions(beyond));
+                self.broker.declare(&[completions, messages::control_queue(&self.topology, beyond)]).await?;
                 numbers.push(beyond);
             }
         }

@@ -3,6 +3,7 @@
 //! Process kit and adapters know the ports, the ports know the vocabulary, and the vocabulary knows nobody.
 
 // The vocabulary.
+pub mod control;
 pub mod decode;
 pub mod envelope;
 pub mod lifecycle;

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use crate::broker::{Destination, Message, Properties, QueueSpec};
+use crate::control::{Answer, Question};
 use crate::envelope::{Envelope, Reply};
 use crate::load::Completion;
 use crate::outcome::TaskResult;
@@ -20,6 +21,9 @@ pub const RESULTS_HEADER: &str = "x-taskyard-results";
 
 /// The worker begins these tasks before what it was sent earlier and has not begun.
 pub const PASSES_HEADER: &str = "x-taskyard-passes";
+
+/// Questions that may wait for a scheduler.
+const QUESTIONS: u64 = 1_000;
 
 /// Headers hold no more than this of a text that came from outside; bytes.
 const DETAIL_BYTES: usize = 512;
@@ -41,7 +45,13 @@ pub fn shard_queues(topology: &Topology, shards: u32) -> Vec<QueueSpec> {
         let completions = (shard > 0).then(|| topology.completions(shard));
         std::iter::once(topology.round(shard)).chain(completions)
     };
-    (0..shards).flat_map(of).map(QueueSpec::durable).collect()
+    let control = (0..shards).map(|shard| control_queue(topology, shard));
+    (0..shards).flat_map(of).map(QueueSpec::durable).chain(control).collect()
+}
+
+/// Where the scheduler of a shard is asked.
+pub fn control_queue(topology: &Topology, shard: u32) -> QueueSpec {
+    QueueSpec { max_length: Some(QUESTIONS), ..QueueSpec::durable(topology.control(shard)) }
 }
 
 /// A message could not be written: an instant or a number that JSON cannot hold.
@@ -54,6 +64,10 @@ pub struct Unwritable {
 
 fn one(what: &'static str, message: &impl Put) -> Result<Bytes, Unwritable> {
     wire::write(message).map(Bytes::from).map_err(|source| Unwritable { what, source })
+}
+
+fn plain(what: &'static str, message: &impl serde::Serialize) -> Result<Bytes, Unwritable> {
+    serde_json::to_vec(message).map(Bytes::from).map_err(|source| Unwritable { what, source })
 }
 
 fn several<T: Put>(what: &'static str, messages: &[&T]) -> Result<Bytes, Unwritable> {
@@ -106,6 +120,22 @@ pub fn results(queue: &str, results: &[&TaskResult]) -> Result<Message, Unwritab
 pub fn completions(topology: &Topology, shard: u32, completions: &[Completion]) -> Result<Message, Unwritable> {
     let body = several("completions", &completions.iter().collect::<Vec<_>>())?;
     Ok(Message { persistent: false, ..Message::to_queue(topology.completions(shard), body) })
+}
+
+/// A question to the scheduler of a shard. Not persistent: whoever asked is soon gone.
+pub fn question(topology: &Topology, shard: u32, question: &Question, reply: &Reply) -> Result<Message, Unwritable> {
+    let body = plain("a question", question)?;
+    let mut message = Message { persistent: false, ..Message::to_queue(topology.control(shard), body) };
+    message.properties.reply_to = Some(reply.to.clone());
+    message.properties.correlation_id = reply.correlation_id.clone();
+    Ok(message)
+}
+
+/// The answer to whoever asked.
+pub fn answer(reply: &Reply, answer: &Answer) -> Result<Message, Unwritable> {
+    let mut message = Message { persistent: false, ..Message::to_queue(&reply.to, plain("an answer", answer)?) };
+    message.properties.correlation_id = reply.correlation_id.clone();
+    Ok(message)
 }
 
 /// A body that is no longer tried, with its reason.

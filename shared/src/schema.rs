@@ -2,6 +2,7 @@
 
 use schemars::{Schema, schema_for};
 
+use crate::control::{Answer, Question};
 use crate::envelope::Envelope;
 use crate::load::{Completion, LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
@@ -16,5 +17,7 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
         ("completion", schema_for!(Completion)),
         ("load_report", schema_for!(LoadReport)),
         ("model", schema_for!(ModelSpec)),
+        ("control_question", schema_for!(Question)),
+        ("control_answer", schema_for!(Answer)),
     ]
 }

@@ -58,6 +58,11 @@ impl Topology {
         }
     }
 
+    /// What gateways ask of the scheduler of a shard.
+    pub fn control(&self, shard: u32) -> String {
+        self.name(&format!("control.{shard}"))
+    }
+
     /// What is no longer tried, with its reason.
     pub fn dead(&self) -> String {
         self.name("dead")

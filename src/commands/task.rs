@@ -1,5 +1,6 @@
-//! `taskyard task`: submit tasks, look them up, wait for results, list them.
+//! `taskyard task`: submit tasks, look them up, wait for results, list them, cancel and reprioritise them, explain.
 
+mod change;
 mod input;
 mod submit;
 
@@ -42,6 +43,12 @@ pub enum TaskCommand {
     Wait(WaitArgs),
     /// Prints tasks, newest first
     List(ListArgs),
+    /// Cancels tasks, by their ids or by what they have in common
+    Cancel(change::CancelArgs),
+    /// Gives waiting tasks another priority
+    Reprioritize(change::ReprioritizeArgs),
+    /// Says why a task waits, and behind what
+    Explain(change::ExplainArgs),
 }
 
 #[derive(Args, Clone, Debug)]
@@ -96,6 +103,9 @@ pub async fn run(arguments: TaskArgs) -> Exit {
         TaskCommand::Get(arguments) => get(&client, &arguments).await,
         TaskCommand::Wait(arguments) => wait(&client, &arguments).await,
         TaskCommand::List(arguments) => list(&client, arguments).await,
+        TaskCommand::Cancel(arguments) => change::cancel(&client, arguments).await,
+        TaskCommand::Reprioritize(arguments) => change::reprioritize(&client, arguments).await,
+        TaskCommand::Explain(arguments) => change::explain(&client, &arguments).await,
     })
 }
 

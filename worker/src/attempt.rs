@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use taskyard_shared::control::CANCELLED;
 use taskyard_shared::store::{Claim, Claimed, Guard};
 use taskyard_shared::{Envelope, State, Timestamp, time};
 use tokio::sync::mpsc;
@@ -61,6 +62,15 @@ impl Member {
         match &self.right {
             Right::Claimed { attempt, .. } => *attempt,
             Right::First { .. } | Right::Lost(_) => 1,
+        }
+    }
+
+    /// Whether it has lost its right because somebody asked to cancel the task.
+    fn is_unwanted(&self) -> bool {
+        match &self.right {
+            Right::Claimed { lease, .. } => lease.is_unwanted(),
+            Right::First { .. } => false,
+            Right::Lost(outcome) => outcome.is_cancelled(),
         }
     }
 
@@ -170,6 +180,11 @@ fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claim
             debug!(task.id = %held.envelope.id.0, task.model = %lane.spec.name, attempts, "no attempt is left");
             Outcome::Terminal { result: Arc::new(result), guard: Guard::Unclaimed, dead: true }
         }
+        Claimed::Unwanted { attempts } => {
+            let mut result = unrun(&held.envelope, State::Cancelled, CANCELLED, "it was cancelled before it ran");
+            result.attempt = attempts;
+            Outcome::Terminal { result: Arc::new(result), guard: Guard::Unclaimed, dead: false }
+        }
         // The claimer accepted it anew and claimed again; a store that forgets as fast as that is not kept waiting for.
         Claimed::Unknown => Outcome::Later { after_ms: 1000, begun: false },
     })
@@ -210,7 +225,9 @@ async fn execute(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) -> VecDequ
                 unclaimed = false;
             }
             () = every_right_lost => {
-                warn!(task.model = %lane.spec.name, "the lease was lost while running: the attempt was stopped");
+                if !batch.iter().all(|member| member.is_unwanted()) {
+                    warn!(task.model = %lane.spec.name, "the lease was lost while running: the attempt was stopped");
+                }
                 return all(codes::LEASE_LOST, "the worker was given up for dead", true);
             }
         }
@@ -265,7 +282,14 @@ async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdi
         error,
         ran_ms,
     };
+    let unwanted = lease.as_ref().is_some_and(Lease::is_unwanted);
     let outcome = match verdict {
+        // It is not tried again, and was perhaps stopped for that.
+        Verdict::Retry { .. } | Verdict::GiveBack(_) if unwanted => {
+            let mut result = run.result(yard, lane, &held.envelope, State::Cancelled);
+            result.error = Some(error(CANCELLED, "it was cancelled while it ran", false));
+            Outcome::Terminal { result: Arc::new(result), guard, dead: false }
+        }
         Verdict::Retry { after, error } => again(true, after, error),
         Verdict::GiveBack(error) => again(false, Duration::ZERO, error),
         Verdict::Succeed(output) => {

@@ -1,6 +1,7 @@
 //! Leases of the attempts that run here, renewed together: one call of the store for all of them.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,13 @@ use taskyard_shared::store::{Renew, Renewed, Store};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-type Table = Mutex<HashMap<u128, (TaskId, CancellationToken)>>;
+type Table = Mutex<HashMap<u128, Entry>>;
+
+struct Entry {
+    id: TaskId,
+    lost: CancellationToken,
+    unwanted: Arc<AtomicBool>,
+}
 
 #[derive(Clone, Default)]
 pub(crate) struct Leases {
@@ -21,7 +28,15 @@ pub(crate) struct Lease {
     pub nonce: u128,
     /// The record is no longer this attempt's, or somebody wants it stopped.
     pub lost: CancellationToken,
+    unwanted: Arc<AtomicBool>,
     table: Arc<Table>,
+}
+
+impl Lease {
+    /// Somebody asked to cancel the task.
+    pub fn is_unwanted(&self) -> bool {
+        self.unwanted.load(Ordering::Acquire)
+    }
 }
 
 impl Drop for Lease {
@@ -30,21 +45,21 @@ impl Drop for Lease {
     }
 }
 
-fn lock(table: &Table) -> std::sync::MutexGuard<'_, HashMap<u128, (TaskId, CancellationToken)>> {
+fn lock(table: &Table) -> std::sync::MutexGuard<'_, HashMap<u128, Entry>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Leases {
     pub fn hold(&self, id: TaskId, nonce: u128) -> Lease {
-        let lost = CancellationToken::new();
-        lock(&self.table).insert(nonce, (id, lost.clone()));
-        Lease { nonce, lost, table: self.table.clone() }
+        let (lost, unwanted) = (CancellationToken::new(), Arc::new(AtomicBool::new(false)));
+        lock(&self.table).insert(nonce, Entry { id, lost: lost.clone(), unwanted: unwanted.clone() });
+        Lease { nonce, lost, unwanted, table: self.table.clone() }
     }
 
     /// Stops every attempt that runs.
     pub fn lose_all(&self) {
-        for (_, lost) in lock(&self.table).values() {
-            lost.cancel();
+        for entry in lock(&self.table).values() {
+            entry.lost.cancel();
         }
     }
 
@@ -59,7 +74,7 @@ impl Leases {
             }
             let leases: Vec<Renew> = lock(&self.table)
                 .iter()
-                .map(|(&nonce, &(id, _))| Renew { id, nonce, lease_ms: lease.as_millis() as u64 })
+                .map(|(&nonce, entry)| Renew { id: entry.id, nonce, lease_ms: lease.as_millis() as u64 })
                 .collect();
             if leases.is_empty() {
                 continue;
@@ -72,8 +87,11 @@ impl Leases {
                             // A store that lost the record: settling creates it again.
                             Renewed::Unknown => {}
                             Renewed::Lost | Renewed::CancelRequested => {
-                                if let Some((_, lost)) = lock(&self.table).get(&of.nonce) {
-                                    lost.cancel();
+                                if let Some(entry) = lock(&self.table).get(&of.nonce) {
+                                    // First why, then that.
+                                    let unwanted = renewed == Renewed::CancelRequested;
+                                    entry.unwanted.store(unwanted, Ordering::Release);
+                                    entry.lost.cancel();
                                 }
                             }
                         }

@@ -38,6 +38,12 @@ pub(crate) enum Outcome {
     TellAgain { result: Arc<TaskResult>, followers: Vec<Reply> },
 }
 
+impl Outcome {
+    pub fn is_cancelled(&self) -> bool {
+        matches!(self, Self::Terminal { result, .. } if result.state == State::Cancelled)
+    }
+}
+
 pub(crate) struct Settlement {
     pub held: Held,
     pub outcome: Outcome,

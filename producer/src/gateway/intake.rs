@@ -77,7 +77,7 @@ impl Shared {
                 taken[index] = match answer {
                     // It was forgotten in this moment: a new task after all.
                     Accepted::New => None,
-                    Accepted::Known(record) => Some(Ok(*record)),
+                    Accepted::Known(record) | Accepted::Unwanted(record) => Some(Ok(*record)),
                     Accepted::Conflict(record) => Some(Err(conflict(&record))),
                 };
             }
@@ -138,7 +138,7 @@ impl Shared {
                 let envelope = &incoming[*index].envelope;
                 taken[*index] = Some(match answers.next() {
                     None | Some(Accepted::New) => Ok(envelope.result(State::Queued)),
-                    Some(Accepted::Known(record)) => Ok(*record),
+                    Some(Accepted::Known(record) | Accepted::Unwanted(record)) => Ok(*record),
                     Some(Accepted::Conflict(record)) => Err(conflict(&record)),
                 });
             }

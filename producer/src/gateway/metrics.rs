@@ -13,6 +13,8 @@ pub(super) struct GatewayMetrics {
     pub(super) waiters: IntGauge,
     pub(super) unrecorded: IntCounter,
     pub(super) rechecked: IntCounter,
+    /// As the scheduler and the workers count them.
+    pub(super) finished: IntCounterVec,
 }
 
 impl GatewayMetrics {
@@ -35,6 +37,11 @@ impl GatewayMetrics {
                 "HTTP connections turned away because too many were open.",
             )?,
             waiters: registry.gauge("http_waiters", "HTTP requests that wait for a result.")?,
+            finished: registry.counters(
+                "tasks_finished_total",
+                "Tasks that reached a terminal state, by model and state.",
+                &["model", "outcome"],
+            )?,
             unrecorded: registry.counter(
                 "gateway_tasks_unrecorded_total",
                 "Tasks accepted without a record because the store was away.",

@@ -4,11 +4,14 @@
 //! routes    every call, in one table       serve     connections and their limits
 //! request   reading one, bounded           problem   every error, with its code
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
-//! tasks · batches · state · health · openapi         what answers the calls
+//! ask       questions to the schedulers, and their answers
+//! tasks · batches · control · state · health · openapi   what answers the calls
 //! records   the store, which may be away
 //! ```
 
+mod ask;
 mod batches;
+mod control;
 mod health;
 mod intake;
 mod metrics;
@@ -43,6 +46,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::ask::Desk;
 use self::metrics::GatewayMetrics;
 use self::problem::{Code, Problem};
 use self::records::Records;
@@ -79,6 +83,7 @@ struct Shared {
     metrics: GatewayMetrics,
     publisher: Publisher,
     inbox: Inbox,
+    desk: Desk,
     bodies: BodyRoom,
     declared: watch::Sender<bool>,
     declare_again: Notify,
@@ -91,7 +96,9 @@ impl Gateway {
     /// When a metric cannot be registered.
     pub fn new(parts: GatewayParts) -> Result<Self, MetricsError> {
         let GatewayParts { broker, store, topology, settings, registry } = parts;
-        let queue = topology.replies(&format!("gateway-{}", Uuid::new_v4()));
+        let owner = Uuid::new_v4();
+        let queue = topology.replies(&format!("gateway-{owner}"));
+        let desk = Desk::new(topology.replies(&format!("control-{owner}")));
         Ok(Self {
             shared: Arc::new(Shared {
                 publisher: Publisher::new(broker.clone(), &topology),
@@ -100,6 +107,7 @@ impl Gateway {
                 metrics: GatewayMetrics::register(&registry)?,
                 registry,
                 inbox: Inbox::new(queue, settings.max_waiters),
+                desk,
                 bodies: BodyRoom::new(BODIES_BYTES.max(settings.max_body_bytes.saturating_mul(8))),
                 topology,
                 settings,
@@ -129,6 +137,10 @@ impl Gateway {
         let keep = background.clone().drop_guard();
         let inbox = shared.inbox.clone();
         let receiving = tokio::spawn(inbox.run(shared.broker.clone(), background.clone()));
+        let asking = tokio::spawn({
+            let (shared, background) = (shared.clone(), background.clone());
+            async move { background.run_until_cancelled(shared.desk.run(shared.broker.as_ref())).await }
+        });
         let rechecking = tokio::spawn({
             let (shared, background) = (shared.clone(), background.clone());
             async move { background.run_until_cancelled(shared.recheck()).await }
@@ -151,7 +163,7 @@ impl Gateway {
         };
         serve::serve(listener, self.router(), limits, counts, shutdown).await;
         drop(keep);
-        let _ = tokio::join!(receiving, rechecking, declaring, stopping);
+        let _ = tokio::join!(receiving, asking, rechecking, declaring, stopping);
     }
 }
 

@@ -42,6 +42,10 @@ pub enum Code {
     BodyTimeout,
     /// 409. The id, or the idempotency key, belongs to a task of other content.
     Conflict,
+    /// 409. The task has ended, and stays as it is.
+    AlreadyFinished,
+    /// 409. The task is with the workers: its priority stays.
+    AlreadyDispatched,
     /// 413. The body, a task, or the number of tasks is over its limit.
     TooLarge,
     /// 415. The content type or encoding is none that this call reads.
@@ -58,12 +62,14 @@ pub enum Code {
     BrokerUnavailable,
     /// 503. The store, which look-ups need, did not answer.
     StoreUnavailable,
+    /// 503. No scheduler answered in time.
+    SchedulerUnavailable,
     /// 503. As many connections are open as may.
     TooManyConnections,
 }
 
 impl Code {
-    pub const ALL: [Code; 23] = [
+    pub const ALL: [Code; 26] = [
         Code::Empty,
         Code::Utf8,
         Code::Json,
@@ -78,6 +84,8 @@ impl Code {
         Code::MethodNotAllowed,
         Code::BodyTimeout,
         Code::Conflict,
+        Code::AlreadyFinished,
+        Code::AlreadyDispatched,
         Code::TooLarge,
         Code::UnsupportedMediaType,
         Code::InvalidField,
@@ -86,6 +94,7 @@ impl Code {
         Code::Internal,
         Code::BrokerUnavailable,
         Code::StoreUnavailable,
+        Code::SchedulerUnavailable,
         Code::TooManyConnections,
     ];
 
@@ -98,15 +107,16 @@ impl Code {
             Self::NotFound | Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Conflict => StatusCode::CONFLICT,
+            Self::Conflict | Self::AlreadyFinished | Self::AlreadyDispatched => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
             Self::OverCapacity | Self::TooManyWaiters => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::BrokerUnavailable | Self::StoreUnavailable | Self::TooManyConnections => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::BrokerUnavailable
+            | Self::StoreUnavailable
+            | Self::SchedulerUnavailable
+            | Self::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 
@@ -125,6 +135,8 @@ impl Code {
             Self::NoRoute => "No such resource",
             Self::MethodNotAllowed => "Method not allowed",
             Self::BodyTimeout => "The body took too long",
+            Self::AlreadyFinished => "The task has ended",
+            Self::AlreadyDispatched => "The task is with the workers",
             Self::Conflict => "Another task has this id or idempotency key",
             Self::TooLarge => "Too large",
             Self::UnsupportedMediaType => "Unsupported media type",
@@ -134,6 +146,7 @@ impl Code {
             Self::Internal => "Internal error",
             Self::BrokerUnavailable => "The broker did not confirm",
             Self::StoreUnavailable => "The store did not answer",
+            Self::SchedulerUnavailable => "No scheduler answered",
             Self::TooManyConnections => "Too many connections",
         }
     }
@@ -142,7 +155,7 @@ impl Code {
     fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::OverCapacity | Self::TooManyWaiters | Self::TooManyConnections => Some(1),
-            Self::BrokerUnavailable | Self::StoreUnavailable => Some(2),
+            Self::BrokerUnavailable | Self::StoreUnavailable | Self::SchedulerUnavailable => Some(2),
             _ => None,
         }
     }
@@ -176,6 +189,9 @@ pub struct Problem {
     /// The task that is meant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_id: Option<TaskId>,
+    /// What came of what was asked, as the answers that are no problems have it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<&'static str>,
 }
 
 impl Problem {
@@ -196,6 +212,7 @@ impl Problem {
             detail,
             field: None,
             task_id: None,
+            outcome: None,
         }
     }
 

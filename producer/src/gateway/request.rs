@@ -156,6 +156,17 @@ fn short(name: &str) -> String {
     name.chars().take(64).collect()
 }
 
+/// A body that is one JSON object of ours.
+pub(super) fn read_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    if body.iter().all(u8::is_ascii_whitespace) {
+        return Err(Problem::new(Code::Empty, "the body is empty"));
+    }
+    serde_json::from_slice(body).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => Problem::new(Code::InvalidField, error.to_string()).at("body"),
+        _ => Problem::new(Code::Json, error.to_string()).at("body"),
+    })
+}
+
 /// `30s`, `500ms`, `2m`, or seconds without a unit.
 pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());

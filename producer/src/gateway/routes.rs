@@ -9,11 +9,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use taskyard_shared::{Task, TaskResult};
 
 use super::batches::BatchAnswer;
+use super::control::{Changed, Counts, Explanation, NewPriority, Pause, Selection, SelectionAndPriority};
 use super::health::{Alive, Ready};
 use super::problem::Code;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
-use super::{Shared, batches, health, openapi, state, tasks};
+use super::{Shared, batches, control, health, openapi, state, tasks};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -101,6 +102,7 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 }
 
 const ID: Parameter = Parameter { place: Place::Path, name: "id", summary: "The task's id, a UUID" };
+const MODEL: Parameter = Parameter { place: Place::Path, name: "model", summary: "The model's name" };
 const PREFER: Parameter = Parameter {
     place: Place::Header,
     name: "Prefer",
@@ -145,6 +147,39 @@ const BODY_PROBLEMS: &[Code] = &[
     Code::TooManyWaiters,
     Code::BrokerUnavailable,
 ];
+const ONE_PROBLEMS: &[Code] =
+    &[Code::UnknownParameter, Code::NotFound, Code::AlreadyFinished, Code::OverCapacity, Code::StoreUnavailable];
+const REPRIORITIZE_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::Json,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::NotFound,
+    Code::BodyTimeout,
+    Code::AlreadyFinished,
+    Code::AlreadyDispatched,
+    Code::TooLarge,
+    Code::UnsupportedMediaType,
+    Code::InvalidField,
+    Code::OverCapacity,
+    Code::StoreUnavailable,
+];
+const SELECTION_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::Json,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::InvalidParameter,
+    Code::BodyTimeout,
+    Code::TooLarge,
+    Code::UnsupportedMediaType,
+    Code::InvalidField,
+    Code::OverCapacity,
+    Code::StoreUnavailable,
+];
+const EXPLAIN_PROBLEMS: &[Code] =
+    &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::StoreUnavailable, Code::SchedulerUnavailable];
+const PAUSE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::StoreUnavailable];
 const STATE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::StoreUnavailable];
 
 pub(super) const ROUTES: &[Route] = &[
@@ -211,6 +246,71 @@ pub(super) const ROUTES: &[Route] = &[
     },
     Route {
         method: Verb::Post,
+        path: "/v1/tasks/{id}/cancel",
+        operation: "cancelTask",
+        summary: "Cancel a task; the answer says what came of it",
+        parameters: &[ID],
+        body: &[],
+        answers: &[
+            json(200, "It is `cancelled`, now or by an earlier call", Content::Of(of::<Changed>)),
+            json(
+                202,
+                "It is `requested`: it is with a worker, or not every scheduler answered",
+                Content::Of(of::<Changed>),
+            ),
+        ],
+        problems: ONE_PROBLEMS,
+        handler: |method| on(method, control::cancel),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/tasks/{id}/reprioritize",
+        operation: "reprioritizeTask",
+        summary: "Give a waiting task another priority; it keeps its age",
+        parameters: &[ID],
+        body: &[("application/json", Content::Of(of::<NewPriority>))],
+        answers: &[
+            json(200, "It is `reprioritized`", Content::Of(of::<Changed>)),
+            json(202, "It is `requested`: not every scheduler answered", Content::Of(of::<Changed>)),
+        ],
+        problems: REPRIORITIZE_PROBLEMS,
+        handler: |method| on(method, control::reprioritize),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/tasks/{id}/explain",
+        operation: "explainTask",
+        summary: "Why a task waits, and behind what",
+        parameters: &[ID],
+        body: &[],
+        answers: &[json(200, "Where it stands", Content::Of(of::<Explanation>))],
+        problems: EXPLAIN_PROBLEMS,
+        handler: |method| on(method, control::explain),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/tasks/cancel",
+        operation: "cancelTasks",
+        summary: "Cancel the tasks that match, at most 1,000 in a call",
+        parameters: &[],
+        body: &[("application/json", Content::Of(of::<Selection>))],
+        answers: &[json(200, "How many came to what", Content::Of(of::<Counts>))],
+        problems: SELECTION_PROBLEMS,
+        handler: |method| on(method, control::cancel_selected),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/tasks/reprioritize",
+        operation: "reprioritizeTasks",
+        summary: "Give the waiting tasks that match another priority, at most 1,000 in a call",
+        parameters: &[],
+        body: &[("application/json", Content::Of(of::<SelectionAndPriority>))],
+        answers: &[json(200, "How many came to what", Content::Of(of::<Counts>))],
+        problems: SELECTION_PROBLEMS,
+        handler: |method| on(method, control::reprioritize_selected),
+    },
+    Route {
+        method: Verb::Post,
         path: "/v1/batches",
         operation: "submitBatch",
         summary: "Submit many tasks; each is answered by itself, and a bad one does not fail the others",
@@ -260,6 +360,28 @@ pub(super) const ROUTES: &[Route] = &[
         answers: &[json(200, "All queues", Content::Of(of::<QueuePage>))],
         problems: &[Code::UnknownParameter, Code::StoreUnavailable, Code::BrokerUnavailable],
         handler: |method| on(method, state::queues),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/queues/{model}/pause",
+        operation: "pauseQueue",
+        summary: "Dispatch nothing of a model until it is resumed; what runs goes on",
+        parameters: &[MODEL],
+        body: &[],
+        answers: &[json(200, "It is kept", Content::Of(of::<Pause>))],
+        problems: PAUSE_PROBLEMS,
+        handler: |method| on(method, control::pause),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/queues/{model}/resume",
+        operation: "resumeQueue",
+        summary: "Dispatch tasks of a model again",
+        parameters: &[MODEL],
+        body: &[],
+        answers: &[json(200, "It is kept", Content::Of(of::<Pause>))],
+        problems: PAUSE_PROBLEMS,
+        handler: |method| on(method, control::resume),
     },
     Route {
         method: Verb::Get,

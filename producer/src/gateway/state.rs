@@ -52,6 +52,8 @@ pub(super) struct WorkerPage {
 #[derive(Serialize, JsonSchema)]
 pub(super) struct ModelQueue {
     model: String,
+    /// Nothing of it is dispatched until it is resumed.
+    paused: bool,
     /// Dispatched and not yet taken by a worker; 0 when there is no such queue yet.
     ready: u64,
     #[serde(flatten)]
@@ -85,13 +87,16 @@ pub(super) async fn workers(State(gateway): State<Arc<Shared>>) -> Result<Json<W
 }
 
 pub(super) async fn queues(State(gateway): State<Arc<Shared>>) -> Result<Json<QueuePage>, Problem> {
-    let (specs, capacities) = tokio::try_join!(gateway.specs(), gateway.capacities())?;
-    let names: BTreeSet<String> = specs.into_iter().map(|spec| spec.name).chain(capacities.keys().cloned()).collect();
+    let (specs, capacities, paused) = tokio::try_join!(gateway.specs(), gateway.capacities(), gateway.paused())?;
+    let paused: BTreeSet<String> = paused.into_iter().collect();
+    let names = specs.into_iter().map(|spec| spec.name).chain(capacities.keys().chain(&paused).cloned());
+    let names: BTreeSet<String> = names.collect();
     let topology = &gateway.topology;
     let models = stream::iter(names)
         .map(|model| async {
             let (ready, _) = gateway.depth(&topology.ready(&model)).await?;
-            Ok::<_, Problem>(ModelQueue { now: capacities.get(&model).copied().unwrap_or_default(), ready, model })
+            let (now, paused) = (capacities.get(&model).copied().unwrap_or_default(), paused.contains(&model));
+            Ok::<_, Problem>(ModelQueue { now, paused, ready, model })
         })
         .buffered(AT_ONCE)
         .try_collect()

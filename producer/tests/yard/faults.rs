@@ -15,7 +15,7 @@ use taskyard_shared::store::{
     Accept, Accepted, Claim, Claimed, Filter, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
     StoreError,
 };
-use taskyard_shared::{Reply, TaskId, TaskResult};
+use taskyard_shared::{Priority, Reply, TaskId, TaskResult};
 use tokio::sync::watch;
 
 pub struct FaultyBroker {
@@ -224,6 +224,8 @@ checked! {
     async fn renew(&self, leases: Vec<Renew>) -> Vec<Renewed>;
     async fn settle(&self, settlements: Vec<Settle>) -> Vec<Settled>;
     async fn release(&self, releases: Vec<Release>) -> Vec<Released>;
+    async fn cancel(&self, ids: Vec<TaskId>) -> Vec<Option<TaskResult>>;
+    async fn reprioritize(&self, tasks: Vec<(TaskId, Option<Priority>)>) -> Vec<Option<TaskResult>>;
     async fn get(&self, ids: Vec<TaskId>) -> Vec<Option<TaskResult>>;
     async fn follow(&self, ids: Vec<TaskId>, follower: Reply) -> Vec<Option<TaskResult>>;
     async fn list(&self, filter: &Filter, cursor: Option<&str>, limit: usize) -> Page;
@@ -232,6 +234,8 @@ checked! {
     async fn loads(&self) -> Vec<LoadReport>;
     async fn announce(&self, models: &[ModelSpec]) -> ();
     async fn models(&self) -> Vec<ModelSpec>;
+    async fn pause(&self, model: &str, paused: bool) -> ();
+    async fn paused(&self) -> Vec<String>;
     async fn put(&self, key: &str, value: Bytes) -> ();
     async fn fetch(&self, key: &str) -> Option<Bytes>;
     async fn ping(&self) -> String;

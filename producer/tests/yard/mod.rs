@@ -316,6 +316,7 @@ impl Worker {
                 }
                 return;
             }
+            Accepted::Unwanted(_) => return,
             Accepted::Known(_) | Accepted::New => {}
         }
         let nonce = envelope.id.0.as_u128();

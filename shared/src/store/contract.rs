@@ -19,6 +19,7 @@ mod accept;
 mod claim;
 mod first;
 mod listing;
+mod marks;
 mod random;
 mod release;
 mod rest;
@@ -45,6 +46,7 @@ pub use accept::*;
 pub use claim::*;
 pub use first::*;
 pub use listing::*;
+pub use marks::*;
 pub use random::*;
 pub use release::*;
 pub use rest::*;
@@ -114,6 +116,14 @@ macro_rules! store_contract {
             a_worker_that_leaves_is_no_longer_counted
             the_newest_announcement_of_a_model_counts
             small_values_are_kept
+            a_task_to_be_cancelled_is_not_claimed
+            a_running_attempt_is_told_that_it_is_to_be_cancelled
+            an_attempt_that_ends_before_it_is_told_counts
+            a_task_that_is_cancelled_before_it_comes_is_unwanted
+            a_batch_sees_which_of_its_tasks_are_unwanted
+            a_waiting_task_is_given_another_priority
+            of_a_cancellation_and_a_claim_at_once_one_is_first
+            a_paused_model_stays_paused
             batches_of_a_thousand_answer_in_order
             an_empty_batch_answers_nothing
             it_says_what_it_is
@@ -286,6 +296,15 @@ impl Desk {
 
     async fn follow(&self, id: TaskId, follower: Reply) -> Option<TaskResult> {
         only(self.0.follow(vec![id], follower).await.expect("follow"))
+    }
+
+    async fn cancel(&self, id: TaskId) -> Option<TaskResult> {
+        only(self.0.cancel(vec![id]).await.expect("cancel"))
+    }
+
+    async fn reprioritize(&self, id: TaskId, priority: Option<u8>) -> Option<TaskResult> {
+        let priority = priority.map(|priority| Priority::try_from(priority).expect("a priority"));
+        only(self.0.reprioritize(vec![(id, priority)]).await.expect("reprioritize"))
     }
 
     async fn get(&self, id: TaskId) -> Option<TaskResult> {

@@ -25,10 +25,13 @@ use crate::envelope::Reply;
 use crate::lifecycle::State;
 use crate::load::{LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
-use crate::task::TaskId;
+use crate::task::{Priority, TaskId};
 
 /// Most replies that one record keeps beside the envelope's own.
 pub const FOLLOWERS: usize = 16;
+
+/// A task that was to be cancelled and had no record yet is cancelled when it is accepted within this time; milliseconds.
+pub const MISSED_MS: u64 = 3_600_000;
 
 /// A task to be taken in, once.
 #[derive(Clone, Debug)]
@@ -50,6 +53,8 @@ pub enum Accepted {
     /// Known under this id, or under the same idempotency key as another id. The follower was added unless the task
     /// has finished.
     Known(Box<TaskResult>),
+    /// As `Known`, and not finished; or new, and recorded. Somebody asked to cancel it: it is not to be run.
+    Unwanted(Box<TaskResult>),
     /// Known, but with another content. Nothing was changed.
     Conflict(Box<TaskResult>),
 }
@@ -77,6 +82,8 @@ pub enum Claimed {
     Terminal { result: Box<TaskResult>, followers: Vec<Reply> },
     /// As many attempts as it may have were begun, and none settled it.
     Exhausted { attempts: u32 },
+    /// Somebody asked to cancel it, and no attempt runs: settle it as cancelled. So many attempts were begun before.
+    Unwanted { attempts: u32 },
     /// There is no record: accept it again (the envelope has all that takes), then claim.
     Unknown,
 }
@@ -199,6 +206,16 @@ pub trait Store: Send + Sync {
     /// Writes terminal states. A record that is unknown is created: its task was accepted once.
     async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError>;
 
+    /// Asks for tasks to be cancelled, and answers their records. One that has not finished is marked: it is
+    /// [`Accepted::Unwanted`], it is no more claimed, and whoever renews a lease of it is told. An id that has no record is
+    /// remembered for [`MISSED_MS`], in case its task is yet to be accepted.
+    async fn cancel(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError>;
+
+    /// Gives tasks another priority, or with `None` the one that they were accepted with, and answers their records. One that
+    /// is neither blocked nor queued is left alone.
+    async fn reprioritize(&self, tasks: Vec<(TaskId, Option<Priority>)>)
+    -> Result<Vec<Option<TaskResult>>, StoreError>;
+
     async fn release(&self, releases: Vec<Release>) -> Result<Vec<Released>, StoreError>;
 
     /// The records as they stand; `None` for an id never accepted, or forgotten after its retention.
@@ -225,6 +242,12 @@ pub trait Store: Send + Sync {
     async fn announce(&self, models: &[ModelSpec]) -> Result<(), StoreError>;
 
     async fn models(&self) -> Result<Vec<ModelSpec>, StoreError>;
+
+    /// Pauses a model, or has it go on. Kept until it is changed.
+    async fn pause(&self, model: &str, paused: bool) -> Result<(), StoreError>;
+
+    /// The models that are paused, by name.
+    async fn paused(&self) -> Result<Vec<String>, StoreError>;
 
     /// A small value of the scheduler's own, such as what the estimator has learnt.
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError>;

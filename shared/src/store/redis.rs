@@ -21,14 +21,14 @@ use redis::{Cmd, Value};
 use self::link::{Link, array, bytes, optional_bytes, unexpected};
 use self::script::Entry;
 use super::{
-    Accept, Accepted, Claim, Claimed, FOLLOWERS, Filter, Page, Release, Released, Renew, Renewed, Retention, Settle,
-    Settled, Store, StoreError, cursor, pack,
+    Accept, Accepted, Claim, Claimed, FOLLOWERS, Filter, MISSED_MS, Page, Release, Released, Renew, Renewed, Retention,
+    Settle, Settled, Store, StoreError, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
 use crate::process::settings::StoreSettings;
-use crate::task::TaskId;
+use crate::task::{Priority, TaskId};
 use crate::topology::Topology;
 
 /// Most tasks on one page.
@@ -63,6 +63,7 @@ struct Keys {
     load: String,
     loads: String,
     models: String,
+    paused: String,
     value: String,
 }
 
@@ -91,6 +92,7 @@ impl RedisStore {
                 load: topology.key("load:"),
                 loads: topology.key("loads"),
                 models: topology.key("models"),
+                paused: topology.key("paused"),
                 value: topology.key("value:"),
             },
             finished_ms: retention.finished_ms.clamp(1, LONGEST_MS).to_string(),
@@ -133,6 +135,7 @@ impl Store for RedisStore {
                 match kind {
                     Value::Int(1) => Ok(Accepted::Known(known)),
                     Value::Int(2) => Ok(Accepted::Conflict(known)),
+                    Value::Int(3) => Ok(Accepted::Unwanted(known)),
                     _ => Err(unexpected("accept")),
                 }
             }
@@ -166,6 +169,7 @@ impl Store for RedisStore {
             Value::Int(attempt) => Ok(Claimed::Run { attempt: attempts(attempt)? }),
             Value::Array(begun) => match begun[..] {
                 [Value::Int(begun)] => Ok(Claimed::Exhausted { attempts: attempts(begun)? }),
+                [Value::Int(begun), _] => Ok(Claimed::Unwanted { attempts: attempts(begun)? }),
                 _ => Err(unexpected("claim")),
             },
             ended => {
@@ -187,6 +191,7 @@ impl Store for RedisStore {
             Value::Int(0) => Ok(Renewed::Lost),
             Value::Int(1) => Ok(Renewed::Renewed),
             Value::Int(2) => Ok(Renewed::Unknown),
+            Value::Int(3) => Ok(Renewed::CancelRequested),
             _ => Err(unexpected("renew")),
         };
         answers.into_iter().map(read).collect()
@@ -225,6 +230,28 @@ impl Store for RedisStore {
         let entries: Vec<_> = entries.collect();
         let answers = script::RELEASE.batch(&self.leases, &[], &[self.unfinished_ms.as_bytes()], &entries).await?;
         answers.into_iter().map(|answer| Ok(if yes(answer)? { Released::Released } else { Released::Stale })).collect()
+    }
+
+    async fn cancel(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        let entries: Vec<_> = ids.iter().map(|id| Entry { key: self.keys.of(*id), arguments: [] }).collect();
+        let missed = number(MISSED_MS);
+        let arguments = [self.unfinished_ms.as_bytes(), &missed];
+        let records = script::CANCEL.batch(&self.link, &[], &arguments, &entries).await?;
+        records.into_iter().zip(ids).map(|(record, id)| record::task(id, record)).collect()
+    }
+
+    async fn reprioritize(
+        &self,
+        tasks: Vec<(TaskId, Option<Priority>)>,
+    ) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        let entry = |(id, priority): &(TaskId, Option<Priority>)| Entry {
+            key: self.keys.of(*id),
+            arguments: [number(record::given(*priority))],
+        };
+        let entries: Vec<_> = tasks.iter().map(entry).collect();
+        let arguments = [self.unfinished_ms.as_bytes()];
+        let records = script::REPRIORITIZE.batch(&self.link, &[], &arguments, &entries).await?;
+        records.into_iter().zip(tasks).map(|(record, (id, _))| record::task(id, record)).collect()
     }
 
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError> {
@@ -327,6 +354,27 @@ impl Store for RedisStore {
         command.arg(&self.keys.models);
         let mut models: Vec<ModelSpec> = readable(array(self.command(command).await?)?, "an announced model")?;
         models.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(models)
+    }
+
+    async fn pause(&self, model: &str, paused: bool) -> Result<(), StoreError> {
+        let mut command = redis::cmd(if paused { "SADD" } else { "SREM" });
+        command.arg(&self.keys.paused).arg(model);
+        self.command(command).await.map(drop)
+    }
+
+    async fn paused(&self) -> Result<Vec<String>, StoreError> {
+        let mut command = redis::cmd("SMEMBERS");
+        command.arg(&self.keys.paused);
+        let models = match self.command(command).await? {
+            Value::Set(models) | Value::Array(models) => models,
+            _ => return Err(unexpected("SMEMBERS")),
+        };
+        let mut models = models
+            .into_iter()
+            .map(|model| bytes(model).and_then(record::text))
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        models.sort_unstable();
         Ok(models)
     }
 

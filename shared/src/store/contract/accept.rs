@@ -122,7 +122,7 @@ pub async fn of_many_accepts_at_once_exactly_one_is_new(store: Arc<dyn Store>) {
         match task.await.expect("accept") {
             Accepted::New => new += 1,
             Accepted::Known(_) => {}
-            Accepted::Conflict(known) => panic!("conflict with {known:?}"),
+            Accepted::Unwanted(known) | Accepted::Conflict(known) => panic!("not as known: {known:?}"),
         }
     }
     assert_eq!(new, 1);

@@ -23,6 +23,8 @@ enum Call {
     SettleUnclaimed,
     Release { nonce: u128, counts: bool },
     Follow { follower: u32 },
+    Cancel,
+    Reprioritize { priority: Option<u8> },
     Get,
 }
 
@@ -37,7 +39,7 @@ fn draw(random: &mut fastrand::Rng, nonces: &mut Vec<u128>) -> Call {
         nonces[nonces.len() - 1 - back]
     };
     let lease_ms = [0, 0, LONG_MS][random.usize(..3)];
-    match random.u8(..26) {
+    match random.u8(..29) {
         0..3 => Call::Accept {
             fingerprint: if random.u8(..6) == 0 { 'b' } else { 'a' },
             follower: random.bool().then(|| random.u32(..20)),
@@ -51,6 +53,9 @@ fn draw(random: &mut fastrand::Rng, nonces: &mut Vec<u128>) -> Call {
         16 => Call::SettleUnclaimed,
         17..20 => Call::Release { nonce: nonce(random, nonces), counts: random.u8(..3) == 0 },
         20 => Call::SettleFirst { nonce: nonce(random, nonces), output: random.u32(..) },
+        // Seldom: what is to be cancelled is not claimed any more.
+        26 if random.u8(..4) == 0 => Call::Cancel,
+        27 => Call::Reprioritize { priority: random.bool().then(|| random.u8(..10)) },
         21..24 => Call::Follow { follower: random.u32(..20) },
         _ => Call::Get,
     }
@@ -60,6 +65,8 @@ fn draw(random: &mut fastrand::Rng, nonces: &mut Vec<u128>) -> Call {
 #[derive(Clone)]
 struct Model {
     id: TaskId,
+    /// It was to be cancelled before it had a record.
+    missed: bool,
     record: Option<Record>,
 }
 
@@ -69,13 +76,22 @@ struct Record {
     shown: TaskResult,
     nonce: Option<u128>,
     leased: bool,
+    unwanted: bool,
     attempts: u32,
     followers: Vec<Reply>,
 }
 
 impl Record {
     fn new(fingerprint: Option<char>, shown: TaskResult) -> Self {
-        Self { fingerprint, attempts: shown.attempt, shown, nonce: None, leased: false, followers: Vec::new() }
+        Self {
+            fingerprint,
+            attempts: shown.attempt,
+            shown,
+            nonce: None,
+            leased: false,
+            unwanted: false,
+            followers: Vec::new(),
+        }
     }
 
     fn open(&self) -> bool {
@@ -104,15 +120,35 @@ impl Model {
             (Call::Accept { fingerprint, follower }, None) => {
                 let mut record = Record::new(Some(*fingerprint), queued(id));
                 record.follow(follower.map(numbered));
+                record.unwanted = std::mem::take(&mut self.missed);
+                let answer = match record.unwanted {
+                    true => format!("unwanted as {}", words(&record.shown)),
+                    false => "new".to_owned(),
+                };
                 self.record = Some(record);
-                "new".to_owned()
+                answer
             }
             (Call::Accept { fingerprint, follower }, Some(record)) => {
                 if record.fingerprint.is_some_and(|known| known != *fingerprint) {
                     return format!("conflict with {}", words(&record.shown));
                 }
                 record.follow(follower.map(numbered));
-                format!("known as {}", words(&record.shown))
+                let known = if record.open() && record.unwanted { "unwanted" } else { "known" };
+                format!("{known} as {}", words(&record.shown))
+            }
+            (Call::Cancel, record) => {
+                match record {
+                    Some(record) => record.unwanted = true,
+                    None => self.missed = true,
+                }
+                shown(record)
+            }
+            (Call::Reprioritize { priority }, record) => {
+                if let Some(record) = record.as_mut().filter(|record| record.shown.state == State::Queued) {
+                    let given = priority.map(|given| Priority::try_from(given).expect("a priority"));
+                    record.shown.priority = given.unwrap_or_default();
+                }
+                shown(record)
             }
             (Call::Dispatched, record) => {
                 if let Some(record) = record.as_mut().filter(|record| record.shown.state == State::Queued) {
@@ -131,6 +167,8 @@ impl Model {
                     format!("run {}", record.attempts)
                 } else if record.leased {
                     "busy".to_owned()
+                } else if record.unwanted {
+                    format!("unwanted {}", record.attempts)
                 } else if begun >= MAX_ATTEMPTS {
                     format!("exhausted {begun}")
                 } else {
@@ -146,7 +184,8 @@ impl Model {
                     None if !known => format!("{:?}", Renewed::Unknown),
                     Some(record) => {
                         record.leased = *lease_ms > 0;
-                        format!("{:?}", Renewed::Renewed)
+                        let renewed = if record.unwanted { Renewed::CancelRequested } else { Renewed::Renewed };
+                        format!("{renewed:?}")
                     }
                     None => format!("{:?}", Renewed::Lost),
                 }
@@ -224,8 +263,9 @@ fn numbered(number: u32) -> Reply {
 /// What the model can know of a record.
 fn words(task: &TaskResult) -> String {
     format!(
-        "{:?} attempt {} by {:?} on {:?} with {:?}",
+        "{:?} {} attempt {} by {:?} on {:?} with {:?}",
         task.state,
+        task.priority.get(),
         task.attempt,
         task.worker,
         task.model,
@@ -243,6 +283,7 @@ async fn ask(desk: &Desk, model: &Model, call: &Call) -> String {
             match desk.accept(task).await {
                 Accepted::New => "new".to_owned(),
                 Accepted::Known(known) => format!("known as {}", words(&known)),
+                Accepted::Unwanted(known) => format!("unwanted as {}", words(&known)),
                 Accepted::Conflict(known) => format!("conflict with {}", words(&known)),
             }
         }
@@ -257,6 +298,7 @@ async fn ask(desk: &Desk, model: &Model, call: &Call) -> String {
                 Claimed::Busy { .. } => "busy".to_owned(),
                 Claimed::Terminal { result, followers } => format!("terminal {} for {followers:?}", words(&result)),
                 Claimed::Exhausted { attempts } => format!("exhausted {attempts}"),
+                Claimed::Unwanted { attempts } => format!("unwanted {attempts}"),
                 Claimed::Unknown => "unknown".to_owned(),
             }
         }
@@ -270,6 +312,8 @@ async fn ask(desk: &Desk, model: &Model, call: &Call) -> String {
         Call::SettleUnclaimed => settled(desk.settle_unclaimed(&expired(id)).await),
         Call::Release { nonce, counts } => format!("{:?}", desk.release(id, nonce, counts).await),
         Call::Follow { follower } => shown(desk.follow(id, numbered(follower)).await),
+        Call::Cancel => shown(desk.cancel(id).await),
+        Call::Reprioritize { priority } => shown(desk.reprioritize(id, priority).await),
         Call::Get => shown(desk.get(id).await),
     }
 }
@@ -287,7 +331,7 @@ pub async fn answers_are_those_of_a_simple_model(store: Arc<dyn Store>) {
     let seed = fastrand::u64(..);
     let random = &mut fastrand::Rng::with_seed(seed);
     let desk = Desk(store);
-    let new = || (Model { id: TaskId::new(), record: None }, Vec::new(), Vec::new());
+    let new = || (Model { id: TaskId::new(), missed: false, record: None }, Vec::new(), Vec::new());
     let mut tasks: Vec<(Model, Vec<u128>, Vec<String>)> = (0..TASKS).map(|_| new()).collect();
     for _ in 0..CALLS {
         let (model, nonces, history) = &mut tasks[random.usize(..TASKS)];

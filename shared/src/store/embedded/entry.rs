@@ -8,7 +8,7 @@ use super::record::{More, Record};
 use crate::envelope::Reply;
 use crate::journal::codec::{Malformed, Reader, put_bytes, put_i64, put_option, put_str, put_u64, put_u128};
 use crate::store::pack::{self, put_state, state};
-use crate::task::TaskId;
+use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
 
 /// A record as an earlier version wrote it: fingerprint and followers stand within what is packed.
@@ -16,13 +16,19 @@ const EARLIER_RECORD: u8 = 1;
 const MODEL: u8 = 2;
 const VALUE: u8 = 3;
 const RECORD: u8 = 4;
+/// A [`RECORD`] that begins with its marks: 1 when somebody asked to cancel it, plus 2 times (n + 1) when it was given the
+/// priority n.
+const MARKED_RECORD: u8 = 5;
 
 /// How [`EARLIER_RECORD`] marks a fingerprint that is made as it is today.
 const FINGERPRINT: u8 = 3;
 
 /// Leases are left out: nobody who held one is alive when it is read.
 pub(super) fn put_record(out: &mut Vec<u8>, id: TaskId, record: &Record) {
-    out.push(RECORD);
+    match marks_of(record) {
+        0 => out.push(RECORD),
+        marks => out.extend_from_slice(&[MARKED_RECORD, marks]),
+    }
     put_u128(out, id.0.as_u128());
     put_u64(out, record.seq);
     put_u64(out, record.touched_ms);
@@ -38,6 +44,10 @@ pub(super) fn put_record(out: &mut Vec<u8>, id: TaskId, record: &Record) {
         put_option(out, more.started, |out, started| put_i64(out, started.as_micros()));
     });
     out.extend_from_slice(&record.task);
+}
+
+fn marks_of(record: &Record) -> u8 {
+    u8::from(record.unwanted) + record.priority.map_or(0, |priority| 2 * (priority.get() + 1))
 }
 
 fn put_followers(out: &mut Vec<u8>, followers: &[Reply]) {
@@ -70,15 +80,23 @@ pub(super) enum Entry<'a> {
 pub(super) fn read(bytes: &[u8]) -> Result<Entry<'_>, Malformed> {
     let mut reader = Reader::new(bytes);
     match reader.u8()? {
-        RECORD => record(reader, false),
-        EARLIER_RECORD => record(reader, true),
+        RECORD => record(reader, 0, false),
+        MARKED_RECORD => {
+            let marks = reader.u8()?;
+            record(reader, marks, false)
+        }
+        EARLIER_RECORD => record(reader, 0, true),
         MODEL => Ok(Entry::Model { name: reader.str()?, json: reader.bytes()? }),
         VALUE => Ok(Entry::Value { key: reader.str()?, value: reader.bytes()? }),
         _ => Err(Malformed),
     }
 }
 
-fn record(mut reader: Reader<'_>, earlier: bool) -> Result<Entry<'_>, Malformed> {
+fn record(mut reader: Reader<'_>, marks: u8, earlier: bool) -> Result<Entry<'_>, Malformed> {
+    let priority = match marks / 2 {
+        0 => None,
+        given => Some(Priority::try_from(given - 1).map_err(|_| Malformed)?),
+    };
     let id = TaskId(Uuid::from_u128(reader.u128()?));
     let seq = reader.u64()?;
     let touched_ms = reader.u64()?;
@@ -104,6 +122,8 @@ fn record(mut reader: Reader<'_>, earlier: bool) -> Result<Entry<'_>, Malformed>
         attempt,
         state,
         held: nonce.is_some(),
+        unwanted: marks % 2 == 1,
+        priority,
         told_apart: fingerprint.is_some(),
     };
     Ok(Entry::Record(id, record))
@@ -219,6 +239,7 @@ mod tests {
             task in any_result(),
             (seq, touched_ms, attempt) in any::<(u64, u64, u32)>(),
             (nonce, fingerprint) in any::<(Option<u128>, Option<u128>)>(),
+            (unwanted, priority) in (any::<bool>(), proptest::option::of(0..10_u8)),
             more in proptest::option::of((
                 any::<Option<String>>(), proptest::collection::vec(any_reply(), 0..3),
                 any::<Option<String>>(), any::<Option<String>>(), any::<Option<i64>>(),
@@ -242,6 +263,8 @@ mod tests {
                 attempt,
                 state: task.state,
                 held: nonce.is_some(),
+                unwanted,
+                priority: priority.map(|priority| Priority::try_from(priority).unwrap()),
                 told_apart: fingerprint.is_some(),
             };
             let mut bytes = Vec::new();
@@ -250,6 +273,7 @@ mod tests {
             prop_assert_eq!(id, task.id);
             prop_assert_eq!((read.seq, read.touched_ms), (seq, touched_ms));
             prop_assert_eq!((read.attempt, read.state), (attempt, task.state));
+            prop_assert_eq!((read.unwanted, read.priority), (record.unwanted, record.priority));
             prop_assert_eq!(read.held.then_some(read.nonce), nonce);
             prop_assert_eq!(read.told_apart.then_some(read.fingerprint), fingerprint);
             prop_assert_eq!((read.alias(), read.followers()), (record.alias(), record.followers()));
@@ -257,7 +281,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused_without_a_panic(tag in 0..6_u8, bytes in any::<Vec<u8>>()) {
+        fn any_bytes_are_read_or_refused_without_a_panic(tag in 0..7_u8, bytes in any::<Vec<u8>>()) {
             let _ = read(&[&[tag], &bytes[..]].concat());
         }
     }

@@ -35,7 +35,7 @@ use crate::journal::codec::Malformed;
 use crate::journal::{Batch, Journal, JournalError};
 use crate::load::{LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
-use crate::task::TaskId;
+use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
 
 /// Most memory that records take, unless it is said otherwise.
@@ -249,6 +249,7 @@ impl Store for EmbeddedStore {
         let answer = |entered| match entered {
             Entered::New => Ok(Accepted::New),
             Entered::Known(view) => Ok(Accepted::Known(shown(&view)?)),
+            Entered::Unwanted(view) => Ok(Accepted::Unwanted(shown(&view)?)),
             Entered::Conflict(view) => Ok(Accepted::Conflict(shown(&view)?)),
         };
         entered.into_iter().map(answer).collect()
@@ -281,6 +282,7 @@ impl Store for EmbeddedStore {
             Held::Busy { for_ms } => Ok(Claimed::Busy { for_ms }),
             Held::Terminal(view, followers) => Ok(Claimed::Terminal { result: shown(&view)?, followers }),
             Held::Exhausted { attempts } => Ok(Claimed::Exhausted { attempts }),
+            Held::Unwanted { attempts } => Ok(Claimed::Unwanted { attempts }),
             Held::Unknown => Ok(Claimed::Unknown),
         };
         held.into_iter().map(answer).collect()
@@ -331,6 +333,29 @@ impl Store for EmbeddedStore {
             Ok(releases.iter().map(|release| records.release(release, now_ms, batch)).collect())
         })
         .await
+    }
+
+    async fn cancel(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        // Waited for: what is to be cancelled must not run after a crash.
+        let views = self
+            .change(ids.len() * LIVE_ENTRY_BYTES, true, |records, now_ms, batch| {
+                Ok(ids.into_iter().map(|id| records.cancel(id, now_ms, batch)).collect::<Vec<_>>())
+            })
+            .await?;
+        views.iter().map(|view| Ok(view.as_ref().map(View::task).transpose()?)).collect()
+    }
+
+    async fn reprioritize(
+        &self,
+        tasks: Vec<(TaskId, Option<Priority>)>,
+    ) -> Result<Vec<Option<TaskResult>>, StoreError> {
+        let views = self
+            .change(tasks.len() * LIVE_ENTRY_BYTES, true, |records, now_ms, batch| {
+                let give = |(id, priority)| records.reprioritize(id, priority, now_ms, batch);
+                Ok(tasks.into_iter().map(give).collect::<Vec<_>>())
+            })
+            .await?;
+        views.iter().map(|view| Ok(view.as_ref().map(View::task).transpose()?)).collect()
     }
 
     async fn get(&self, ids: Vec<TaskId>) -> Result<Vec<Option<TaskResult>>, StoreError> {
@@ -406,6 +431,14 @@ impl Store for EmbeddedStore {
 
     async fn models(&self) -> Result<Vec<ModelSpec>, StoreError> {
         Ok(self.shelf().models())
+    }
+
+    async fn pause(&self, model: &str, paused: bool) -> Result<(), StoreError> {
+        self.put_on_shelf(LIVE_ENTRY_BYTES, |shelf, batch| shelf.pause(model, paused, batch)).await
+    }
+
+    async fn paused(&self) -> Result<Vec<String>, StoreError> {
+        self.shelf().paused()
     }
 
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use crate::journal::codec::{Malformed, Reader};
 use crate::lifecycle::State;
 use crate::outcome::TaskResult;
 use crate::store::{FOLLOWERS, Filter, pack};
-use crate::task::TaskId;
+use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
 
 /// What a record is taken to need beside its packed bytes: its places in the map, the queues and the list.
@@ -37,6 +37,10 @@ pub(super) struct Record {
     pub attempt: u32,
     pub state: State,
     pub held: bool,
+    /// Somebody asked to cancel it.
+    pub unwanted: bool,
+    /// The one that it was given, if it was given another than it was accepted with; until it has ended.
+    pub priority: Option<Priority>,
     /// Not when only a settlement made the record, or when the fingerprint was made in another way.
     pub told_apart: bool,
 }
@@ -107,6 +111,7 @@ impl Record {
             Progress {
                 state: self.state,
                 attempt: self.attempt,
+                priority: self.priority,
                 model: more.and_then(|more| more.model.clone()),
                 worker: more.and_then(|more| more.worker.clone()),
                 started: more.and_then(|more| more.started),
@@ -121,6 +126,7 @@ impl Record {
 pub(super) struct Progress {
     state: State,
     attempt: u32,
+    priority: Option<Priority>,
     model: Option<Arc<str>>,
     worker: Option<Arc<str>>,
     started: Option<Timestamp>,
@@ -150,6 +156,7 @@ impl View {
         if let Some(progress) = &self.progress {
             task.state = progress.state;
             task.attempt = progress.attempt;
+            task.priority = progress.priority.unwrap_or(task.priority);
             if let Some(model) = &progress.model {
                 task.model = Some(model.to_string());
             }

@@ -12,12 +12,15 @@ use super::record::{Record, View};
 use crate::envelope::Reply;
 use crate::journal::{Address, Batch, Journal};
 use crate::lifecycle::State;
-use crate::store::{Claim, Guard, Release, Released, Renew, Renewed, Retention};
-use crate::task::TaskId;
+use crate::store::{Claim, Guard, MISSED_MS, Release, Released, Renew, Renewed, Retention};
+use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
 
 /// Records not finished that each call looks at, whether they have been forgotten by everybody. There is no hurry.
 const SWEEP: usize = 8;
+
+/// Most tasks without a record of which it is known that they are to be cancelled.
+const MISSED: usize = 100_000;
 
 /// Writes a record anew, if there is a batch to write into.
 fn write(record: &mut Record, id: TaskId, batch: &mut Option<Batch>) {
@@ -52,6 +55,7 @@ pub(super) struct Entrant {
 pub(super) enum Entered {
     New,
     Known(View),
+    Unwanted(View),
     Conflict(View),
 }
 
@@ -60,7 +64,40 @@ pub(super) enum Held {
     Busy { for_ms: u64 },
     Terminal(View, Vec<Reply>),
     Exhausted { attempts: u32 },
+    Unwanted { attempts: u32 },
     Unknown,
+}
+
+/// Tasks that were to be cancelled and had no record, the oldest first. A crash forgets them.
+#[derive(Default)]
+struct Missed {
+    by_age: VecDeque<(u64, TaskId)>,
+    until_ms: HashMap<TaskId, u64, ById>,
+}
+
+impl Missed {
+    fn remember(&mut self, id: TaskId, now_ms: u64) {
+        self.forget(now_ms);
+        let until_ms = now_ms.saturating_add(MISSED_MS);
+        self.until_ms.insert(id, until_ms);
+        self.by_age.push_back((until_ms, id));
+    }
+
+    /// Whether it was there.
+    fn take(&mut self, id: TaskId, now_ms: u64) -> bool {
+        !self.until_ms.is_empty() && self.until_ms.remove(&id).is_some_and(|until_ms| until_ms > now_ms)
+    }
+
+    fn forget(&mut self, now_ms: u64) {
+        while let Some(&(until_ms, id)) = self.by_age.front()
+            && (until_ms <= now_ms || self.by_age.len() >= MISSED)
+        {
+            self.by_age.pop_front();
+            if self.until_ms.get(&id) == Some(&until_ms) {
+                self.until_ms.remove(&id);
+            }
+        }
+    }
 }
 
 /// A settlement, its task already packed.
@@ -92,6 +129,7 @@ pub(super) struct Records {
     swept: u64,
     next_seq: u64,
     bytes: usize,
+    missed: Missed,
 }
 
 impl Records {
@@ -106,6 +144,7 @@ impl Records {
             swept: 0,
             next_seq: 1,
             bytes: 0,
+            missed: Missed::default(),
         }
     }
 
@@ -256,9 +295,13 @@ impl Records {
             if record.open() {
                 record.touched_ms = now_ms;
                 follow(record, follower, &mut self.bytes, known, batch);
+                if record.unwanted {
+                    return Entered::Unwanted(record.view(known));
+                }
             }
             return Entered::Known(record.view(known));
         }
+        let unwanted = self.missed.take(id, now_ms);
         // What stands there has expired.
         if let (Some(address), Some(batch)) = (self.remove(id), &mut *batch) {
             batch.kill(address);
@@ -275,6 +318,8 @@ impl Records {
             attempt,
             state,
             held: false,
+            unwanted,
+            priority: None,
             told_apart: true,
         };
         if let Some(alias) = alias {
@@ -284,8 +329,36 @@ impl Records {
         if record.open() {
             record.follow(follower);
         }
-        write(self.insert(id, record), id, batch);
-        Entered::New
+        let record = self.insert(id, record);
+        write(record, id, batch);
+        if record.unwanted { Entered::Unwanted(record.view(id)) } else { Entered::New }
+    }
+
+    pub fn cancel(&mut self, id: TaskId, now_ms: u64, batch: &mut Option<Batch>) -> Option<View> {
+        let Some(record) = self.touch(id, now_ms) else {
+            self.missed.remember(id, now_ms);
+            return None;
+        };
+        if record.open() && !record.unwanted {
+            record.unwanted = true;
+            write(record, id, batch);
+        }
+        Some(record.view(id))
+    }
+
+    pub fn reprioritize(
+        &mut self,
+        id: TaskId,
+        priority: Option<Priority>,
+        now_ms: u64,
+        batch: &mut Option<Batch>,
+    ) -> Option<View> {
+        let record = self.touch(id, now_ms)?;
+        if matches!(record.state, State::Blocked | State::Queued) && record.priority != priority {
+            record.priority = priority;
+            write(record, id, batch);
+        }
+        Some(record.view(id))
     }
 
     pub fn dispatched(&mut self, id: TaskId, model: Arc<str>, now_ms: u64, batch: &mut Option<Batch>) {
@@ -320,6 +393,9 @@ impl Records {
         if record.lease_ms > now_ms {
             return Held::Busy { for_ms: record.lease_ms - now_ms };
         }
+        if record.unwanted {
+            return Held::Unwanted { attempts: record.attempt };
+        }
         let begun = record.attempt.max(claim.attempts);
         if begun >= claim.max_attempts {
             return Held::Exhausted { attempts: begun };
@@ -337,7 +413,7 @@ impl Records {
         let Some(record) = self.touch(renew.id, now_ms) else { return Renewed::Unknown };
         if record.open() && record.holds(renew.nonce) {
             record.lease_ms = now_ms.saturating_add(renew.lease_ms);
-            Renewed::Renewed
+            if record.unwanted { Renewed::CancelRequested } else { Renewed::Renewed }
         } else {
             Renewed::Lost
         }
@@ -383,6 +459,8 @@ impl Records {
                 },
                 state,
                 held: nonce.is_some(),
+                unwanted: false,
+                priority: None,
                 told_apart: false,
             };
             write(self.insert(id, record), id, batch);
@@ -412,6 +490,7 @@ impl Records {
             record.attempt = record.attempt.max(1);
         }
         (record.state, record.touched_ms) = (state, now_ms);
+        (record.unwanted, record.priority) = (false, None);
         if let Some(more) = &mut record.more {
             (more.model, more.worker, more.started) = (None, None, None);
         }

@@ -12,6 +12,9 @@ use crate::store::StoreError;
 /// Most workers, most models, and most values.
 const THINGS: usize = 10_000;
 
+/// Name of the value that holds the paused models: no caller's key is empty.
+const PAUSED: &str = "";
+
 #[derive(Default)]
 pub(super) struct Shelf {
     /// Each with when it expires, in milliseconds since the Unix epoch.
@@ -95,6 +98,33 @@ impl Shelf {
         let address = write(batch, old, |out| entry::put_value(out, key, &value));
         self.values.insert(key.to_owned(), (value, address));
         Ok(())
+    }
+
+    /// They are one value.
+    pub fn pause(&mut self, model: &str, paused: bool, batch: &mut Option<Batch>) -> Result<(), StoreError> {
+        let mut models = self.paused()?;
+        match (models.binary_search_by(|known| known.as_str().cmp(model)), paused) {
+            (Err(place), true) => {
+                check_room(models.len(), "paused models")?;
+                models.insert(place, model.to_owned());
+            }
+            (Ok(place), false) => {
+                models.remove(place);
+            }
+            _ => return Ok(()),
+        }
+        let json = serde_json::to_vec(&models).map_err(|error| StoreError::Refused(error.to_string()))?;
+        self.put(PAUSED, json.into(), batch)
+    }
+
+    /// In the order of their names.
+    pub fn paused(&self) -> Result<Vec<String>, StoreError> {
+        match self.values.get(PAUSED) {
+            Some((json, _)) => {
+                serde_json::from_slice(json).map_err(|error| StoreError::Corrupt(format!("the paused models: {error}")))
+            }
+            None => Ok(Vec::new()),
+        }
     }
 
     pub fn fetch(&self, key: &str) -> Option<Bytes> {

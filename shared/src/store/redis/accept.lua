@@ -1,9 +1,10 @@
 -- KEYS: the list, its counter, then each task's record.
 -- ARGV: prefix of records, milliseconds to keep, most listed, most followers; then each task's record.
--- Answers 0 when all are new; otherwise for each: 0 when it is new, or { 1 known | 2 conflict, id, record }.
+-- Answers 0 when all are new; otherwise for each: 0 when it is new, or { 1 known | 2 conflict | 3 to be cancelled, id,
+-- record }.
 
 local PREFIX, KEEP, LISTED, FOLLOWERS = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local answers, entries = {}, {}
+local answers, entries, new = {}, {}, 0
 
 for number = 1, #KEYS - 2 do
   local key, record = KEYS[number + 2], ARGV[number + 4]
@@ -17,7 +18,7 @@ for number = 1, #KEYS - 2 do
     known = redis.call('GET', key)
     local first = not known and redis.call('GET', alias)
     if first then
-      known = redis.call('GET', PREFIX .. first)
+      known = record_at(PREFIX .. first)
       key = known and PREFIX .. first or key
     end
     if not known then
@@ -26,22 +27,33 @@ for number = 1, #KEYS - 2 do
     end
   end
 
-  if not known then
+  if known and #known == 1 then
+    -- It was to be cancelled before it came.
+    record = marked(record, at, 4)
+    write(key, record, at, KEEP)
+    if alias then
+      redis.call('SET', alias, sub(key, -32), 'PX', KEEP)
+    end
+    entries[#entries + 1] = listed(key, sub(record, 2, 9))
+    answers[number] = { 3, sub(key, -32), record }
+  elseif not known then
     entries[#entries + 1] = listed(key, sub(record, 2, 9))
     answers[number] = 0
+    new = new + 1
   elseif byte(known, 10) == byte(record, 10) and sub(known, 11, 26) ~= sub(record, 11, 26) then
     answers[number] = { 2, sub(key, -32), known }
   else
-    local known_at = run_of(known)
+    local known_at, kind = run_of(known), 1
     if byte(known, known_at) < SUCCEEDED then
+      kind = unwanted(known, known_at) and 3 or 1
       if from < at then
         known, known_at = follow(known, known_at, sub(record, from, at - 1), FOLLOWERS)
       end
       write(key, known, known_at, KEEP)
     end
-    answers[number] = { 1, sub(key, -32), known }
+    answers[number] = { kind, sub(key, -32), known }
   end
 end
 
 list(KEYS[1], KEYS[2], entries, LISTED)
-return #entries == #KEYS - 2 and 0 or answers
+return new == #KEYS - 2 and 0 or answers

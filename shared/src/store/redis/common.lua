@@ -14,7 +14,9 @@
 --
 --   +0   1  state, as numbered below
 --   +1   4  attempts begun
---   +5   1  whether an attempt holds the task or has settled it: 0 none, 1 one that claimed, 2 a first one that did not
+--   +5   1  whether an attempt holds the task or has settled it: 0 none, 1 one that claimed, 2 a first one that did not;
+--           and, while it has not ended, its marks: plus 4 when somebody asked to cancel it, plus 16 times (n + 1) when it
+--           was given the priority n
 --   +6  16  nonce of that attempt
 --  +22   8  until when it holds the task: milliseconds since the epoch
 --  +30   8  when it began: microseconds since the epoch
@@ -23,6 +25,8 @@
 --  +50      model that was chosen, worker of that attempt
 --
 -- The rest is the task as it was accepted, or its result once it has ended. No script looks into it.
+--
+-- Where a task was to be cancelled that has no record, there is one byte instead of a record, for a while.
 
 local QUEUED, DISPATCHED, RUNNING, SUCCEEDED = 1, 2, 3, 4
 
@@ -32,6 +36,12 @@ local byte, sub, pack, unpack_of = string.byte, string.sub, struct.pack, struct.
 local function clock()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000), time[1] * 1000000 + time[2]
+end
+
+-- A key's record, or nil.
+local function record_at(key)
+  local record = redis.call('GET', key)
+  return record and #record > 1 and record or nil
 end
 
 -- Where the run of a record begins.
@@ -50,7 +60,24 @@ end
 
 -- Attempts begun, whether one holds the task, its nonce, and until when.
 local function attempt_of(record, at)
-  return unpack_of('<I4Bc16I8', record, at + 1)
+  local tries, held, holder, lease = unpack_of('<I4Bc16I8', record, at + 1)
+  return tries, held % 4, holder, lease
+end
+
+-- What was asked of a task while it lives.
+local function marks_of(record, at)
+  local held = byte(record, at + 5)
+  return held - held % 4
+end
+
+-- Whether somebody asked to cancel it.
+local function unwanted(record, at)
+  return marks_of(record, at) % 8 == 4
+end
+
+-- The record with other marks.
+local function marked(record, at, marks)
+  return sub(record, 1, at + 4) .. pack('<B', byte(record, at + 5) % 4 + marks) .. sub(record, at + 6)
 end
 
 -- A record is kept for so long from now, in milliseconds, and so is the key that leads to it.

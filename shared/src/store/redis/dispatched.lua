@@ -5,7 +5,7 @@ local _, now_us = clock()
 local answers = {}
 
 for number, key in ipairs(KEYS) do
-  local record, model = redis.call('GET', key), ARGV[number + 1]
+  local record, model = record_at(key), ARGV[number + 1]
   local at = record and run_of(record)
   local state = record and byte(record, at)
   if state == QUEUED or state == DISPATCHED then

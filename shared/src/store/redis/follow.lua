@@ -4,12 +4,12 @@
 local answers = {}
 
 for number, key in ipairs(KEYS) do
-  local record = redis.call('GET', key)
+  local record = record_at(key)
   local at = record and run_of(record)
   if record and byte(record, at) < SUCCEEDED then
     record, at = follow(record, at, ARGV[3], tonumber(ARGV[2]))
     write(key, record, at, ARGV[1])
   end
-  answers[number] = record
+  answers[number] = record or false
 end
 return answers

@@ -18,7 +18,7 @@ if from < to then
   for at = #entries, 1, -1 do
     local entry = entries[at]
     local id = sub(entry, 1, 32)
-    local record = redis.call('GET', PREFIX .. id)
+    local record = record_at(PREFIX .. id)
     -- It may be forgotten, or accepted anew: then it is further up.
     if record and sub(record, 2, 9) == sub(entry, 33) and (not STATE or byte(record, run_of(record)) == STATE) then
       answer[#answer + 1] = gone + from + at - 1

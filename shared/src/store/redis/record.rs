@@ -10,7 +10,7 @@ use crate::lifecycle::State;
 use crate::outcome::TaskResult;
 use crate::store::pack::{self, put_state, put_task};
 use crate::store::{Accept, Guard, RECORD_BYTES, StoreError};
-use crate::task::TaskId;
+use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
 
 const FORMAT: u8 = 1;
@@ -67,6 +67,11 @@ pub(super) fn ended(guard: Guard, result: &TaskResult) -> Result<Vec<u8>, StoreE
     Ok(out)
 }
 
+/// A priority as the scripts are told of it.
+pub(super) fn given(priority: Option<Priority>) -> u8 {
+    priority.map_or(0, |priority| priority.get() + 1)
+}
+
 /// Whether an attempt holds the task, or has settled it.
 enum Held {
     Not,
@@ -114,6 +119,8 @@ struct Record<'a> {
     kept: &'a [u8],
     state: State,
     attempt: u32,
+    /// The one that it was given, if it was given another than it was accepted with.
+    priority: Option<Priority>,
     began: i64,
     sent: i64,
     model: &'a str,
@@ -132,13 +139,17 @@ impl<'a> Record<'a> {
         let kept = reader.take(kept as usize)?;
         let state = pack::state(&mut reader)?;
         let attempt = u32::from_le_bytes(reader.array()?);
-        let [_held] = reader.array()?;
+        let [marks] = reader.array()?;
+        let priority = match marks / 16 {
+            0 => None,
+            given => Some(Priority::try_from(given - 1).map_err(|_| Malformed)?),
+        };
         let (_nonce, _lease) = (reader.array::<16>()?, reader.array::<8>()?);
         let (began, sent) = (i64::from_le_bytes(reader.array()?), i64::from_le_bytes(reader.array()?));
         let (model, worker) = (u16::from_le_bytes(reader.array()?), u16::from_le_bytes(reader.array()?));
         let mut text = |bytes: u16| std::str::from_utf8(reader.take(bytes.into())?).map_err(|_| Malformed);
         let (model, worker) = (text(model)?, text(worker)?);
-        Ok(Self { kept, state, attempt, began, sent, model, worker, task: reader })
+        Ok(Self { kept, state, attempt, priority, began, sent, model, worker, task: reader })
     }
 
     fn task(mut self, id: TaskId) -> Result<TaskResult, Malformed> {
@@ -148,6 +159,7 @@ impl<'a> Record<'a> {
             return Ok(task);
         }
         (task.state, task.attempt) = (self.state, self.attempt);
+        task.priority = self.priority.unwrap_or(task.priority);
         if !self.model.is_empty() {
             task.model = Some(self.model.to_owned());
         }
@@ -167,9 +179,9 @@ impl<'a> Record<'a> {
     }
 }
 
-/// Reads a record: `None` when there is none.
+/// Reads a record: `None` when there is none, or only the wish that its task be cancelled.
 pub(super) fn task(id: TaskId, record: Value) -> Result<Option<TaskResult>, StoreError> {
-    optional_bytes(record)?.map(|record| read(id, &record)).transpose()
+    optional_bytes(record)?.filter(|record| record.len() > 1).map(|record| read(id, &record)).transpose()
 }
 
 fn read(id: TaskId, record: &[u8]) -> Result<TaskResult, StoreError> {

@@ -26,6 +26,7 @@ macro_rules! scripts {
 
 scripts! {
     ACCEPT = "accept.lua"
+    CANCEL = "cancel.lua"
     CLAIM = "claim.lua"
     DISPATCHED = "dispatched.lua"
     FOLLOW = "follow.lua"
@@ -33,6 +34,7 @@ scripts! {
     LOADS = "loads.lua"
     RELEASE = "release.lua"
     RENEW = "renew.lua"
+    REPRIORITIZE = "reprioritize.lua"
     REPORT = "report.lua"
     SETTLE = "settle.lua"
 }

@@ -19,7 +19,7 @@ for number = 1, #KEYS - 2 do
   end
   local key, record, ending, guard = KEYS[number + 2], records[place], ARGV[number + 3], byte(ARGV[number + 3], 6)
 
-  if not record then
+  if not record or #record == 1 then
     local _, now_us = clock()
     local stamp = pack('<I8', now_us)
     redis.call('SET', key, '\1' .. stamp .. string.rep('\0', 21) .. ending, 'PX', KEEP)

@@ -1,0 +1,120 @@
+//! What a gateway asks of the active schedulers about waiting tasks, and what they answer.
+//!
+//! A question goes to the queue `control.<shard>` of each of them, an answer to the reply queue of who asked. Every question
+//! may be carried out late, or twice, without harm.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::task::{Priority, TaskId};
+use crate::time::Timestamp;
+
+/// The version of questions and answers. Fields are only added to it.
+pub const VERSION: u32 = 1;
+
+/// Error code of a cancelled task.
+pub const CANCELLED: &str = "cancelled";
+
+/// Most tasks of one question.
+pub const TASKS: usize = 1_000;
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Question {
+    /// [`VERSION`].
+    pub v: u32,
+    pub ask: Ask,
+}
+
+impl Question {
+    pub fn new(ask: Ask) -> Self {
+        Self { v: VERSION, ask }
+    }
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// End these tasks, if they wait. Of each its [`Fate`] is told.
+    Cancel { ids: Vec<TaskId> },
+    /// Give these tasks another priority, if they wait. Of each its [`Fate`] is told.
+    Reprioritize { ids: Vec<TaskId>, priority: Priority },
+    /// Read from the store which models are paused.
+    ReadPaused {},
+    /// Why does it wait?
+    Explain { id: TaskId },
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Answer {
+    /// [`VERSION`].
+    pub v: u32,
+    /// Whose scheduler answers.
+    pub shard: u32,
+    pub told: Told,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    /// Of each task that was asked about; one whose end could not be written in time is left out.
+    Fates {
+        fates: Vec<(TaskId, Fate)>,
+    },
+    /// What is paused was read, and is in force.
+    PausedRead {},
+    Place {
+        place: Place,
+    },
+}
+
+/// What became of a task that was to be cancelled, or to be given another priority.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It does not wait here, and was not sent from here to a worker. If it comes, it is dealt with as was asked.
+    Unknown,
+    /// What was asked is done.
+    Done,
+    /// It is with the workers.
+    Dispatched,
+    /// It had ended otherwise before.
+    Finished,
+}
+
+/// Where a task is, as a scheduler sees it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    Unknown {},
+    Dispatched {},
+    Waiting(Box<Waiting>),
+}
+
+/// Why a task waits, and behind what.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Waiting {
+    /// The binding constraint, as the label `reason` of the metric `scheduler_waiting_tasks` has it.
+    pub reason: String,
+    /// The model that it waits for.
+    pub model: String,
+    pub priority: Priority,
+    /// Since when its wait counts.
+    pub since: Timestamp,
+    /// Its earliest start, if that is yet to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts: Option<Timestamp>,
+    /// Tasks of its class and tenant that go before it. Nothing while its start is to come.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead_in_lane: Option<u64>,
+    /// There are more ahead than were counted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ahead_uncounted: bool,
+    /// Tasks that wait for its model in this shard and may start, itself among them.
+    pub queued_in_model: u64,
+    /// Tasks of the model that this shard has sent to workers and that have not ended.
+    pub dispatched_in_model: u64,
+    /// How many it may have sent at once.
+    pub capacity: u64,
+    /// By what the next one is chosen.
+    pub policy: String,
+}
