@@ -19,5 +19,6 @@ mod returns;
 mod room;
 mod service;
 mod shard;
+pub mod simulate;
 
 pub use service::Scheduler;
