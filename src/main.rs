@@ -62,6 +62,8 @@ enum Command {
     /// The slots behind the priority queue that `bench` measures against.
     #[command(hide = true)]
     BenchSlots(commands::bench::SlotsArgs),
+    /// The scheduler on a virtual clock: one row per policy.
+    Simulate(Box<commands::simulate::SimulateArgs>),
     /// Checks broker, store, queue arguments, versions and time-outs, and says what to do.
     Doctor {
         #[command(flatten)]
@@ -118,6 +120,7 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Bench(args) => commands::bench::run(*args, config).await,
         Command::BenchHop(args) => commands::bench::hop(args, config).await,
         Command::BenchSlots(args) => commands::bench::slots(args, config).await,
+        Command::Simulate(args) => commands::simulate::run(*args).await,
         Command::Schema { action } => schema::run(action),
         Command::Task(args) => return commands::task::run(args).await.into(),
         Command::Models(args) => return commands::models::run(args).await.into(),

@@ -20,5 +20,6 @@ mod returns;
 mod room;
 mod service;
 mod shard;
+pub mod simulate;
 
 pub use service::Scheduler;

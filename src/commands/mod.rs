@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod health;
 pub mod models;
 pub mod queues;
+pub mod simulate;
 pub mod task;
 pub mod workers;
 

@@ -1,0 +1,30 @@
+//! What each rule of the scheduler is worth: the production planner on a virtual clock, against other policies and
+//! against oracles, on traces and on drawn workloads.
+//!
+//! `scenario` says what is simulated, `trace` reads a file, `workload` draws one run's tasks, `engine` runs them past a
+//! `chooser` (`planned`, the planner; `moore_hodgson`, an oracle), `measure` and `fairness` take the figures, `bound`
+//! says what none can beat, and `report` puts it together. `docs/scheduling.md` says how to read it.
+
+mod arrivals;
+mod bound;
+mod chooser;
+mod distribution;
+mod engine;
+mod fairness;
+mod measure;
+mod moore_hodgson;
+mod planned;
+pub mod policies;
+mod report;
+mod scenario;
+mod summary;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod workload;
+
+pub use policies::PolicySpec;
+pub use report::{Intervals, Report, Row, SimulationError, simulate};
+pub use scenario::{Cost, Declared, Scenario, ScenarioError};
+pub use summary::Interval;
+pub use trace::{Trace, TraceError};

@@ -1,0 +1,114 @@
+//! The production planner in a run, told what the scheduler would tell it.
+
+use std::sync::Arc;
+
+use taskyard_shared::{Priority, TaskId};
+use uuid::Uuid;
+
+use crate::planner::{Arrival, Calibration, Decision, DispatchReason, Estimate, Planner, Ran, Room, policy};
+
+use super::chooser::{Choice, Chooser, Number};
+use super::policies::{PolicySpec, Told};
+use super::scenario::Scenario;
+use super::workload::{NO_DEADLINE, Task, Workload};
+
+pub struct Planned {
+    planner: Planner,
+    told: Told,
+    models: Vec<String>,
+    tenants: Vec<String>,
+    class_mean_s: Arc<[f64]>,
+}
+
+impl Planned {
+    /// `None` when the planner has no such policy.
+    pub fn new(spec: &PolicySpec, scenario: &Scenario, workload: &Workload) -> Option<Self> {
+        let policy = policy::by_name(&spec.name, spec.ageing_s.unwrap_or(scenario.planner.ageing_s))?;
+        Some(Self {
+            planner: Planner::new(policy),
+            told: spec.told,
+            models: workload.models.iter().map(|model| model.name.clone()).collect(),
+            tenants: workload.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
+            class_mean_s: workload.class_mean_s.as_slice().into(),
+        })
+    }
+
+    /// What the planner is told of a task's time; `None` when it is to know by itself.
+    fn told(&self, task: &Task) -> Option<Estimate> {
+        let seconds = match self.told {
+            Told::Learnt => return None,
+            Told::True => task.service_s(),
+            Told::Noisy => task.service_s() * task.noise,
+            Told::Class => self.class_mean_s.get(task.class as usize).copied()?,
+        };
+        Some(Estimate::exact(seconds))
+    }
+}
+
+fn id(number: Number) -> TaskId {
+    TaskId(Uuid::from_u128(u128::from(number)))
+}
+
+fn number(id: TaskId) -> Number {
+    id.0.as_u128() as Number
+}
+
+impl Chooser for Planned {
+    fn handle_arrival(&mut self, number: Number, task: &Task, now_us: u64) -> bool {
+        let arrival = Arrival {
+            id: id(number),
+            model: self.models.get(task.model as usize).cloned().unwrap_or_default(),
+            tenant: self.tenants.get(task.tenant as usize).cloned().unwrap_or_default(),
+            priority: Priority::try_from(task.priority).unwrap_or_default(),
+            kind: task.kind,
+            cost: (task.cost > 0.0).then_some(task.cost),
+            expected: self.told(task),
+            deadline_us: (task.deadline_us != NO_DEADLINE).then_some(task.deadline_us),
+            not_before_us: None,
+            arrived_us: None,
+        };
+        self.planner.handle_arrival(arrival, now_us).is_ok()
+    }
+
+    fn handle_load(&mut self, model: u32, room: Room) {
+        if let Some(name) = self.models.get(model as usize) {
+            self.planner.handle_load(name, room);
+        }
+    }
+
+    fn handle_completion(&mut self, number: Number, _task: &Task, ran_us: u64, _now_us: u64) {
+        let ran = Ran { seconds: ran_us as f64 / 1e6, whole: true };
+        self.planner.handle_completion(id(number), Some(ran));
+    }
+
+    fn poll(&mut self, now_us: u64) -> Option<Choice> {
+        Some(match self.planner.poll_decision(now_us)? {
+            Decision::Dispatch { id, reason, .. } => {
+                Choice::Dispatch { task: number(id), passes: reason == DispatchReason::Passes }
+            }
+            Decision::Expire { id, .. } => Choice::Expire(number(id)),
+        })
+    }
+
+    fn poll_timeout(&self) -> Option<u64> {
+        self.planner.poll_timeout()
+    }
+
+    /// How good the estimates were that tasks came in with; of the planner's own alone.
+    fn figures(&self) -> Vec<(&'static str, f64)> {
+        if self.told != Told::Learnt {
+            return Vec::new();
+        }
+        let mut sum = Calibration::default();
+        for model in self.planner.stats().models {
+            let of_model = model.calibration;
+            sum.tasks += of_model.tasks;
+            sum.covered += of_model.covered;
+            sum.ran_seconds += of_model.ran_seconds;
+            sum.expected_seconds += of_model.expected_seconds;
+            sum.error_seconds += of_model.error_seconds;
+        }
+        let figures = [("coverage", sum.coverage()), ("relative_error", sum.relative_error())];
+        figures.into_iter().filter_map(|(name, figure)| Some((name, figure?))).collect()
+    }
+}

@@ -1,0 +1,110 @@
+//! The policies of a run, by name: `NAME[:AGEING_SECONDS][@TOLD]`.
+//!
+//! `NAME` is one of the planner's, or `moore-hodgson`, which exists here alone. `TOLD` says what the planner knows of a
+//! task's time: nothing but what it learns (the default), `class` the true mean of the task's class, `true` the task's
+//! own time, `noisy` the task's own time times a factor whose logarithm has the standard deviation `cost.sigma`.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+use crate::planner::policy;
+
+/// What the planner is told of a task's time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    Learnt,
+    Class,
+    True,
+    Noisy,
+}
+
+impl Told {
+    const NAMED: [(Self, &'static str); 4] =
+        [(Self::Learnt, "learnt"), (Self::Class, "class"), (Self::True, "true"), (Self::Noisy, "noisy")];
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct PolicySpec {
+    text: String,
+    pub name: String,
+    /// Instead of the scenario's.
+    pub ageing_s: Option<f64>,
+    pub told: Told,
+}
+
+/// What no planner can do: it knows true times.
+pub const MOORE_HODGSON: &str = "moore-hodgson";
+const WITHOUT_DEADLINES: [&str; 6] = ["cmu", "wspt", "wspt@class", "wspt@true", "strict", "fifo"];
+const WITH_DEADLINES: [&str; 8] = ["cmu", "wspt", "wspt@class", "wspt@true", "edf", "strict", "fifo", MOORE_HODGSON];
+
+impl fmt::Display for PolicySpec {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(&self.text)
+    }
+}
+
+impl Serialize for PolicySpec {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&self.text)
+    }
+}
+
+impl std::str::FromStr for PolicySpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let (rest, told) = match text.split_once('@') {
+            None => (text, Told::Learnt),
+            Some((rest, word)) => {
+                let known = Told::NAMED.into_iter().find(|&(_, name)| name == word);
+                let words = Told::NAMED.map(|(_, name)| name).join(", ");
+                (rest, known.ok_or_else(|| format!("{text:?}: after @ comes one of {words}"))?.0)
+            }
+        };
+        let (name, ageing_s) = match rest.split_once(':') {
+            None => (rest, None),
+            Some((name, number)) => {
+                let seconds = number.parse().ok().filter(|&seconds: &f64| seconds.is_finite() && seconds > 0.0);
+                (name, Some(seconds.ok_or_else(|| format!("{text:?}: after : come seconds of ageing, over 0"))?))
+            }
+        };
+        if name != MOORE_HODGSON && policy::by_name(name, 1.0).is_none() {
+            return Err(format!("{name:?} is no policy: there are cmu, fifo, strict, edf, wspt and {MOORE_HODGSON}"));
+        }
+        let told = if name == MOORE_HODGSON { Told::True } else { told };
+        Ok(Self { text: text.to_owned(), name: name.to_owned(), ageing_s, told })
+    }
+}
+
+/// All that a scenario has a use for.
+pub fn usual(deadlines: bool) -> Vec<String> {
+    let names: &[&str] = if deadlines { &WITH_DEADLINES } else { &WITHOUT_DEADLINES };
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_and_what_is_none_is_said() {
+        let spec: PolicySpec = "cmu:2.5@class".parse().unwrap();
+        assert_eq!((spec.name.as_str(), spec.ageing_s, spec.told), ("cmu", Some(2.5), Told::Class));
+        assert_eq!(spec.to_string(), "cmu:2.5@class");
+        assert_eq!("moore-hodgson".parse::<PolicySpec>().unwrap().told, Told::True);
+        for (text, words) in [
+            ("best", "is no policy"),
+            ("wspt@guess", "one of learnt, class"),
+            ("cmu:-1", "over 0"),
+            ("", "is no policy"),
+        ] {
+            let error = text.parse::<PolicySpec>().unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+        for name in usual(true).iter().chain(&usual(false)) {
+            name.parse::<PolicySpec>().unwrap();
+        }
+    }
+}

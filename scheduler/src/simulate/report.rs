@@ -1,0 +1,180 @@
+//! All runs of a scenario, put together: one row per load and policy.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::Serialize;
+
+use super::bound::least_cost;
+use super::chooser::Chooser;
+use super::engine::{self, Fate};
+use super::measure::{Figures, Measured, measure};
+use super::moore_hodgson::MooreHodgson;
+use super::planned::Planned;
+use super::policies::{MOORE_HODGSON, PolicySpec, usual};
+use super::scenario::Scenario;
+use super::summary::Interval;
+use super::trace::Trace;
+use super::workload::Workload;
+
+/// Figures over all seeds, by name.
+pub type Intervals = BTreeMap<&'static str, Interval>;
+
+#[derive(Clone, PartialEq, Debug, Serialize)]
+pub struct Row {
+    pub policy: PolicySpec,
+    pub load: f64,
+    pub seeds: u32,
+    pub figures: Intervals,
+    pub by_priority: BTreeMap<u8, Intervals>,
+    pub by_tenant: BTreeMap<String, Intervals>,
+    pub by_model: BTreeMap<String, Intervals>,
+    /// The runs themselves, for plots.
+    #[serde(skip)]
+    pub runs: Vec<Measured>,
+}
+
+#[derive(Clone, PartialEq, Debug)]
+pub struct Report {
+    pub description: String,
+    /// Tasks of one run.
+    pub tasks: usize,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SimulationError {
+    #[error("policies: {0}")]
+    Policy(String),
+    #[error("{policy} at load {load}: {fault}")]
+    Inconsistent { policy: String, load: String, fault: String },
+}
+
+/// Runs every load, seed and policy, on so many threads at once.
+///
+/// # Errors
+/// A policy that is none, or a run that did not come to an end for every task.
+pub fn simulate(scenario: &Scenario, trace: Option<&Trace>, threads: usize) -> Result<Report, SimulationError> {
+    let names = match scenario.policies.as_slice() {
+        [] => usual(scenario.deadlines.is_some()),
+        names => names.to_vec(),
+    };
+    let specs: Result<Vec<PolicySpec>, String> = names.iter().map(|name| name.parse()).collect();
+    let specs = specs.map_err(SimulationError::Policy)?;
+    let jobs: Vec<(usize, u32)> =
+        (0..scenario.load.len()).flat_map(|load| (1..=scenario.seeds).map(move |seed| (load, seed))).collect();
+    let next = AtomicUsize::new(0);
+    // By load, seed and policy.
+    let done: Mutex<BTreeMap<(usize, u32, usize), Measured>> = Mutex::default();
+    let failed: Mutex<Option<SimulationError>> = Mutex::default();
+    let tasks = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.clamp(1, jobs.len().max(1)) {
+            scope.spawn(|| {
+                while let Some(&(load, seed)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let workload =
+                        Workload::draw(scenario, trace, seed, scenario.load.get(load).copied().unwrap_or(1.0));
+                    tasks.store(workload.tasks.len(), Ordering::Relaxed);
+                    let least = least_cost(&workload);
+                    for (policy, spec) in specs.iter().enumerate() {
+                        match run_one(spec, scenario, &workload, seed, least) {
+                            Ok(measured) => {
+                                lock(&done).insert((load, seed, policy), measured);
+                            }
+                            Err(fault) => {
+                                let load = scenario.load.get(load).map_or(String::new(), f64::to_string);
+                                let policy = spec.to_string();
+                                *lock(&failed) = Some(SimulationError::Inconsistent { policy, load, fault });
+                                // The others stop at their next job.
+                                next.store(jobs.len(), Ordering::Relaxed);
+                                return;
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        return Err(error);
+    }
+    let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut rows = Vec::new();
+    for (number, &load) in scenario.load.iter().enumerate() {
+        for (policy, spec) in specs.iter().enumerate() {
+            let runs: Vec<Measured> =
+                (1..=scenario.seeds).filter_map(|seed| done.remove(&(number, seed, policy))).collect();
+            rows.push(Row::of(spec.clone(), load, runs));
+        }
+    }
+    Ok(Report { description: scenario.description.clone(), tasks: tasks.into_inner(), rows })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn run_one(
+    spec: &PolicySpec,
+    scenario: &Scenario,
+    workload: &Workload,
+    seed: u32,
+    least: f64,
+) -> Result<Measured, String> {
+    let mut chooser = chooser(spec, scenario, workload).ok_or("the planner has no such policy")?;
+    let course = engine::run(workload, scenario, seed, &mut *chooser);
+    let open = course.ends.iter().filter(|end| end.fate == Fate::Open).count();
+    if open > 0 || course.faults > 0 {
+        return Err(format!("{open} tasks came to no end, and {} decisions made no sense", course.faults));
+    }
+    let mut measured = measure(workload, &course, scenario.warm_up, least);
+    measured.overall.extend(chooser.figures());
+    Ok(measured)
+}
+
+pub(super) fn chooser(spec: &PolicySpec, scenario: &Scenario, workload: &Workload) -> Option<Box<dyn Chooser>> {
+    Some(match spec.name.as_str() {
+        MOORE_HODGSON => Box::new(MooreHodgson::new(workload)),
+        _ => Box::new(Planned::new(spec, scenario, workload)?),
+    })
+}
+
+impl Row {
+    fn of(policy: PolicySpec, load: f64, runs: Vec<Measured>) -> Self {
+        Self {
+            policy,
+            load,
+            seeds: runs.len() as u32,
+            figures: over_runs(runs.iter().map(|run| &run.overall)),
+            by_priority: over_groups(&runs, |run| &run.by_priority),
+            by_tenant: over_groups(&runs, |run| &run.by_tenant),
+            by_model: over_groups(&runs, |run| &run.by_model),
+            runs,
+        }
+    }
+
+    /// The mean over the seeds.
+    pub fn mean(&self, name: &str) -> Option<f64> {
+        self.figures.get(name).map(|interval| interval.mean)
+    }
+}
+
+fn over_runs<'a>(runs: impl Iterator<Item = &'a Figures>) -> Intervals {
+    let mut values: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
+    for (&name, &value) in runs.flatten() {
+        values.entry(name).or_default().push(value);
+    }
+    values.into_iter().filter_map(|(name, values)| Some((name, Interval::of(&values)?))).collect()
+}
+
+fn over_groups<K: Ord + Clone>(
+    runs: &[Measured],
+    groups: impl Fn(&Measured) -> &BTreeMap<K, Figures>,
+) -> BTreeMap<K, Intervals> {
+    let mut of_key: BTreeMap<K, Vec<&Figures>> = BTreeMap::new();
+    for (key, figures) in runs.iter().flat_map(&groups) {
+        of_key.entry(key.clone()).or_default().push(figures);
+    }
+    of_key.into_iter().map(|(key, runs)| (key, over_runs(runs.into_iter()))).collect()
+}

@@ -1,0 +1,212 @@
+//! `taskyard simulate`: the production planner on a virtual clock, one row per policy.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use taskyard_scheduler::simulate::{Declared, PolicySpec, Row, Scenario, Trace, simulate};
+
+use crate::failure::Failure;
+use crate::output::{Format, Output, colour};
+
+#[derive(Args, Clone, Debug)]
+pub struct SimulateArgs {
+    /// What is simulated (TOML); see examples/scenarios
+    #[arg(required_unless_present = "trace")]
+    scenario: Option<PathBuf>,
+    /// A trace (CSV, gzipped or not): instead of the scenario's, or alone with the defaults
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Policies, as NAME[:AGEING_SECONDS][@learnt|class|true|noisy]; all that the scenario has a use for without it
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    policy: Vec<PolicySpec>,
+    /// Runs of each, with random numbers of their own; 5 unless the scenario says otherwise
+    #[arg(long, value_name = "N")]
+    seeds: Option<u32>,
+    /// Offered work over capacity; 0.95 unless the scenario says otherwise
+    #[arg(long, value_name = "LOADS", value_delimiter = ',')]
+    load: Vec<f64>,
+    /// How many tasks of it, at most as many as a trace with arrivals has
+    #[arg(long, value_name = "N")]
+    tasks: Option<usize>,
+    /// What of a task's size its publisher declares
+    #[arg(long, value_enum)]
+    cost: Option<CostArg>,
+    /// Figures of each policy as a whole, or of its parts
+    #[arg(long, value_enum, default_value_t)]
+    by: By,
+    /// Also writes a report with plots, as one HTML file
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Runs at once; as many as there are cores
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// How data is printed
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CostArg {
+    /// The time it will take
+    True,
+    /// Its input tokens
+    Input,
+    /// The mean time of its class
+    Class,
+    /// Nothing
+    None,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug, ValueEnum)]
+enum By {
+    #[default]
+    Policy,
+    Priority,
+    Tenant,
+    Model,
+}
+
+pub async fn run(arguments: SimulateArgs) -> Result<(), Failure> {
+    let mut scenario = match (&arguments.scenario, &arguments.trace) {
+        (Some(path), _) => Scenario::read(path).map_err(|error| Failure::Usage(error.to_string()))?,
+        (None, Some(trace)) => Scenario::of_trace(trace),
+        // Clap asks for one of the two.
+        (None, None) => return Err(Failure::Usage("a scenario or a trace is needed".to_owned())),
+    };
+    if let Some(path) = &arguments.trace {
+        scenario.use_trace(path);
+    }
+    if !arguments.policy.is_empty() {
+        scenario.policies = arguments.policy.iter().map(PolicySpec::to_string).collect();
+    }
+    if !arguments.load.is_empty() {
+        scenario.load.clone_from(&arguments.load);
+    }
+    scenario.seeds = arguments.seeds.unwrap_or(scenario.seeds);
+    scenario.tasks = arguments.tasks.or(scenario.tasks);
+    scenario.cost.declared = arguments.cost.map(Declared::from).or(scenario.cost.declared);
+    if let Some(fault) = scenario.fault() {
+        return Err(Failure::Usage(fault));
+    }
+    let threads = arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+    let computed = tokio::task::spawn_blocking(move || {
+        let trace = match &scenario.trace {
+            Some(used) => Some(Trace::read(&used.file).map_err(|error| Failure::Usage(error.to_string()))?),
+            None => None,
+        };
+        simulate(&scenario, trace.as_ref(), threads).map_err(|error| Failure::Failed(error.to_string()))
+    });
+    let report = computed.await.map_err(|error| Failure::Internal(format!("the simulation broke off: {error}")))??;
+    let mut out = std::io::stdout().lock();
+    let mut output = Output { format: arguments.output, colour: colour(), out: &mut out };
+    match (arguments.output, arguments.by) {
+        (Format::Table, By::Policy) => print_policies(&mut output, &report.rows)?,
+        (Format::Table, by) => print_parts(&mut output, &report.rows, by)?,
+        _ => output.rows(&[], &report.rows, |_| Vec::new())?,
+    }
+    Ok(())
+}
+
+impl From<CostArg> for Declared {
+    fn from(cost: CostArg) -> Self {
+        match cost {
+            CostArg::True => Self::True,
+            CostArg::Input => Self::Input,
+            CostArg::Class => Self::Class,
+            CostArg::None => Self::None,
+        }
+    }
+}
+
+/// A column of the table: its head, and the figure's name.
+const COLUMNS: [(&str, &str); 15] = [
+    ("in time", "attainment"),
+    ("of accepted", "attainment_accepted"),
+    ("cost", "cost_ratio"),
+    ("wait", "wait_mean_s"),
+    ("p50", "wait_p50_s"),
+    ("p99", "wait_p99_s"),
+    ("p99.9", "wait_p999_s"),
+    ("longest", "wait_longest_s"),
+    ("lowest", "starvation"),
+    ("slowdown", "slowdown_mean"),
+    ("busy", "utilisation"),
+    ("jain", "jain"),
+    ("backlogged", "jain_backlogged"),
+    ("after jump", "cost_after_jump_s"),
+    ("covered", "coverage"),
+];
+
+fn print_policies(output: &mut Output<'_>, rows: &[Row]) -> Result<(), Failure> {
+    let used: Vec<_> =
+        COLUMNS.iter().filter(|(_, name)| rows.iter().any(|row| row.figures.contains_key(name))).collect();
+    let mut headers = vec!["policy", "load"];
+    for (head, name) in &used {
+        headers.push(head);
+        if *name == "cost_ratio" {
+            headers.push("±");
+        }
+    }
+    let cells = |row: &Row| {
+        let mut cells = vec![row.policy.to_string(), row.load.to_string()];
+        for (_, name) in &used {
+            let interval = row.figures.get(name);
+            cells.push(interval.map_or("-".to_owned(), |interval| number(interval.mean)));
+            if *name == "cost_ratio" {
+                cells.push(interval.and_then(|interval| interval.ci95).map_or("-".to_owned(), number));
+            }
+        }
+        cells
+    };
+    Ok(output.rows(&headers, rows, cells)?)
+}
+
+/// One row for each part of each policy.
+#[derive(Serialize)]
+struct Part<'a> {
+    row: &'a Row,
+    name: String,
+    figures: &'a taskyard_scheduler::simulate::Intervals,
+}
+
+fn print_parts(output: &mut Output<'_>, rows: &[Row], by: By) -> Result<(), Failure> {
+    let mut parts = Vec::new();
+    for row in rows {
+        let named = |name: String, figures| Part { row, name, figures };
+        match by {
+            By::Priority => parts.extend(row.by_priority.iter().map(|(name, part)| named(name.to_string(), part))),
+            By::Tenant => parts.extend(row.by_tenant.iter().map(|(name, part)| named(name.clone(), part))),
+            By::Model => parts.extend(row.by_model.iter().map(|(name, part)| named(name.clone(), part))),
+            By::Policy => parts.push(named(String::new(), &row.figures)),
+        }
+    }
+    let head = match by {
+        By::Priority => "priority",
+        By::Tenant => "tenant",
+        By::Model => "model",
+        By::Policy => "",
+    };
+    let names = ["tasks", "attainment", "wait_mean_s", "wait_p50_s", "wait_p99_s", "wait_p999_s", "wait_longest_s"];
+    let headers = ["policy", "load", head, "tasks", "in time", "wait", "p50", "p99", "p99.9", "longest"];
+    let cells = |part: &Part<'_>| {
+        let mut cells = vec![part.row.policy.to_string(), part.row.load.to_string(), part.name.clone()];
+        cells.extend(names.map(|name| part.figures.get(name).map_or("-".to_owned(), |figure| number(figure.mean))));
+        cells
+    };
+    Ok(output.rows(&headers, &parts, cells)?)
+}
+
+/// Three digits that count.
+fn number(value: f64) -> String {
+    let size = value.abs();
+    match size {
+        _ if !value.is_finite() => "-".to_owned(),
+        0.0 => "0".to_owned(),
+        _ if size >= 100.0 => format!("{value:.0}"),
+        _ if size >= 10.0 => format!("{value:.1}"),
+        _ if size >= 0.1 => format!("{value:.3}"),
+        _ if size >= 0.001 => format!("{value:.5}"),
+        _ => format!("{value:.1e}"),
+    }
+}
