@@ -79,7 +79,7 @@ impl Planner {
                 let ahead = model.backlog.ahead(record, stage, &*self.policy, AHEAD_LIMIT);
                 (model.capacity.wait_reason(), None, Some(ahead))
             }
-            Place::Dispatched { .. } | Place::Expired => return None,
+            Place::Dispatched { .. } | Place::Leaving => return None,
         };
         Some(Explanation {
             reason,

@@ -8,12 +8,14 @@ use std::sync::Arc;
 
 use super::backlog::Backlog;
 use super::capacity::{Capacity, Room};
+use super::deadlines::Deadlines;
 use super::names::Names;
 
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) backlog: Backlog,
     pub(super) capacity: Capacity,
+    pub(super) deadlines: Deadlines,
     is_ready: bool,
 }
 
@@ -61,9 +63,12 @@ impl Models {
 
     /// One more task, or a capacity, of this model is known. Each is [released](Self::release) once.
     pub(super) fn acquire(&mut self, name: &str) -> u32 {
+        let is_new = self.names.find(name).is_none();
         let model = self.names.acquire(name);
-        if model as usize == self.models.len() {
-            self.models.push(Model::default());
+        match self.models.get_mut(model as usize) {
+            Some(known) if is_new => *known = Model::default(),
+            Some(_) => {}
+            None => self.models.push(Model::default()),
         }
         model
     }
@@ -89,7 +94,7 @@ impl Models {
 
     /// To be called after any change of a model's tasks or credits.
     pub(super) fn refresh_ready(&mut self, model: u32) {
-        let Model { backlog, capacity, is_ready } = self.get_mut(model);
+        let Model { backlog, capacity, is_ready, .. } = self.get_mut(model);
         let ready = capacity.has_credit() && !backlog.is_empty();
         if *is_ready != ready {
             *is_ready = ready;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::Cmu;
-use taskyard_scheduler::planner::{Arrival, Decision, Planner};
+use taskyard_scheduler::planner::{Arrival, Decision, Late, Planner};
 
 use super::{SECOND, arrival, id};
 
@@ -33,6 +33,13 @@ struct Slot {
     now_us: u64,
 }
 
+/// Tasks that are late run too, urgent as they are.
+fn keeping() -> Planner {
+    let mut planner = Planner::new(Cmu::new(AGEING_SECONDS));
+    planner.set_late(Late::Keep);
+    planner
+}
+
 impl Slot {
     fn arrive(&mut self, work: &Work) -> f64 {
         let seconds = seconds(work.cost);
@@ -56,7 +63,7 @@ impl Slot {
                     }
                     return number == 0;
                 }
-                Some(Decision::Expire { .. }) => {}
+                Some(Decision::Expire { .. } | Decision::Shed { .. }) => {}
                 None => panic!("idle while a task waits"),
             }
         }
@@ -69,7 +76,7 @@ proptest! {
     /// One slot is always busy, and as much comes as it can do: at best all of it worth more than the one that waits.
     #[test]
     fn no_task_waits_longer_than_the_bound(backlog in work(8), stream in work(20), cost in 0..5u8) {
-        let mut slot = Slot { planner: Planner::new(Cmu::new(AGEING_SECONDS)), run_seconds: Vec::new(), now_us: 0 };
+        let mut slot = Slot { planner: keeping(), run_seconds: Vec::new(), now_us: 0 };
         slot.planner.handle_load("m", 1);
         slot.planner.handle_arrival(arrival(0, 0, seconds(cost)), 0).unwrap();
         let backlog_seconds: f64 = backlog.iter().map(|work| slot.arrive(work)).sum();
@@ -97,7 +104,7 @@ proptest! {
 /// The bound is no mere safe number: the hardest stream comes near to it.
 #[test]
 fn the_hardest_stream_comes_near_the_bound() {
-    let mut slot = Slot { planner: Planner::new(Cmu::new(AGEING_SECONDS)), run_seconds: Vec::new(), now_us: 0 };
+    let mut slot = Slot { planner: keeping(), run_seconds: Vec::new(), now_us: 0 };
     slot.planner.handle_load("m", 1);
     slot.planner.handle_arrival(arrival(0, 0, seconds(2)), 0).unwrap();
     let best = Work { priority: 9, cost: 0, urgent: false };

@@ -83,6 +83,8 @@ pub struct SchedulerSettings {
     /// `cmu`, `fifo`, `strict`, `edf` or `wspt`.
     pub policy: String,
     pub shards: u32,
+    /// `refuse`, `demote` or `keep`.
+    pub late: String,
     pub ageing_s: f64,
     pub window_tasks: usize,
     pub max_held_s: u64,
