@@ -25,7 +25,9 @@ use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Outstanding};
 use crate::metrics::Metrics;
 use crate::offers::Offers;
-use crate::planner::{Arrival, Decision, DispatchReason, Fairness, Planner, Prior, Ran, Refusal, TenantLimits, policy};
+use crate::planner::{
+    Arrival, Decision, DispatchReason, Fairness, Late, Planner, Prior, Ran, Refusal, ShedReason, TenantLimits, policy,
+};
 use crate::room::Room;
 use crate::shard::Shard;
 
@@ -142,7 +144,11 @@ impl Core {
         let floors = [settings.floor_low, settings.floor_middle, settings.floor_high];
         let fairness = Fairness::of_policy(policy.name(), settings.fair_allowance, floors);
         // Ids come from outsiders: nobody may know where their tables put them.
+        let keeps_deadlines = policy.keeps_deadlines();
         let mut planner = Planner::with_seed(policy, fastrand::u64(..)).with_fairness(fairness);
+        if let Some(late) = Late::by_name(&settings.late).filter(|_| keeps_deadlines) {
+            planner.set_late(late);
+        }
         for spec in models.values() {
             planner.handle_model(&spec.name, prior(spec));
         }
@@ -304,6 +310,17 @@ impl Core {
             }
             // The same task twice: one of them is enough, and the store knows whom to tell.
             Err(Refusal::Duplicate) => self.ack(task.receipt.into_iter().collect()),
+            Err(refusal @ Refusal::DeadlineUnreachable { finish_us }) => {
+                let late = task
+                    .envelope
+                    .deadline
+                    .map_or(0.0, |at| finish_us.saturating_sub(self.clock.micros(at)) as f64 / 1e6);
+                let message = format!(
+                    "it, or others of more worth per second, would miss the deadline: it would end {late:.3} s after it"
+                );
+                self.metrics.turned_away(&spec.name, refusal.as_str());
+                self.refuse(task, State::Rejected, refusal.as_str(), message, false);
+            }
         }
     }
 
@@ -462,6 +479,12 @@ impl Core {
                     });
                     if group.is_full() {
                         self.send(std::mem::take(&mut group));
+                    }
+                }
+                Decision::Shed { id, model, reason } => {
+                    self.metrics.turned_away(&model, reason.as_str());
+                    if let Some(task) = self.held.remove(&id) {
+                        self.refuse(task, State::Rejected, reason.as_str(), shed_message(reason).into(), false);
                     }
                 }
                 Decision::Expire { id, .. } => {
@@ -636,6 +659,12 @@ impl Core {
 /// What a model's settings say of it.
 fn prior(spec: &ModelSpec) -> Prior {
     Prior { expected_seconds: spec.expected_ms.map(|ms| ms / 1e3) }
+}
+
+fn shed_message(reason: ShedReason) -> &'static str {
+    match reason {
+        ShedReason::Deadline => "not all that wait can meet their deadlines, and this one gave way",
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

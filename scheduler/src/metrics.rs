@@ -22,6 +22,7 @@ struct Inner {
     finished: IntCounterVec,
     dead_lettered: IntCounterVec,
     deadline_missed: IntCounterVec,
+    turned_away: IntCounterVec,
     backlog: IntGaugeVec,
     oldest_age: GaugeVec,
     weighted_seconds: GaugeVec,
@@ -69,6 +70,11 @@ impl Metrics {
                 "deadline_missed_total",
                 "Tasks with a deadline that ended after it or never ran.",
                 &["model"],
+            )?,
+            turned_away: registry.counters(
+                "tasks_turned_away_total",
+                "Tasks that did not run because of their deadline, by model and code: refused when they came, or shed.",
+                &["model", "reason"],
             )?,
             backlog: registry.gauges("backlog_tasks", "Admitted tasks that are not dispatched.", &["model"])?,
             oldest_age: registry.float_gauges(
@@ -151,6 +157,12 @@ impl Metrics {
         if state == State::Expired {
             self.0.deadline_missed.with_label_values(&[model]).inc();
         }
+    }
+
+    /// By its deadline, before it passed.
+    pub fn turned_away(&self, model: &str, reason: &str) {
+        self.0.turned_away.with_label_values(&[model, reason]).inc();
+        self.0.deadline_missed.with_label_values(&[model]).inc();
     }
 
     pub fn dead_lettered(&self, reason: &str) {

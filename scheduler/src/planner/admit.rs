@@ -31,12 +31,15 @@ pub struct Arrival {
 pub enum Refusal {
     /// The id is already waiting or dispatched.
     Duplicate,
+    /// It, or one of more worth that was admitted, would miss its deadline. It would have ended at this time.
+    DeadlineUnreachable { finish_us: u64 },
 }
 
 impl Refusal {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Duplicate => "duplicate",
+            Self::DeadlineUnreachable { .. } => "deadline_unreachable",
         }
     }
 }

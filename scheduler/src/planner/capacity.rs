@@ -1,6 +1,6 @@
 //! The credit of one model: what its live workers can hold, less what was dispatched and has not come back.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::decision::WaitReason;
 use super::policy::Policy;
@@ -37,6 +37,10 @@ pub(super) struct Capacity {
     is_resting: bool,
     /// Dispatched tasks by the time of their dispatch.
     outstanding: BTreeSet<(u64, Handle)>,
+    /// Those of them that were sent ahead of the slots and are yet to begin, in the order in which they will.
+    ahead: BTreeSet<(u64, Handle)>,
+    /// When those began that had been sent ahead. The others began when they were dispatched.
+    begun: BTreeMap<Handle, u64>,
     /// Those of them that went past others.
     passing: usize,
     /// What the policy made of the task that was dispatched last, leaving out those that went past others.
@@ -96,8 +100,38 @@ impl Capacity {
         }
     }
 
+    /// What was sent ahead begins where slots have got free.
+    pub(super) fn begin(&mut self, now_us: u64) {
+        while self.outstanding.len() - self.ahead.len() < self.slots
+            && let Some((_, task)) = self.ahead.pop_first()
+        {
+            self.begun.insert(task, now_us);
+        }
+    }
+
+    /// The tasks that run, and when each began.
+    pub(super) fn running(&self) -> impl Iterator<Item = (Handle, u64)> {
+        let begun = self.outstanding.iter().filter(|&&(at_us, task)| {
+            self.ahead.is_empty() || !self.ahead.contains(&(at_us, task)) && !self.ahead.contains(&(0, task))
+        });
+        begun.map(|&(at_us, task)| (task, self.begun_us(at_us, task)))
+    }
+
+    /// When a task that was dispatched at this time began, as far as is known.
+    pub(super) fn begun_us(&self, dispatched_us: u64, task: Handle) -> u64 {
+        if self.begun.is_empty() { dispatched_us } else { self.begun.get(&task).copied().unwrap_or(dispatched_us) }
+    }
+
+    /// The tasks that were sent ahead and are yet to begin.
+    pub(super) fn ahead(&self) -> impl Iterator<Item = Handle> {
+        self.ahead.iter().map(|&(_, task)| task)
+    }
+
     /// With a score of `None` it is not to be passed more easily than what went before it.
     pub(super) fn take(&mut self, dispatched_us: u64, task: Handle, score: Option<f64>) {
+        if self.outstanding.len() >= self.slots {
+            self.ahead.insert((dispatched_us, task));
+        }
         self.outstanding.insert((dispatched_us, task));
         self.last_score = score.unwrap_or(self.last_score);
         self.rest_or_go_on();
@@ -105,6 +139,7 @@ impl Capacity {
 
     /// It may be one more than there are credits.
     pub(super) fn take_passing(&mut self, dispatched_us: u64, task: Handle) {
+        self.ahead.insert((0, task));
         self.outstanding.insert((dispatched_us, task));
         self.passing += 1;
         self.rest_or_go_on();
@@ -113,6 +148,12 @@ impl Capacity {
     pub(super) fn give_back(&mut self, dispatched_us: u64, task: Handle, passes: bool) {
         if self.outstanding.remove(&(dispatched_us, task)) && passes {
             self.passing -= 1;
+        }
+        if !self.ahead.is_empty() {
+            self.ahead.remove(&(if passes { 0 } else { dispatched_us }, task));
+        }
+        if !self.begun.is_empty() {
+            self.begun.remove(&task);
         }
         self.rest_or_go_on();
     }

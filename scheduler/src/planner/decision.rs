@@ -12,6 +12,27 @@ pub enum Decision {
     Dispatch { id: TaskId, model: Arc<str>, reason: DispatchReason },
     /// Tell that the task's deadline passed while it waited. The planner has forgotten it.
     Expire { id: TaskId, model: Arc<str> },
+    /// Tell that the task gave way: it was admitted, and now not all that were can be done in time. The planner has
+    /// forgotten it.
+    Shed { id: TaskId, model: Arc<str>, reason: ShedReason },
+}
+
+/// Why a task that was admitted is not to run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum ShedReason {
+    /// It, or another of more worth, would miss its deadline.
+    Deadline,
+}
+
+impl ShedReason {
+    pub const ALL: [Self; 1] = [Self::Deadline];
+
+    /// Its code in results.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Deadline => "deadline_shed",
+        }
+    }
 }
 
 /// Why this task and not another of its model.
@@ -27,10 +48,13 @@ pub enum DispatchReason {
     Passes,
     /// Its band of priorities has a share of the model's time for certain, and had less.
     Floor,
+    /// The policy's choice would have made it late, or one whose deadline is later.
+    Deadline,
 }
 
 impl DispatchReason {
-    pub const ALL: [Self; 5] = [Self::OnlyLane, Self::BestScore, Self::Oldest, Self::Passes, Self::Floor];
+    pub const ALL: [Self; 6] =
+        [Self::OnlyLane, Self::BestScore, Self::Oldest, Self::Passes, Self::Floor, Self::Deadline];
 
     pub fn as_str(self) -> &'static str {
         match self {
@@ -39,6 +63,7 @@ impl DispatchReason {
             Self::Oldest => "oldest",
             Self::Passes => "passes",
             Self::Floor => "floor",
+            Self::Deadline => "deadline",
         }
     }
 }

@@ -7,7 +7,7 @@ use super::Planner;
 use super::groups::Class;
 use super::models::Model;
 use super::shares::Standing;
-use super::tasks::{Place, Record};
+use super::tasks::{NEVER, Place, Record};
 
 impl Planner {
     /// All tasks, model by model and lane by lane, each lane in its order. Takes time and room in their number.
@@ -58,23 +58,33 @@ impl Planner {
                 capacity.iter().try_for_each(|&(_, task)| self.write_task(out, self.tasks.get(task)))?;
             }
         }
-        if !self.expired.is_empty() {
-            writeln!(out, "expired, to be told")?;
-            self.expired.iter().try_for_each(|&task| self.write_task(out, self.tasks.get(task)))?;
+        for (told, leaving) in [("expired", &self.expired), ("gave way", &self.shed)] {
+            if !leaving.is_empty() {
+                writeln!(out, "{told}, to be told")?;
+                leaving.iter().try_for_each(|&task| self.write_task(out, self.tasks.get(task)))?;
+            }
         }
         Ok(())
     }
 
     fn write_task(&self, out: &mut String, record: Option<&Record>) -> fmt::Result {
-        let Some(Record { waiting, place, .. }) = record else { return Ok(()) };
+        let Some(record) = record else { return Ok(()) };
+        let Record { waiting, place, claim_us, expires_us, .. } = record;
         write!(out, "    {} since {} takes {} s", waiting.id.0, waiting.arrival_us, waiting.expected_seconds)?;
         match place {
             Place::Delayed { start_us } => write!(out, " starts {start_us}")?,
             Place::Dispatched { at_us, .. } => write!(out, " dispatched {at_us}")?,
             Place::Lane { stage } => stage.until_us.map_or(Ok(()), |at_us| write!(out, " next stage {at_us}"))?,
-            Place::Expired => {}
+            Place::Leaving => {}
         }
-        waiting.deadline_us.map_or(Ok(()), |at_us| write!(out, " deadline {at_us}"))?;
+        match *expires_us {
+            NEVER => {}
+            at_us if waiting.deadline_us.is_none() => write!(out, " expires {at_us}, has given way")?,
+            at_us => write!(out, " deadline {at_us}")?,
+        }
+        if record.has_claim() {
+            write!(out, " begins by {claim_us}")?;
+        }
         writeln!(out)
     }
 }

@@ -109,7 +109,7 @@ impl Planner {
                 };
                 (reason, None, Some(ahead))
             }
-            Place::Dispatched { .. } | Place::Expired => return None,
+            Place::Dispatched { .. } | Place::Leaving => return None,
         };
         Some(Explanation {
             reason,

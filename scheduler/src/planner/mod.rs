@@ -8,6 +8,7 @@
 mod admit;
 mod backlog;
 mod capacity;
+mod deadlines;
 mod decision;
 mod describe;
 pub mod estimator;
@@ -28,7 +29,8 @@ mod tenants;
 
 pub use admit::{Arrival, Refusal};
 pub use capacity::Room;
-pub use decision::{Decision, DispatchReason, WaitReason};
+pub use deadlines::Late;
+pub use decision::{Decision, DispatchReason, ShedReason, WaitReason};
 pub use estimator::{Calibration, Estimate, Learnt, Prior, Ran};
 pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats, TenantStats};
 pub use fair::{BANDS, Fairness, TenantLimits};
@@ -36,11 +38,12 @@ pub use fair::{BANDS, Fairness, TenantLimits};
 use std::collections::{BTreeMap, VecDeque};
 
 use backlog::Choice;
+use deadlines::{Admission, Runs};
 use estimator::Estimator;
 use models::{Model, Models};
 use policy::Policy;
-use shares::Begin;
-use tasks::{Handle, Place, Record, Tasks};
+use shares::{Begin, Standing};
+use tasks::{Handle, NEVER, Place, Record, Tasks};
 use taskyard_shared::{Kind, Priority, TaskId};
 use tenants::{Limited, Tenants};
 
@@ -53,12 +56,25 @@ pub struct Planner {
     estimator: Estimator,
     /// One for each task that has a start or, waiting, a deadline: the earlier of them, then the order of arrival.
     alarms: BTreeMap<(u64, u64), Handle>,
+    late: Late,
     /// Tasks whose deadline passed, which is yet to be told.
     expired: VecDeque<Handle>,
+    /// Tasks that gave way, which is yet to be told.
+    shed: VecDeque<Handle>,
     /// The last decision told of a deadline, so it is a dispatch's turn.
-    told_expiry: bool,
+    told: bool,
+    /// Tasks with a claim that have ended since time was last told.
+    ended: Vec<Ended>,
     all_outstanding: usize,
     next_sequence: u64,
+}
+
+/// A task that had a claim to its deadline when it was dispatched, and has ended.
+struct Ended {
+    model: u32,
+    deadline_us: u64,
+    begun_us: u64,
+    expected_us: f64,
 }
 
 impl Planner {
@@ -71,6 +87,7 @@ impl Planner {
         let policy = policy.into();
         Self {
             fairness: Fairness::of_policy(policy.name(), Fairness::ALLOWANCE, Fairness::FLOORS),
+            late: if policy.keeps_deadlines() { Late::Refuse } else { Late::Keep },
             policy,
             tasks: Tasks::new(seed),
             models: Models::new(seed),
@@ -78,7 +95,9 @@ impl Planner {
             estimator: Estimator::new(seed),
             alarms: BTreeMap::new(),
             expired: VecDeque::new(),
-            told_expiry: false,
+            shed: VecDeque::new(),
+            told: false,
+            ended: Vec::new(),
             all_outstanding: 0,
             next_sequence: 0,
         }
@@ -90,10 +109,17 @@ impl Planner {
         Self { fairness, ..self }
     }
 
-    /// A task was admitted.
+    /// What is to become of tasks that cannot meet their deadlines: to be said before the first comes. Without this a
+    /// policy that [keeps deadlines](Policy::keeps_deadlines) refuses them, and the others do nothing.
+    pub fn set_late(&mut self, late: Late) {
+        self.late = late;
+    }
+
+    /// A task is to be admitted.
     ///
     /// # Errors
-    /// [`Refusal::Duplicate`] for an id that is waiting or dispatched.
+    /// [`Refusal::Duplicate`] for an id that is waiting or dispatched, [`Refusal::DeadlineUnreachable`] for a task that is
+    /// not worth what it would make late.
     pub fn handle_arrival(&mut self, arrival: Arrival, now_us: u64) -> Result<(), Refusal> {
         if self.tasks.find(arrival.id).is_some() {
             return Err(Refusal::Duplicate);
@@ -110,7 +136,9 @@ impl Planner {
         let place = Place::Delayed { start_us: start_us.unwrap_or(now_us) };
         let cost = arrival.cost.map_or(f32::NAN, |cost| cost as f32);
         let deviation_seconds = expected.deviation_seconds as f32;
-        let task = self.tasks.insert(Record { waiting, model, flow, cost, deviation_seconds, place });
+        let expires_us = waiting.deadline_us.unwrap_or(NEVER);
+        let record = Record { waiting, model, flow, cost, deviation_seconds, claim_us: NEVER, expires_us, place };
+        let task = self.tasks.insert(record);
         match start_us {
             Some(_) => {
                 if let Some(record) = self.tasks.get(task) {
@@ -120,7 +148,19 @@ impl Planner {
             }
             None => self.enqueue(task, now_us),
         }
-        Ok(())
+        self.judge(now_us);
+        match self.check(task, now_us) {
+            Some(finish_us) if self.late == Late::Refuse => {
+                self.withdraw(task);
+                self.forget(task);
+                Err(Refusal::DeadlineUnreachable { finish_us })
+            }
+            Some(_) => {
+                self.give_up(task, now_us);
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 
     /// How many dispatched tasks of a model its live workers can hold together. 0 when none is alive.
@@ -150,6 +190,13 @@ impl Planner {
         if let (Some(ran), Some(record)) = (ran, self.tasks.get(task)) {
             let (model, kind) = (self.models.name(record.model), record.waiting.kind);
             self.estimator.handle_ran(model, kind, record.cost(), record.expected(), ran);
+        }
+        if let Some(record) = self.tasks.get(task)
+            && record.has_claim()
+        {
+            let begun_us = self.models.get(record.model).capacity.begun_us(dispatched_us, task);
+            let expected_us = record.waiting.expected_seconds * 1e6;
+            self.ended.push(Ended { model: record.model, deadline_us: record.expires_us, begun_us, expected_us });
         }
         let ran_seconds = ran.map(|ran| ran.seconds);
         self.give_back(task, dispatched_us, ran_seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0));
@@ -183,7 +230,7 @@ impl Planner {
     pub fn handle_reprioritize(&mut self, id: TaskId, priority: Priority) -> bool {
         let Some(task) = self.tasks.find(id) else { return false };
         let Some(record) = self.tasks.get_mut(task) else { return false };
-        let backlog = &mut self.models.get_mut(record.model).backlog;
+        let Model { backlog, deadlines, .. } = self.models.get_mut(record.model);
         match record.place {
             Place::Delayed { .. } => {
                 backlog.uncount_delayed(&record.waiting);
@@ -192,11 +239,17 @@ impl Planner {
             }
             Place::Lane { .. } if record.waiting.priority == priority => {}
             Place::Lane { .. } => {
-                let model = record.model;
+                let (model, has_claim) = (record.model, record.has_claim());
+                if has_claim {
+                    deadlines.remove(&record.waiting);
+                }
                 backlog.set_priority(task, priority, &mut self.tasks, &*self.policy);
+                if has_claim && let Some(record) = self.tasks.get(task) {
+                    deadlines.insert(&record.waiting, task);
+                }
                 self.models.handle_came(model);
             }
-            Place::Dispatched { .. } | Place::Expired => return false,
+            Place::Dispatched { .. } | Place::Leaving => return false,
         }
         true
     }
@@ -238,15 +291,14 @@ impl Planner {
 
     /// The next thing to do at this time, until there is none.
     ///
-    /// Models take turns, and so do dispatches and expiries.
+    /// Models take turns, and so do dispatches and what there is to tell of tasks that are not to run.
     pub fn poll_decision(&mut self, now_us: u64) -> Option<Decision> {
+        self.judge(now_us);
         self.ring_alarms(now_us);
-        let decision = if self.told_expiry {
-            self.dispatch(now_us).or_else(|| self.tell_expiry())
-        } else {
-            self.tell_expiry().or_else(|| self.dispatch(now_us))
-        };
-        self.told_expiry = matches!(decision, Some(Decision::Expire { .. }));
+        let first = if self.told { None } else { self.tell() };
+        // To look for a task to dispatch may find some that give way.
+        let decision = first.or_else(|| self.dispatch(now_us)).or_else(|| self.tell());
+        self.told = !matches!(decision, Some(Decision::Dispatch { .. }) | None);
         decision
     }
 
@@ -257,7 +309,7 @@ impl Planner {
 
     /// Tasks that wait in lanes or for their start.
     pub fn waiting(&self) -> usize {
-        self.tasks.len() - self.all_outstanding - self.expired.len()
+        self.tasks.len() - self.all_outstanding - self.expired.len() - self.shed.len()
     }
 
     /// Tasks of a model that were dispatched and have not completed.
@@ -325,15 +377,16 @@ impl Planner {
     }
 
     fn dispatch_from(&mut self, number: u32, now_us: u64) -> Option<Decision> {
+        self.shed_late(number, now_us);
         let model = self.models.get_mut(number);
         let Model { backlog, capacity, .. } = model;
         backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
         backlog.settle_shares(self.fairness.allowance_us(backlog.shares.mean_us(), capacity.slots()), &self.tasks);
         let has_credit = capacity.has_credit();
-        let choice = backlog.choose(&*self.policy, now_us, has_credit.then_some(&self.fairness))?;
-        let Choice { task, reason, score, needs } = choice;
+        let chosen = backlog.choose(&*self.policy, now_us, has_credit.then_some(&self.fairness))?;
+        let Choice { task, reason, score, needs } = self.in_time(number, chosen, now_us);
         let by_floor = reason == DispatchReason::Floor;
-        let passes = !by_floor && capacity.may_pass(&*self.policy, score);
+        let passes = !by_floor && self.models.get(number).capacity.may_pass(&*self.policy, score);
         self.let_tenants_go(number);
         if !(passes || has_credit) || !self.withdraw(task) {
             return None;
@@ -360,12 +413,126 @@ impl Planner {
         Some(Decision::Dispatch { id, model: self.models.name(number).clone(), reason })
     }
 
-    fn tell_expiry(&mut self) -> Option<Decision> {
-        let task = self.expired.pop_front()?;
+    /// Of a task that is not to run.
+    fn tell(&mut self) -> Option<Decision> {
+        let (task, is_shed) = match self.expired.pop_front() {
+            Some(task) => (task, false),
+            None => (self.shed.pop_front()?, true),
+        };
         let record = self.tasks.get(task)?;
         let (id, model) = (record.waiting.id, self.models.name(record.model).clone());
         self.forget(task);
-        Some(Decision::Expire { id, model })
+        Some(match is_shed {
+            true => Decision::Shed { id, model, reason: ShedReason::Deadline },
+            false => Decision::Expire { id, model },
+        })
+    }
+
+    /// Learns from the tasks with a claim that have ended.
+    fn judge(&mut self, now_us: u64) {
+        for Ended { model, deadline_us, begun_us, expected_us } in self.ended.drain(..) {
+            let ran_us = now_us.saturating_sub(begun_us) as f64;
+            self.models.get_mut(model).deadlines.handle_end(now_us > deadline_us, ran_us, expected_us);
+        }
+    }
+
+    /// Whether a task that was just put into its place can meet its deadline: if not, when it would end. What gives way
+    /// to it is set aside.
+    fn check(&mut self, task: Handle, now_us: u64) -> Option<u64> {
+        let record = self.tasks.get(task)?;
+        let model = self.models.get(record.model);
+        if self.late == Late::Keep || !model.can_run() || record.waiting.deadline_us.is_none() {
+            return None;
+        }
+        if let Place::Delayed { start_us } = record.place {
+            // The others are not in its way yet.
+            let finish_us = (record.expires_us - model.deadlines.latest_us(&record.waiting)).saturating_add(start_us);
+            return Some(finish_us).filter(|&finish_us| finish_us > record.expires_us);
+        }
+        let number = record.model;
+        self.look(number, now_us);
+        let record = self.tasks.get(task)?;
+        match self.models.get_mut(number).deadlines.admit(&record.waiting, task) {
+            Admission::Fits => None,
+            Admission::Unreachable { finish_us } => Some(finish_us),
+            Admission::Instead(others) => {
+                for other in others {
+                    self.give_up(other, now_us);
+                }
+                None
+            }
+        }
+    }
+
+    /// Tells a model's deadlines what it runs.
+    fn look(&mut self, number: u32, now_us: u64) {
+        let Model { backlog, capacity, deadlines, .. } = self.models.get_mut(number);
+        capacity.begin(now_us);
+        // Others have what their floors give them for certain.
+        let others_wait = backlog.queued > deadlines.len();
+        let share = if others_wait { 1.0 - self.fairness.floors.iter().sum::<f64>() } else { 1.0 };
+        let expected_us = |task| self.tasks.get(task).map_or(0.0, |record| record.waiting.expected_seconds * 1e6);
+        let runs = Runs {
+            now_us,
+            slots: capacity.slots(),
+            running: capacity.running().map(|(task, begun_us)| (begun_us, expected_us(task))),
+            ahead: capacity.ahead().map(expected_us),
+        };
+        deadlines.look(runs, share);
+    }
+
+    /// Sets aside what has to give way so that the others meet their deadlines.
+    fn shed_late(&mut self, number: u32, now_us: u64) {
+        if self.models.get(number).deadlines.is_empty() {
+            return self.models.get_mut(number).capacity.begin(now_us);
+        }
+        self.look(number, now_us);
+        while let Some(task) = self.models.get(number).deadlines.giving_way() {
+            if !self.give_up(task, now_us) {
+                return;
+            }
+        }
+    }
+
+    /// The task that is to go instead of the one that the policy chose, when that would make one late.
+    fn in_time(&mut self, number: u32, chosen: Choice, now_us: u64) -> Choice {
+        let Model { backlog, deadlines, capacity, .. } = self.models.get_mut(number);
+        // What goes by its floor has that for certain; the deadlines reckon without it.
+        if deadlines.is_empty() || !capacity.has_credit() || chosen.reason == DispatchReason::Floor {
+            return chosen;
+        }
+        let Some(record) = self.tasks.get(chosen.task) else { return chosen };
+        let Some(first) = deadlines.instead_of(&record.waiting, record.has_claim()) else { return chosen };
+        let Some(record) = self.tasks.get(first) else { return chosen };
+        // A deadline gives its tenant no more than its share.
+        if backlog.shares.flow(record.flow).standing != Standing::Eligible {
+            return chosen;
+        }
+        let score = self.policy.score(&record.waiting, now_us);
+        Choice { task: first, reason: DispatchReason::Deadline, score, ..chosen }
+    }
+
+    /// A waiting task does not run in time: it is set aside, to be told, or loses its claim. Answers whether it waited.
+    fn give_up(&mut self, task: Handle, now_us: u64) -> bool {
+        if !self.withdraw(task) {
+            return false;
+        }
+        let Some(record) = self.tasks.get_mut(task) else { return false };
+        record.claim_us = NEVER;
+        if self.late == Late::Refuse {
+            record.place = Place::Leaving;
+            self.shed.push_back(task);
+        } else {
+            record.waiting.deadline_us = None;
+            match record.place {
+                Place::Delayed { start_us } if start_us > now_us => {
+                    self.models.get_mut(record.model).backlog.count_delayed(&record.waiting);
+                    self.set_alarm(task);
+                }
+                _ => self.enqueue(task, now_us),
+            }
+        }
+        true
     }
 
     /// Starts what may start now, and sets aside what has expired, so that no decision sees it.
@@ -375,21 +542,48 @@ impl Planner {
                 return;
             }
             let task = entry.remove();
-            let Some(record) = self.tasks.get(task) else { continue };
-            let expired = record.waiting.deadline_us.is_some_and(|at_us| at_us <= now_us);
-            self.withdraw(task);
-            if !expired {
+            let Some(record) = self.tasks.get_mut(task) else { continue };
+            if record.expires_us <= now_us {
+                if record.has_claim() && self.models.get(record.model).can_run() {
+                    self.models.get_mut(record.model).deadlines.handle_expired();
+                }
+                self.withdraw(task);
+                if let Some(record) = self.tasks.get_mut(task) {
+                    record.place = Place::Leaving;
+                    self.expired.push_back(task);
+                }
+            } else if record.is_delayed() {
+                self.withdraw(task);
                 self.enqueue(task, now_us);
-            } else if let Some(record) = self.tasks.get_mut(task) {
-                record.place = Place::Expired;
-                self.expired.push_back(task);
+                if self.check(task, now_us).is_some() {
+                    self.give_up(task, now_us);
+                }
+            } else if !self.models.get(record.model).can_run() {
+                // Nobody knows when workers come, so it is not known to be late.
+                record.claim_us = record.expires_us;
+                self.set_alarm(task);
+            } else {
+                // By what is known of its run time now it may begin later.
+                let latest_us = self.models.get(record.model).deadlines.latest_us(&record.waiting);
+                record.claim_us = latest_us;
+                if latest_us > now_us {
+                    self.set_alarm(task);
+                } else {
+                    self.give_up(task, now_us);
+                }
             }
         }
     }
 
     fn enqueue(&mut self, task: Handle, now_us: u64) {
-        let Some(&Record { model, flow, .. }) = self.tasks.get(task) else { return };
-        let Model { backlog, capacity, .. } = self.models.get_mut(model);
+        let Some(record) = self.tasks.get_mut(task) else { return };
+        let (model, flow) = (record.model, record.flow);
+        let Model { backlog, capacity, deadlines, .. } = self.models.get_mut(model);
+        if self.late != Late::Keep {
+            let claim_us = deadlines.insert(&record.waiting, task);
+            // When that has passed, it is told at the next decision, and not before.
+            record.claim_us = claim_us.map_or(NEVER, |at_us| at_us.max(now_us));
+        }
         let is_limited = backlog.shares.flow(flow).is_counted
             && self.tenants.limited(backlog.shares.flow(flow).tenant).is_some_and(Limited::is_at_limit);
         let begin = Begin { is_limited, is_idle: capacity.outstanding() == 0 };
@@ -402,11 +596,14 @@ impl Planner {
     /// Takes a waiting task from where it waits. Answers whether it waited; its place is then the caller's to set.
     fn withdraw(&mut self, task: Handle) -> bool {
         let Some(record) = self.tasks.get(task) else { return false };
-        let backlog = &mut self.models.get_mut(record.model).backlog;
+        let Model { backlog, deadlines, .. } = self.models.get_mut(record.model);
+        if record.has_claim() {
+            deadlines.remove(&record.waiting);
+        }
         match record.place {
             Place::Delayed { .. } => backlog.uncount_delayed(&record.waiting),
             Place::Lane { stage } => backlog.remove(task, stage, &self.tasks, &*self.policy),
-            Place::Dispatched { .. } | Place::Expired => return false,
+            Place::Dispatched { .. } | Place::Leaving => return false,
         }
         if let Some(at_us) = record.alarm_us() {
             self.alarms.remove(&(at_us, record.waiting.sequence));
@@ -428,7 +625,7 @@ impl Planner {
         let task = self.tasks.find(id)?;
         match self.tasks.get(task)?.place {
             Place::Dispatched { at_us, .. } => Some((task, at_us)),
-            Place::Delayed { .. } | Place::Lane { .. } | Place::Expired => None,
+            Place::Delayed { .. } | Place::Lane { .. } | Place::Leaving => None,
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::backlog::Backlog;
 use super::capacity::{Capacity, Room};
+use super::deadlines::Deadlines;
 use super::decision::WaitReason;
 use super::names::Names;
 
@@ -15,12 +16,18 @@ use super::names::Names;
 pub(super) struct Model {
     pub(super) backlog: Backlog,
     pub(super) capacity: Capacity,
+    pub(super) deadlines: Deadlines,
     /// None of its tasks is dispatched.
     pub(super) is_paused: bool,
     is_ready: bool,
 }
 
 impl Model {
+    /// Whether it is known that its tasks are being run.
+    pub(super) fn can_run(&self) -> bool {
+        self.capacity.total > 0 && !self.is_paused
+    }
+
     /// Why a task that may start, and whose tenant may go, does not.
     pub(super) fn wait_reason(&self) -> WaitReason {
         if self.is_paused { WaitReason::Paused } else { self.capacity.wait_reason() }
@@ -71,9 +78,12 @@ impl Models {
 
     /// One more task, or a capacity, of this model is known. Each is [released](Self::release) once.
     pub(super) fn acquire(&mut self, name: &str) -> u32 {
+        let is_new = self.names.find(name).is_none();
         let model = self.names.acquire(name);
-        if model as usize == self.models.len() {
-            self.models.push(Model::default());
+        match self.models.get_mut(model as usize) {
+            Some(known) if is_new => *known = Model::default(),
+            Some(_) => {}
+            None => self.models.push(Model::default()),
         }
         model
     }
@@ -120,7 +130,7 @@ impl Models {
 
     /// To be called after any change of a model's tasks or credits.
     pub(super) fn refresh_ready(&mut self, model: u32) {
-        let Model { backlog, capacity, is_paused, is_ready } = self.get_mut(model);
+        let Model { backlog, capacity, is_paused, is_ready, .. } = self.get_mut(model);
         let ready = capacity.has_credit() && backlog.shares.has_candidates() && !*is_paused;
         if *is_ready != ready {
             *is_ready = ready;

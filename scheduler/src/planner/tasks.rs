@@ -17,8 +17,14 @@ pub(super) struct Record {
     pub(super) cost: f32,
     /// Expected about the mean.
     pub(super) deviation_seconds: f32,
+    /// When it has to begin so that its deadline is met; [`NEVER`] without a claim to that.
+    pub(super) claim_us: u64,
+    /// When it is of no more use; [`NEVER`] without a deadline.
+    pub(super) expires_us: u64,
     pub(super) place: Place,
 }
+
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// Where a task is. It is in one place at a time.
 #[derive(Clone, Copy)]
@@ -29,8 +35,8 @@ pub(super) enum Place {
     Lane { stage: Stage },
     /// With the workers. `charged_us` is what its tenant was charged.
     Dispatched { at_us: u64, passes: bool, by_floor: bool, charged_us: u64 },
-    /// Its deadline passed, which is yet to be told.
-    Expired,
+    /// Its deadline passed or it gave way, which is yet to be told.
+    Leaving,
 }
 
 impl Record {
@@ -53,6 +59,10 @@ impl Record {
         self.waiting.sequence == sequence && matches!(self.place, Place::Lane { .. })
     }
 
+    pub(super) fn has_claim(&self) -> bool {
+        self.claim_us != NEVER
+    }
+
     pub(super) fn is_delayed(&self) -> bool {
         matches!(self.place, Place::Delayed { .. })
     }
@@ -60,9 +70,9 @@ impl Record {
     /// When something is due for this task though nothing happens.
     pub(super) fn alarm_us(&self) -> Option<u64> {
         match self.place {
-            Place::Delayed { start_us } => Some(self.waiting.deadline_us.map_or(start_us, |at_us| at_us.min(start_us))),
-            Place::Lane { .. } => self.waiting.deadline_us,
-            Place::Dispatched { .. } | Place::Expired => None,
+            Place::Delayed { start_us } => Some(start_us.min(self.expires_us)),
+            Place::Lane { .. } => Some(self.claim_us.min(self.expires_us)).filter(|&at_us| at_us != NEVER),
+            Place::Dispatched { .. } | Place::Leaving => None,
         }
     }
 }

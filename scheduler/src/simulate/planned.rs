@@ -87,6 +87,7 @@ impl Chooser for Planned {
                 Choice::Dispatch { task: number(id), passes: reason == DispatchReason::Passes }
             }
             Decision::Expire { id, .. } => Choice::Expire(number(id)),
+            Decision::Shed { id, .. } => Choice::Shed(number(id)),
         })
     }
 

@@ -1,7 +1,7 @@
 //! What the planner does, told step by step.
 
 use taskyard_scheduler::planner::policy::{Cmu, by_name};
-use taskyard_scheduler::planner::{Arrival, Decision, DispatchReason, Planner, Refusal, Room, WaitReason};
+use taskyard_scheduler::planner::{Arrival, Decision, DispatchReason, Late, Planner, Refusal, Room, WaitReason};
 use taskyard_shared::TaskId;
 
 use super::{POLICIES, SECOND, arrival, dispatched, drain, id, planner};
@@ -10,6 +10,7 @@ use super::{POLICIES, SECOND, arrival, dispatched, drain, id, planner};
 fn each_policy_has_its_own_order() {
     let order = |policy| {
         let mut planner = planner(policy);
+        planner.set_late(Late::Keep);
         for (number, priority, seconds, deadline) in [(1, 1, 8.0, 30), (2, 2, 1.0, 20), (3, 9, 60.0, 90)] {
             let deadline_us = Some(deadline * SECOND);
             planner.handle_arrival(Arrival { deadline_us, ..arrival(number, priority, seconds) }, 0).unwrap();
@@ -117,6 +118,8 @@ fn an_expired_task_is_told_whether_it_could_start_or_not() {
     let mut planner = planner("cmu");
     planner.handle_arrival(Arrival { deadline_us: Some(9 * SECOND), ..arrival(2, 4, 1.0) }, 5 * SECOND).unwrap();
     assert_eq!(planner.explain(id(2)).unwrap().reason, WaitReason::NoWorker);
+    assert_eq!(planner.poll_timeout(), Some(8 * SECOND), "when it would have to begin");
+    assert_eq!(planner.poll_decision(8 * SECOND), None);
     assert_eq!(planner.poll_timeout(), Some(9 * SECOND));
     assert_eq!(planner.poll_decision(9 * SECOND), Some(Decision::Expire { id: id(2), model: "m".into() }));
     assert_eq!(planner.waiting(), 0);
@@ -127,6 +130,7 @@ fn an_expired_task_is_told_whether_it_could_start_or_not() {
     assert_eq!(planner.poll_decision(10 * SECOND), Some(Decision::Expire { id: id(3), model: "m".into() }));
 
     let late = Arrival { deadline_us: Some(10 * SECOND), ..arrival(4, 4, 1.0) };
+    planner.set_late(Late::Keep);
     planner.handle_load("m", 1);
     planner.handle_arrival(late, 11 * SECOND).unwrap();
     assert_eq!(planner.poll_decision(11 * SECOND), Some(Decision::Expire { id: id(4), model: "m".into() }));
@@ -173,6 +177,7 @@ fn dispatches_without_end_do_not_hold_up_an_expiry() {
     let told = (0..10).position(|_| match planner.poll_decision(SECOND) {
         Some(Decision::Dispatch { id, .. }) => !planner.handle_completion(id, None),
         Some(Decision::Expire { id: expired, .. }) => expired == id(10),
+        Some(Decision::Shed { .. }) => panic!("nothing is late"),
         None => panic!("idle"),
     });
     assert!(told.is_some_and(|turn| turn < 2), "told at turn {told:?}");
@@ -191,7 +196,7 @@ fn models_take_turns() {
     let turns: Vec<_> = std::iter::from_fn(|| planner.poll_decision(0))
         .map(|decision| match decision {
             Decision::Dispatch { model, .. } => model.to_string(),
-            Decision::Expire { .. } => panic!("nothing has a deadline"),
+            other => panic!("nothing has a deadline: {other:?}"),
         })
         .collect();
     assert_eq!(turns.concat(), "abcabcabc");
@@ -274,7 +279,7 @@ fn reasons_have_distinct_labels() {
     labels.sort_unstable();
     let all = labels.len();
     labels.dedup();
-    assert_eq!((labels.len(), all), (12, 12));
+    assert_eq!((labels.len(), all), (13, 13));
     assert!(labels.iter().all(|label| label.chars().all(|c| c.is_ascii_lowercase() || c == '_')));
 }
 

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::Cmu;
-use taskyard_scheduler::planner::{Arrival, Decision, Fairness, Planner};
+use taskyard_scheduler::planner::{Arrival, Decision, Fairness, Late, Planner};
 
 use super::{SECOND, arrival, id};
 
@@ -28,7 +28,9 @@ fn seconds(cost: u8) -> f64 {
 
 /// Without floors, which are what else holds.
 fn pure() -> Planner {
-    Planner::new(Cmu::new(AGEING_SECONDS)).with_fairness(Fairness::default())
+    let mut planner = Planner::new(Cmu::new(AGEING_SECONDS)).with_fairness(Fairness::default());
+    planner.set_late(Late::Keep);
+    planner
 }
 
 struct Slot {
@@ -61,7 +63,7 @@ impl Slot {
                     }
                     return number == 0;
                 }
-                Some(Decision::Expire { .. }) => {}
+                Some(Decision::Expire { .. } | Decision::Shed { .. }) => {}
                 None => panic!("idle while a task waits"),
             }
         }

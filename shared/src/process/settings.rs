@@ -85,6 +85,8 @@ pub struct SchedulerSettings {
     /// `cmu`, `fair`, `fifo`, `strict`, `edf` or `wspt`.
     pub policy: String,
     pub shards: u32,
+    /// `refuse`, `demote` or `keep`.
+    pub late: String,
     pub ageing_s: f64,
     pub fair_allowance: f64,
     pub floor_low: f64,

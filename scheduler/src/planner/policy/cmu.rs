@@ -54,6 +54,10 @@ impl Policy for Cmu {
         Stage { number: STEPS.len() as u8, until_us: None }
     }
 
+    fn keeps_deadlines(&self) -> bool {
+        true
+    }
+
     fn passes(&self, score: f64, dispatched: f64) -> bool {
         score > dispatched * PASSING
     }

@@ -46,6 +46,12 @@ pub trait Policy {
         false
     }
 
+    /// Whether tasks that cannot meet their deadlines are refused, and a task goes before the policy's choice when it
+    /// would be late otherwise. A policy that says no is an order and nothing else.
+    fn keeps_deadlines(&self) -> bool {
+        false
+    }
+
     /// The one to dispatch. Not to be overridden: it stands here so that each policy has the loop compiled around its
     /// score, which is much of what a decision costs.
     fn best(&self, tasks: &[Waiting], now_us: u64) -> Option<Best> {

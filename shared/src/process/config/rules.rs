@@ -87,6 +87,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
 /// Texts that are one of a few.
 const CHOICES: &[(&str, &[&str])] = &[
     ("broker.queue_type", &["auto", "classic", "quorum"]),
+    ("scheduler.late", &["refuse", "demote", "keep"]),
     ("scheduler.policy", &["cmu", "fair", "fifo", "strict", "edf", "wspt"]),
     ("log.format", &["text", "json"]),
     ("models.*.handler", &["onnx", "http", "process", "simulated"]),
