@@ -640,7 +640,10 @@ impl Naive {
         let score = |task: &Task| {
             self.policy.score(&task.waiting, self.now_us) * task.waiting.cost.seconds() / task.waiting.expected_seconds
         };
-        let may_have = |task: &&Task| task.model == model && (task.waiting.id == chosen || task.state == State::Queued);
+        let may_have = |task: &&Task| {
+            let could_go = task.state == State::Queued && !self.is_limited(&task.tenant);
+            task.model == model && (task.waiting.id == chosen || could_go)
+        };
         let best = self.tasks.iter().filter(may_have).map(score).fold(0.0, f64::max);
         best / self.tasks.iter().find(|task| task.waiting.id == chosen).map_or(f64::NAN, score)
     }
