@@ -83,7 +83,7 @@ impl Planner {
             at_us => write!(out, " deadline {at_us}")?,
         }
         if record.has_claim() {
-            write!(out, " begins by {claim_us}")?;
+            write!(out, " too late from {claim_us}")?;
         }
         writeln!(out)
     }

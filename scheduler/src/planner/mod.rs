@@ -566,7 +566,8 @@ impl Planner {
                 // By what is known of its run time now it may begin later.
                 let latest_us = self.models.get(record.model).deadlines.latest_us(&record.waiting);
                 record.claim_us = latest_us;
-                if latest_us > now_us {
+                if latest_us >= now_us && latest_us < NEVER - 1 {
+                    record.claim_us = latest_us + 1;
                     self.set_alarm(task);
                 } else {
                     self.give_up(task, now_us);
@@ -582,7 +583,8 @@ impl Planner {
         if self.late != Late::Keep {
             let claim_us = deadlines.insert(&record.waiting, task);
             // When that has passed, it is told at the next decision, and not before.
-            record.claim_us = claim_us.map_or(NEVER, |at_us| at_us.max(now_us));
+            record.claim_us =
+                claim_us.map_or(NEVER, |at_us| at_us.saturating_add(1).clamp(now_us.min(NEVER - 1), NEVER - 1));
         }
         let is_limited = backlog.shares.flow(flow).is_counted
             && self.tenants.limited(backlog.shares.flow(flow).tenant).is_some_and(Limited::is_at_limit);

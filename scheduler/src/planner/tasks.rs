@@ -17,7 +17,7 @@ pub(super) struct Record {
     pub(super) cost: f32,
     /// Expected about the mean.
     pub(super) deviation_seconds: f32,
-    /// When it has to begin so that its deadline is met; [`NEVER`] without a claim to that.
+    /// From when on it is too late to begin for its deadline; [`NEVER`] without a claim to that.
     pub(super) claim_us: u64,
     /// When it is of no more use; [`NEVER`] without a deadline.
     pub(super) expires_us: u64,

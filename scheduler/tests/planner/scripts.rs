@@ -118,8 +118,8 @@ fn an_expired_task_is_told_whether_it_could_start_or_not() {
     let mut planner = planner("cmu");
     planner.handle_arrival(Arrival { deadline_us: Some(9 * SECOND), ..arrival(2, 4, 1.0) }, 5 * SECOND).unwrap();
     assert_eq!(planner.explain(id(2)).unwrap().reason, WaitReason::NoWorker);
-    assert_eq!(planner.poll_timeout(), Some(8 * SECOND), "when it would have to begin");
-    assert_eq!(planner.poll_decision(8 * SECOND), None);
+    assert_eq!(planner.poll_timeout(), Some(8 * SECOND + 1), "when it is too late to begin");
+    assert_eq!(planner.poll_decision(8 * SECOND + 1), None);
     assert_eq!(planner.poll_timeout(), Some(9 * SECOND));
     assert_eq!(planner.poll_decision(9 * SECOND), Some(Decision::Expire { id: id(2), model: "m".into() }));
     assert_eq!(planner.waiting(), 0);
