@@ -261,7 +261,56 @@ async fn models_workers_and_queues_are_printed() {
     let queues = taskyard(&gateway, &["queues", "-o", "jsonl"]).await.lines();
     assert_eq!(queues.len(), 5);
     assert_eq!((&queues[0]["queue"], &queues[0]["ready"]), (&json!("intake"), &json!(1)));
-    let model =
-        json!({"queue": "ready.echo", "model": "echo", "ready": 0, "takers": 1, "slots": 2, "busy": 1, "held": 3});
+    let model = json!({
+        "queue": "ready.echo", "model": "echo", "paused": false, "ready": 0, "takers": 1, "slots": 2, "busy": 1, "held": 3,
+    });
     assert_eq!(queues[4], model);
+
+    // Nobody schedules here: what is asked is kept.
+    let paused = taskyard(&gateway, &["queues", "pause", "echo", "-o", "json"]).await;
+    assert_eq!((paused.code, paused.json()), (0, json!({"model": "echo", "paused": true, "in_force": false})));
+    assert!(paused.err.contains("not every scheduler"), "{}", paused.err);
+    assert_eq!(taskyard(&gateway, &["queues", "-o", "jsonl"]).await.lines()[4]["paused"], true);
+    assert_eq!(taskyard(&gateway, &["queues", "resume", "echo"]).await.code, 0);
+    assert_eq!(taskyard(&gateway, &["queues", "pause", "nobody"]).await.code, 4);
+    assert_eq!(taskyard(&gateway, &["queues", "pause", "a/b"]).await.code, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_are_cancelled_and_reprioritized_by_id_and_by_filter() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        let body = json!({"model": "echo", "input": n, "tenant": "a"});
+        let accepted = gateway.post("/v1/tasks", &body).await;
+        ids.push(accepted.json["id"].as_str().unwrap().to_owned());
+    }
+    let unknown = "0190a5a0-0000-7000-8000-000000000000";
+    let explained = taskyard(&gateway, &["task", "explain", &ids[0]]).await;
+    assert_eq!(explained.code, 0, "{}", explained.err);
+    assert!(explained.out.contains("no_scheduler"), "{}", explained.out);
+    assert_eq!(taskyard(&gateway, &["task", "explain", unknown]).await.code, 4);
+
+    let moved = taskyard(&gateway, &["task", "reprioritize", &ids[0], "--priority", "9", "-o", "json"]).await;
+    assert_eq!((moved.code, moved.json()[0]["outcome"].as_str()), (0, Some("requested")));
+    assert_eq!(gateway.get(&format!("/v1/tasks/{}", ids[0])).await.json["priority"], 9);
+    assert_eq!(taskyard(&gateway, &["task", "reprioritize", &ids[0], "--priority", "10"]).await.code, 2);
+
+    let cancelled = taskyard(&gateway, &["task", "cancel", &ids[0], unknown, "-o", "jsonl"]).await;
+    assert_eq!(cancelled.code, 4, "one of them is not known");
+    let outcomes: Vec<_> = cancelled.lines().iter().map(|line| line["outcome"].clone()).collect();
+    assert_eq!(outcomes, [json!("requested"), json!("not_found")]);
+    assert_eq!(taskyard(&gateway, &["task", "cancel"]).await.code, 2, "not everything by mistake");
+    assert_eq!(taskyard(&gateway, &["task", "cancel", &ids[0], "--tenant", "a"]).await.code, 2, "one or the other");
+
+    let all = taskyard(&gateway, &["task", "cancel", "--tenant", "a", "-o", "json"]).await;
+    assert_eq!((all.code, all.json()), (0, json!([{"outcome": "requested", "tasks": 3}])));
+    let none = taskyard(&gateway, &["task", "cancel", "--tenant", "nobody", "-o", "json"]).await;
+    assert_eq!((none.code, none.json()), (0, json!([])));
+    yard.work().await;
+    let done = gateway.post_waiting(&json!({"model": "echo", "input": 1}), "wait=10").await;
+    let id = done.json["id"].as_str().unwrap();
+    let late = taskyard(&gateway, &["task", "cancel", id, "-o", "json"]).await;
+    assert_eq!((late.code, late.json()[0]["outcome"].as_str()), (1, Some("already_finished")));
 }

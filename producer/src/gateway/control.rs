@@ -34,7 +34,7 @@ const OPEN: [State; 4] = [State::Blocked, State::Queued, State::Dispatched, Stat
 /// What came of what was asked of one task.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Outcome {
+pub enum Outcome {
     /// It has ended as cancelled, now or before.
     Cancelled,
     /// It has the priority, and its place by it.
@@ -542,14 +542,14 @@ fn one(mut changed: Vec<Changed>) -> Result<Response, Problem> {
             _ => (Code::AlreadyDispatched, "it is with the workers".to_owned()),
         };
         let mut problem = Problem::new(code, detail).of_task(changed.id);
-        problem.outcome = Some(changed.outcome.name());
+        problem.outcome = Some(changed.outcome);
         return Err(problem);
     }
     Ok((status, Json(changed)).into_response())
 }
 
 fn not_found() -> Problem {
-    Problem { outcome: Some(Outcome::NotFound.name()), ..Problem::not_found() }
+    Problem { outcome: Some(Outcome::NotFound), ..Problem::not_found() }
 }
 
 fn counts(changed: Vec<Changed>, cursor: Option<String>) -> Counts {

@@ -1,5 +1,6 @@
 //! Every error the gateway answers with: RFC 9457 problem details with a stable code.
 
+use super::control::Outcome;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
@@ -191,7 +192,7 @@ pub struct Problem {
     pub task_id: Option<TaskId>,
     /// What came of what was asked, as the answers that are no problems have it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub outcome: Option<&'static str>,
+    pub outcome: Option<Outcome>,
 }
 
 impl Problem {

@@ -187,11 +187,11 @@ pub async fn a_paused_model_stays_paused(store: Arc<dyn Store>) {
     for _ in 0..2 {
         store.pause(&one, true).await.expect("pause");
     }
-    assert_eq!(paused().await, [one.clone()]);
+    assert_eq!(paused().await, [&*one]);
     store.pause(&two, true).await.expect("pause");
     assert_eq!(paused().await.len(), 2);
     store.pause(&one, false).await.expect("resume");
-    assert_eq!(paused().await, [two.clone()]);
+    assert_eq!(paused().await, [&*two]);
     store.pause(&two, false).await.expect("resume");
     assert!(paused().await.is_empty());
 }
