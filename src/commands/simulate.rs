@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use taskyard_scheduler::simulate::{Declared, PolicySpec, Row, Scenario, Trace, simulate};
+use taskyard_scheduler::simulate::{Declared, PolicySpec, Row, Scenario, Trace, page, simulate};
 
 use crate::failure::Failure;
 use crate::output::{Format, Output, colour};
@@ -98,6 +98,12 @@ pub async fn run(arguments: SimulateArgs) -> Result<(), Failure> {
         simulate(&scenario, trace.as_ref(), threads).map_err(|error| Failure::Failed(error.to_string()))
     });
     let report = computed.await.map_err(|error| Failure::Internal(format!("the simulation broke off: {error}")))??;
+    if let Some(path) = &arguments.html {
+        let simulated = arguments.scenario.as_ref().or(arguments.trace.as_ref());
+        let name = simulated.and_then(|path| path.file_name()).map_or("", |name| name.to_str().unwrap_or(""));
+        std::fs::write(path, page(&report, &format!("taskyard simulate: {name}")))
+            .map_err(|error| Failure::Failed(format!("{} cannot be written: {error}", path.display())))?;
+    }
     let mut out = std::io::stdout().lock();
     let mut output = Output { format: arguments.output, colour: colour(), out: &mut out };
     match (arguments.output, arguments.by) {

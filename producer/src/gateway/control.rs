@@ -278,6 +278,8 @@ fn in_words(reason: &str, waiting: &Waiting) -> String {
         "no_credit" => format!("its workers have all of {model} that they take, {dispatched_in_model} of {capacity}"),
         "next_decision" => format!("a slot of {model} is free and is given out next"),
         "paused" => format!("{model} is paused"),
+        "fair_share" => "its tenant has had more than its share, and others come first".to_owned(),
+        "tenant_limit" => "its tenant has as many tasks running as it may".to_owned(),
         "unknown_model" => return format!("no worker has announced {model} yet"),
         reason => reason.to_owned(),
     };

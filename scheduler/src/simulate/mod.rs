@@ -11,6 +11,7 @@ mod chooser;
 mod distribution;
 mod engine;
 mod fairness;
+mod html;
 mod measure;
 mod moore_hodgson;
 mod planned;
@@ -18,11 +19,13 @@ pub mod policies;
 mod report;
 mod scenario;
 mod summary;
+mod svg;
 #[cfg(test)]
 mod tests;
 mod trace;
 mod workload;
 
+pub use html::page;
 pub use policies::PolicySpec;
 pub use report::{Intervals, Report, Row, SimulationError, simulate};
 pub use scenario::{Cost, Declared, Scenario, ScenarioError};

@@ -2,8 +2,8 @@
 //!
 //! Per model the accepted tasks wait in the order of their deadlines. When one comes, each is to end in time if they run
 //! in that order from when a slot is free; where that fails, the longest up to there is given up, until all fit. With
-//! several slots it counts as if each task ran on all of them at once, so many times as fast, which is what it takes to
-//! keep the rule a rule; the tasks that run late for that are late. Tasks without a deadline run when no other waits.
+//! several slots each goes to the one that is free first; the rule is then a good one and no optimum. Tasks without a
+//! deadline run when no other waits.
 
 use std::collections::VecDeque;
 
@@ -58,16 +58,15 @@ impl MooreHodgson {
 impl Model {
     /// Gives up the longest of those that come first, until all can be in time.
     fn prune(&mut self, now_us: u64, given_up: &mut VecDeque<Number>) {
-        let slots = self.slots.max(1) as u64;
-        let left_us: u64 = self.running.iter().map(|&(_, ends_us)| ends_us.saturating_sub(now_us)).sum();
-        while let Some(dropped) = self.too_many(now_us, now_us + left_us / slots, slots) {
+        while let Some(dropped) = self.too_many(now_us) {
             given_up.push_back(self.accepted.remove(dropped).number);
         }
     }
 
     /// The longest of those up to the first that would be late; or that one, if it would be late even when begun now.
-    fn too_many(&self, now_us: u64, free_us: u64, slots: u64) -> Option<usize> {
-        let mut ends_us = free_us;
+    fn too_many(&self, now_us: u64) -> Option<usize> {
+        let mut free_us: Vec<u64> = self.running.iter().map(|&(_, ends_us)| ends_us.max(now_us)).collect();
+        free_us.resize(self.slots.max(free_us.len()).max(1), now_us);
         let mut longest = (0, 0);
         for (at, task) in self.accepted.iter().enumerate() {
             if now_us + task.service_us > task.deadline_us {
@@ -76,8 +75,9 @@ impl Model {
             if task.service_us > longest.0 {
                 longest = (task.service_us, at);
             }
-            ends_us += task.service_us / slots;
-            if ends_us > task.deadline_us {
+            let first_us = free_us.iter_mut().min()?;
+            *first_us += task.service_us;
+            if *first_us > task.deadline_us {
                 return Some(longest.1);
             }
         }

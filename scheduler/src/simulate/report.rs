@@ -133,6 +133,27 @@ fn run_one(
     Ok(measured)
 }
 
+impl Report {
+    /// In the order of the rows.
+    pub fn loads(&self) -> Vec<f64> {
+        let mut loads: Vec<f64> = self.rows.iter().map(|row| row.load).collect();
+        loads.dedup();
+        loads
+    }
+
+    /// In the order of the rows.
+    pub fn policies(&self) -> Vec<String> {
+        let load = self.rows.first().map(|row| row.load);
+        self.rows.iter().filter(|row| Some(row.load) == load).map(|row| row.policy.to_string()).collect()
+    }
+
+    /// The place of a row's policy among them.
+    pub(super) fn colour(&self, row: &Row) -> usize {
+        let name = row.policy.to_string();
+        self.policies().iter().position(|policy| *policy == name).unwrap_or(0)
+    }
+}
+
 pub(super) fn chooser(spec: &PolicySpec, scenario: &Scenario, workload: &Workload) -> Option<Box<dyn Chooser>> {
     Some(match spec.name.as_str() {
         MOORE_HODGSON => Box::new(MooreHodgson::new(workload)),
