@@ -356,7 +356,7 @@ impl Core {
                 let weight = f64::from(envelope.priority.get());
                 let candidates = self.models.values().filter(|spec| spec.capabilities.contains(capability)).cloned();
                 let candidates: Vec<Arc<ModelSpec>> = candidates.collect();
-                let mut cost = |spec: &ModelSpec| {
+                let cost = |spec: &ModelSpec| {
                     let seconds = self.planner.expected(&spec.name, envelope.kind, envelope.cost).mean_seconds;
                     let slots = self.offers.slots(&spec.name);
                     let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);

@@ -126,7 +126,7 @@ impl Planner {
         }
         let expected = match arrival.expected {
             Some(expected) => expected.bounded(),
-            None => self.estimator.estimate(&arrival.model, arrival.kind, arrival.cost),
+            None => self.estimator.handle_arrival(&arrival.model, arrival.kind, arrival.cost),
         };
         let waiting = arrival.waiting(expected, now_us, self.next_sequence);
         self.next_sequence += 1;
@@ -328,7 +328,7 @@ impl Planner {
     }
 
     /// What such a task is expected to take, were it to arrive now.
-    pub fn expected(&mut self, model: &str, kind: Kind, cost: Option<f64>) -> Estimate {
+    pub fn expected(&self, model: &str, kind: Kind, cost: Option<f64>) -> Estimate {
         self.estimator.estimate(model, kind, cost)
     }
 

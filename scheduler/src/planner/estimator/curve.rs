@@ -9,7 +9,13 @@ use serde::{Deserialize, Serialize};
 
 /// A bucket's mean is made of so many tasks at most, so that a change of shape is followed.
 const WINDOW: f32 = 200.0;
-/// Tasks that the wider level counts for against a bucket's own variance.
+/// Tasks that the variance over all buckets is the mean of, at most.
+const SPREAD_WINDOW: f64 = 500.0;
+/// Standard deviations that one task counts for at most.
+const FURTHEST: f64 = 3.0;
+/// As for the level.
+const LEAST_VARIANCE: f64 = 0.0025;
+/// Tasks that the variance over all buckets counts for against a bucket's own variance.
 const VARIANCE_SHRINKAGE: f64 = 10.0;
 /// The line is fitted anew with each task up to so many, and then with every so manieth.
 const FIT_EVERY: u32 = 16;
@@ -29,6 +35,10 @@ pub(super) struct Curve {
     /// Of the line, with the cost in units of the reference.
     intercept: f64,
     slope: f64,
+    /// Of the logarithms about the mean of their bucket, over all buckets.
+    variance: f64,
+    /// Tasks that this is the mean of.
+    spread: f64,
     /// By cost.
     buckets: Vec<Bucket>,
     seen: u32,
@@ -42,7 +52,7 @@ struct Bucket {
     middle: f32,
     /// Mean logarithm of the run times, relative to the level.
     value: f32,
-    /// Of the logarithms about what was expected.
+    /// Of the logarithms about their mean.
     variance: f32,
 }
 
@@ -57,13 +67,21 @@ fn bucket_number(log_cost: f64) -> i16 {
     (log_cost * (PER_DOUBLING / std::f64::consts::LN_2)).floor() as i16
 }
 
-impl Default for Curve {
-    fn default() -> Self {
-        Self { reference: 0.0, arrived: 0, intercept: 0.0, slope: 1.0, buckets: Vec::new(), seen: 0 }
-    }
-}
-
 impl Curve {
+    /// Of which nothing is known but about how much times vary.
+    pub(super) fn new(variance: f64) -> Self {
+        Self {
+            reference: 0.0,
+            arrived: 0,
+            intercept: 0.0,
+            slope: 1.0,
+            variance,
+            spread: 1.0,
+            buckets: Vec::new(),
+            seen: 0,
+        }
+    }
+
     /// A task of this cost arrived. Before any has run, those that arrive say what is typical.
     pub(super) fn handle_arrival(&mut self, log_cost: f64) {
         if self.seen == 0 {
@@ -72,10 +90,15 @@ impl Curve {
         }
     }
 
-    /// The logarithm of the time at this cost, relative to the level. `noise` is the variance of the class.
-    pub(super) fn shape(&self, log_cost: f64, noise: f64) -> f64 {
+    /// The cost that everything is relative to.
+    pub(super) fn typical_cost(&self) -> f64 {
+        self.reference.exp()
+    }
+
+    /// The logarithm of the time at this cost, relative to the level.
+    pub(super) fn shape(&self, log_cost: f64) -> f64 {
         let cost = log_cost - self.reference;
-        self.line(cost) + self.correction(cost, noise)
+        self.line(cost) + self.correction(cost)
     }
 
     /// How far the tasks seen at about this cost can be trusted to say what it takes there, from 0 to 1.
@@ -87,18 +110,17 @@ impl Curve {
         (count + 1.0) / (count + 4.0)
     }
 
-    /// The variance of the logarithms at this cost, in a class whose own is `noise`.
-    pub(super) fn variance(&self, log_cost: f64, noise: f64) -> f64 {
+    /// The variance of the logarithms at this cost.
+    pub(super) fn variance(&self, log_cost: f64) -> f64 {
         let own = self.buckets.binary_search_by_key(&bucket_number(log_cost), |bucket| bucket.number);
-        own.ok().and_then(|index| self.buckets.get(index)).map_or(noise, |bucket| {
+        own.ok().and_then(|index| self.buckets.get(index)).map_or(self.variance, |bucket| {
             let (count, variance) = (f64::from(bucket.count), f64::from(bucket.variance));
-            (count * variance + VARIANCE_SHRINKAGE * noise) / (count + VARIANCE_SHRINKAGE)
+            (count * variance + VARIANCE_SHRINKAGE * self.variance) / (count + VARIANCE_SHRINKAGE)
         })
     }
 
-    /// A task ran: the logarithm of its time relative to the level, and how far that lay from what was expected (nothing when
-    /// it is doubtful whether that still holds).
-    pub(super) fn observe(&mut self, log_cost: f64, value: f64, error: Option<f64>, noise: f64) {
+    /// A task ran: the logarithm of its time relative to the level.
+    pub(super) fn observe(&mut self, log_cost: f64, value: f64) {
         if self.seen == 0 && self.arrived == 0 {
             self.reference = log_cost;
         }
@@ -108,16 +130,20 @@ impl Curve {
         match self.buckets.binary_search_by_key(&number, |bucket| bucket.number) {
             Ok(index) => {
                 let bucket = &mut self.buckets[index];
+                let before = f64::from(bucket.count);
+                let furthest = FURTHEST * self.variance.sqrt();
+                let off = (value - f64::from(bucket.value)).clamp(-furthest, furthest);
+                // The mean that it is measured against has its own error.
+                let square = off * off * before / (before + 1.0);
+                bucket.variance += (square as f32 - bucket.variance) / bucket.count.min(WINDOW);
+                self.spread = (self.spread + 1.0).min(SPREAD_WINDOW);
+                self.variance = (self.variance + (square - self.variance) / self.spread).max(LEAST_VARIANCE);
                 bucket.count = (bucket.count + 1.0).min(WINDOW);
-                let share = 1.0 / bucket.count;
-                bucket.middle += (cost as f32 - bucket.middle) * share;
-                bucket.value += (value as f32 - bucket.value) * share;
-                if let Some(error) = error {
-                    bucket.variance += ((error * error) as f32 - bucket.variance) * share;
-                }
+                bucket.middle += (cost as f32 - bucket.middle) / bucket.count;
+                bucket.value += (value as f32 - bucket.value) / bucket.count;
             }
             Err(index) => {
-                let variance = error.map_or(noise, |error| error * error) as f32;
+                let variance = self.variance as f32;
                 let bucket = Bucket { number, count: 1.0, middle: cost as f32, value: value as f32, variance };
                 self.buckets.insert(index, bucket);
             }
@@ -131,9 +157,9 @@ impl Curve {
         (self.intercept + self.slope * cost.exp()).max(1e-30).ln()
     }
 
-    fn correction(&self, cost: f64, noise: f64) -> f64 {
-        // A line is wrong by some tens of percent where it is wrong; noise beyond that needs more tasks to tell.
-        let shrinkage = (4.0 * noise).clamp(2.0, 50.0);
+    fn correction(&self, cost: f64) -> f64 {
+        // A line is wrong by some half where it is wrong; with much noise it takes more tasks to tell.
+        let shrinkage = (4.0 * self.variance).clamp(0.2, 50.0);
         let of = |bucket: &Bucket| {
             let count = f64::from(bucket.count);
             count / (count + shrinkage) * (f64::from(bucket.value) - self.line(bucket.middle.into()))
@@ -192,6 +218,8 @@ impl Curve {
             (0.0..=WINDOW).contains(&count) && middle.is_finite() && value.is_finite() && variance >= 0.0
         };
         self.reference.is_finite()
+            && (LEAST_VARIANCE..1e6).contains(&self.variance)
+            && (1.0..=SPREAD_WINDOW).contains(&self.spread)
             && self.intercept.is_finite()
             && self.slope.is_finite()
             && self.intercept >= 0.0

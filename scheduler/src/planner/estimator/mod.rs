@@ -12,6 +12,8 @@ mod curve;
 mod level;
 mod snapshot;
 mod tail;
+#[cfg(test)]
+mod tests;
 
 pub use calibration::Calibration;
 pub use snapshot::Learnt;
@@ -104,12 +106,29 @@ impl Estimator {
         self.model(model).prior = prior;
     }
 
-    /// What a task is expected to take, which is about to wait.
-    pub(super) fn estimate(&mut self, model: &str, kind: Kind, cost: Option<f64>) -> Estimate {
-        match self.names.find(model).and_then(|number| self.models.get_mut(number as usize)) {
-            Some(model) => model.estimate(kind, cost),
-            None => Class::new(kind, cost.is_some(), UNKNOWN_SECONDS, false).estimate(cost),
+    /// What a task is expected to take.
+    pub(super) fn estimate(&self, model: &str, kind: Kind, cost: Option<f64>) -> Estimate {
+        let model = self.find(model);
+        let class = model.and_then(|model| model.classes.iter().find(|class| class.is_of(kind, cost.is_some())));
+        match class {
+            Some(class) => class.estimate(cost),
+            None => {
+                let (seconds, is_said) = model.map_or((UNKNOWN_SECONDS, false), Model::prior_seconds);
+                Class::new(kind, cost.is_some(), seconds, is_said).estimate_typical()
+            }
         }
+    }
+
+    /// A task is about to wait; as [`Self::estimate`]. While none of its class has run, those that come tell which cost is
+    /// typical.
+    pub(super) fn handle_arrival(&mut self, model: &str, kind: Kind, cost: Option<f64>) -> Estimate {
+        if let Some(model) = self.names.find(model).and_then(|number| self.models.get_mut(number as usize)) {
+            let prior = model.prior_seconds();
+            let class = model.class(kind, cost.is_some(), prior);
+            class.handle_arrival(cost, prior);
+            return class.estimate(cost);
+        }
+        self.estimate(model, kind, cost)
     }
 
     /// An attempt ended, of a task of which this was expected when it was admitted.
@@ -189,13 +208,6 @@ impl Model {
             (None, Some(said)) => (said, true),
             (None, None) => (UNKNOWN_SECONDS, false),
         }
-    }
-
-    fn estimate(&mut self, kind: Kind, cost: Option<f64>) -> Estimate {
-        let prior = self.prior_seconds();
-        let class = self.class(kind, cost.is_some(), prior);
-        class.handle_arrival(cost, prior);
-        class.estimate(cost)
     }
 
     fn class(&mut self, kind: Kind, has_cost: bool, (prior_seconds, is_said): (f64, bool)) -> &mut Class {

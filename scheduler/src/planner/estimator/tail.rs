@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Times that the factors are the means of, at most.
 const WINDOW: f64 = 1000.0;
 /// Tasks that the log-normal formulas count for.
-const PRIOR: f64 = 10.0;
+const PRIOR: f64 = 4.0;
+/// What was learnt before a jump counts as so many tasks after it.
+const KEPT: f64 = 10.0;
 /// One task moves a mean by this share at most.
 const MOVES_BY: f64 = 0.25;
 /// The quantile's largest and least step, in σ.
@@ -88,7 +90,7 @@ impl Tail {
     /// The level had jumped: what came meanwhile was seen from the wrong one.
     pub(super) fn handle_jump(&mut self) {
         self.now = self.sure;
-        self.count = self.count.min(4.0 * PRIOR);
+        self.count = self.count.min(KEPT);
     }
 
     pub(super) fn is_sound(&self) -> bool {
