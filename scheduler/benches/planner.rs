@@ -52,7 +52,7 @@ impl Scenario {
     }
 
     fn fill(&self, policy: &str, waiting: u64) -> Planner {
-        let mut planner = Planner::new(by_name(policy, 10.0).expect("a policy's name"));
+        let mut planner = Planner::new(by_name(policy, None).expect("a policy's name"));
         for model in 0..self.models {
             planner.handle_model(&format!("model-{model}"), Prior { expected_seconds: Some(0.001) });
         }

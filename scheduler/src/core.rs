@@ -23,10 +23,12 @@ use crate::depth::Depths;
 use crate::dispatch::{Dispatched, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Outstanding};
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::offers::Offers;
 use crate::planner::{
-    Arrival, Decision, DispatchReason, Fairness, Late, Planner, Prior, Ran, Refusal, ShedReason, TenantLimits, policy,
+    Arrival, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, Refusal, ShedReason, TenantLimits,
+    policy,
 };
 use crate::room::Room;
 use crate::shard::Shard;
@@ -41,6 +43,8 @@ const GROUPS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(200);
 /// The record of a dispatched task says so after this time, if the task has not ended by then.
 const MARKED_AFTER: Duration = Duration::from_millis(100);
+/// What is learnt of run times is kept so often, if there is something new.
+const KEPT_EVERY: Duration = Duration::from_secs(10);
 /// A dispatched task of which neither queue nor workers know is forgotten after so long.
 const LOST_AFTER: Duration = Duration::from_secs(10);
 
@@ -119,6 +123,9 @@ pub(crate) struct Core {
     finishing: JoinSet<()>,
     pub finished: Vec<Finished>,
     acking: JoinSet<()>,
+    /// When what is learnt was last kept, and from how many completions that was.
+    kept: (Instant, u64),
+    keeping: JoinSet<()>,
 }
 
 /// What a core is made of.
@@ -132,15 +139,16 @@ pub(crate) struct Parts {
     pub room: Room,
     pub models: HashMap<String, Arc<ModelSpec>>,
     pub shard: Shard,
+    pub learnt: Learnt,
     pub closing: CancellationToken,
 }
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let Parts { broker, store, topology, settings, tenants, metrics, room, models, shard, closing } = parts;
+        let Parts { broker, store, topology, settings, tenants, metrics, room, models, shard, learnt, closing } = parts;
         // The name was checked with the settings; an unknown one falls back to the default policy.
-        let policy =
-            policy::by_name(&settings.policy, settings.ageing_s).unwrap_or_else(|| Box::new(policy::Cmu::default()));
+        let policy = policy::by_name(&settings.policy, Some(settings.ageing_s).filter(|seconds| *seconds > 0.0))
+            .unwrap_or_else(|| Box::new(policy::Cmu::default()));
         let floors = [settings.floor_low, settings.floor_middle, settings.floor_high];
         let fairness = Fairness::of_policy(policy.name(), settings.fair_allowance, floors);
         // Ids come from outsiders: nobody may know where their tables put them.
@@ -151,6 +159,10 @@ impl Core {
         }
         for spec in models.values() {
             planner.handle_model(&spec.name, prior(spec));
+        }
+        let restored = planner.restore(learnt);
+        if restored > 0 {
+            info!(models = restored, "run times are known from before");
         }
         for (name, tenant) in &tenants {
             let running_most = tenant.max_running.map(|most| shard.least_one(most as usize));
@@ -186,6 +198,8 @@ impl Core {
             finishing: JoinSet::new(),
             finished: Vec::new(),
             acking: JoinSet::new(),
+            kept: (Instant::now(), 0),
+            keeping: JoinSet::new(),
             broker,
             store,
             topology,
@@ -228,8 +242,10 @@ impl Core {
             self.finish();
             self.room.is_held(self.held.len() + self.unknown.len());
         }
+        self.keep_learnt();
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
         while self.dispatching.join_next().await.is_some() {}
+        while self.keeping.join_next().await.is_some() {}
     }
 
     fn next_wake(&self) -> Option<Instant> {
@@ -585,6 +601,10 @@ impl Core {
             unknown.into_iter().for_each(|task| self.admit(task));
         }
         self.send_round();
+        while self.keeping.try_join_next().is_some() {}
+        if self.kept.0.elapsed() >= KEPT_EVERY && self.keeping.is_empty() {
+            self.keep_learnt();
+        }
         self.wishes.forget(Instant::now());
         let stats = self.planner.stats();
         let quiet: Vec<Quiet> = stats
@@ -600,6 +620,16 @@ impl Core {
             let _busy = requests.try_send(quiet);
         }
         self.metrics.planner(&stats, self.clock.now_us());
+    }
+
+    /// Unless nothing new was learnt.
+    fn keep_learnt(&mut self) {
+        let from = self.planner.learnt_from();
+        if from != self.kept.1 {
+            self.kept = (Instant::now(), from);
+            let learnt = self.planner.learnt();
+            self.keeping.spawn(memory::keep(self.store.clone(), self.shard, self.metrics.clone(), learnt));
+        }
     }
 
     /// What has been held for so long that the broker would lose patience goes round through it: published anew, then

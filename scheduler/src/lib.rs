@@ -1,8 +1,8 @@
 //! Decides what runs next.
 //!
 //! [`planner`] is pure. Around it, one file for each step of a task's way: `intake` reads and takes in, `core` owns the
-//! planner, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs, `load_watch` reads what
-//! workers say, `offers` keeps what that is room for, and `control` answers what gateways ask.
+//! planner, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs, `memory` keeps what is
+//! learnt, `load_watch` reads what workers say, `offers` keeps what that is room for, and `control` answers what gateways ask.
 
 mod clock;
 mod control;
@@ -13,6 +13,7 @@ mod finish;
 mod held;
 mod intake;
 mod load_watch;
+mod memory;
 mod metrics;
 mod offers;
 pub mod planner;

@@ -27,6 +27,8 @@ struct Inner {
     oldest_age: GaugeVec,
     weighted_seconds: GaugeVec,
     outstanding: IntGaugeVec,
+    estimate_coverage: GaugeVec,
+    estimate_error: GaugeVec,
     waiting: IntGaugeVec,
     decision_seconds: HistogramVec,
     decisions: IntCounterVec,
@@ -90,6 +92,16 @@ impl Metrics {
             outstanding: registry.gauges(
                 "outstanding_tasks",
                 "Tasks dispatched whose completion has not come back.",
+                &["model"],
+            )?,
+            estimate_coverage: registry.float_gauges(
+                "estimate_coverage_ratio",
+                "Part of the tasks that ran no longer than the 95 % quantile stated when they were admitted.",
+                &["model"],
+            )?,
+            estimate_error: registry.float_gauges(
+                "estimate_relative_error",
+                "Sum of how far run times were from the stated means, by the sum of run times.",
                 &["model"],
             )?,
             waiting: registry.gauges("scheduler_waiting_tasks", "Waiting tasks, by why they wait.", &["reason"])?,
@@ -210,6 +222,10 @@ impl Metrics {
             self.0.oldest_age.with_label_values(&labels).set(age);
             self.0.weighted_seconds.with_label_values(&labels).set(model.weighted_seconds);
             self.0.outstanding.with_label_values(&labels).set(model.outstanding as i64);
+            if let Some((coverage, error)) = model.calibration.coverage().zip(model.calibration.relative_error()) {
+                self.0.estimate_coverage.with_label_values(&labels).set(coverage);
+                self.0.estimate_error.with_label_values(&labels).set(error);
+            }
         }
         for model in gone {
             let labels = [model.as_str()];

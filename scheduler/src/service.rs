@@ -22,6 +22,7 @@ use crate::control::{self, Desk};
 use crate::core::{Core, Parts};
 use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
+use crate::memory;
 use crate::metrics::Metrics;
 use crate::returns::Returns;
 use crate::room::Room;
@@ -154,6 +155,7 @@ impl Scheduler {
         };
         readers.spawn(intake.run(prefetch));
         drop(events);
+        let learnt = memory::recall(&*self.store, shard, &self.metrics).await;
         let core = Core::new(Parts {
             broker: self.broker.clone(),
             store: self.store.clone(),
@@ -164,6 +166,7 @@ impl Scheduler {
             room,
             models,
             shard,
+            learnt,
             closing: closing.clone(),
         });
         self.metrics.active(Some(shard.number));

@@ -401,3 +401,32 @@ async fn a_standby_takes_over_and_nothing_runs_twice() {
     }
     assert_eq!(handler.runs.load(Ordering::SeqCst), 300);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_learnt_of_run_times_outlives_a_restart() {
+    let mut yard = Yard::new(|_| {}).await;
+    // Said to take long, and does not.
+    let said = ModelSpec { expected_ms: Some(60_000.0), ..spec("m") };
+    let first = Registry::new().unwrap();
+    let stop = CancellationToken::new();
+    let scheduler = tokio::spawn(yard.new_scheduler(&[said.clone()], &first).run(stop.clone()));
+    let (draining, _) = yard.worker("w", vec![(said.clone(), Arc::new(Obedient::default()))]);
+    let ids = yard.publish((0..100).map(|n| json!({"model": "m", "input": n})).collect()).await;
+    yard.collect(&ids).await;
+    let shown = |registry: &Registry, name: &str| {
+        let row = format!("{name}{{model=\"m\"}} ");
+        registry.render().unwrap().lines().find_map(|line| line.strip_prefix(&row)?.parse::<f64>().ok())
+    };
+    eventually("the calibration", || shown(&first, "taskyard_estimate_coverage_ratio").is_some()).await;
+    draining.cancel();
+    stop.cancel();
+    scheduler.await.unwrap().unwrap();
+
+    let second = Registry::new().unwrap();
+    tokio::spawn(yard.new_scheduler(&[said], &second).run(CancellationToken::new()));
+    let waits = json!({"model": "m", "priority": 1, "delay_ms": 600_000, "input": {}});
+    yard.publish(vec![waits]).await;
+    eventually("the backlog", || shown(&second, "taskyard_backlog_tasks") == Some(1.0)).await;
+    let expected = shown(&second, "taskyard_backlog_weighted_seconds").unwrap();
+    assert!(expected < 6.0, "{expected} s, of which a minute was said and nearly nothing learnt");
+}

@@ -10,7 +10,8 @@ use super::floors::{self, Floors};
 use super::groups::{Class, Groups};
 use super::line::Rank;
 use super::oldest::Oldest;
-use super::policy::{Policy, Stage, Waiting};
+use super::pace::Pace;
+use super::policy::{Moment, Policy, Stage, Waiting};
 use super::shares::{Begin, Shares, Tables};
 use super::tasks::{Handle, Place, Record, Tasks};
 
@@ -19,6 +20,7 @@ pub(super) struct Backlog {
     groups: Groups,
     pub(super) shares: Shares,
     pub(super) floors: Floors,
+    pub(super) pace: Pace,
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
     /// The oldest of the tasks that their lanes do not keep in the order of arrival.
@@ -142,11 +144,16 @@ impl Backlog {
         self.shares.set_limited(flow, is_limited, is_idle, Tables { groups: &mut self.groups, tasks });
     }
 
+    /// This moment, as a policy sees it.
+    pub(super) fn moment(&self, now_us: u64) -> Moment {
+        Moment { now_us, mean_wait_us: self.pace.mean_wait_us(self.queued).max(self.shares.mean_us()) }
+    }
+
     /// The task to dispatch now. Floors count where a credit is free.
-    pub(super) fn choose(&self, policy: &dyn Policy, now_us: u64, floors: Option<&Fairness>) -> Option<Choice> {
+    pub(super) fn choose(&self, policy: &dyn Policy, at: Moment, floors: Option<&Fairness>) -> Option<Choice> {
         let heads = self.groups.heads();
         if floors.is_none_or(|fairness| fairness.floors == [0.0; BANDS]) {
-            let best = policy.best(heads, now_us)?;
+            let best = policy.best(heads, at)?;
             let reason = self.reason(best.index, best.is_level)?;
             return self.choice(best.index, reason, best.score, [None; BANDS]);
         }
@@ -154,7 +161,7 @@ impl Backlog {
         let [second, third] = BAND_STARTS.map(|start| self.groups.below(start));
         let stretches = [(0, second), (second, third), (third, heads.len())];
         let bests = stretches.map(|(from, to)| {
-            let best = policy.best(self.groups.between(from..to), now_us)?;
+            let best = policy.best(self.groups.between(from..to), at)?;
             Some((from + best.index, best))
         });
         let needs = bests.map(|best| best.and_then(|(index, _)| heads.get(index)).map(floors::parts));

@@ -22,6 +22,7 @@ mod line;
 mod models;
 mod names;
 mod oldest;
+mod pace;
 pub mod policy;
 mod shares;
 mod tasks;
@@ -383,7 +384,7 @@ impl Planner {
         backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
         backlog.settle_shares(self.fairness.allowance_us(backlog.shares.mean_us(), capacity.slots()), &self.tasks);
         let has_credit = capacity.has_credit();
-        let chosen = backlog.choose(&*self.policy, now_us, has_credit.then_some(&self.fairness))?;
+        let chosen = backlog.choose(&*self.policy, backlog.moment(now_us), has_credit.then_some(&self.fairness))?;
         let Choice { task, reason, score, needs } = self.in_time(number, chosen, now_us);
         let by_floor = reason == DispatchReason::Floor;
         let passes = !by_floor && self.models.get(number).capacity.may_pass(&*self.policy, score);
@@ -399,6 +400,7 @@ impl Planner {
         record.place = Place::Dispatched { at_us: now_us, passes, by_floor, charged_us };
         let id = record.waiting.id;
         backlog.shares.charge(flow, charged_us, record.waiting.expected_seconds * 1e6);
+        backlog.pace.handle_dispatch(now_us, backlog.queued);
         if needs != [None; BANDS] {
             backlog.floors.handle_dispatch(&record.waiting, &needs, &self.fairness);
         }
@@ -508,7 +510,7 @@ impl Planner {
         if backlog.shares.flow(record.flow).standing != Standing::Eligible {
             return chosen;
         }
-        let score = self.policy.score(&record.waiting, now_us);
+        let score = self.policy.score(&record.waiting, backlog.moment(now_us));
         Choice { task: first, reason: DispatchReason::Deadline, score, ..chosen }
     }
 

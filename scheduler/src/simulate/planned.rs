@@ -23,7 +23,7 @@ pub struct Planned {
 impl Planned {
     /// `None` when the planner has no such policy.
     pub fn new(spec: &PolicySpec, scenario: &Scenario, workload: &Workload) -> Option<Self> {
-        let policy = policy::by_name(&spec.name, spec.ageing_s.unwrap_or(scenario.planner.ageing_s))?;
+        let policy = policy::by_name(&spec.name, spec.ageing_s.or(scenario.planner.ageing_s))?;
         Some(Self {
             planner: Planner::new(policy),
             told: spec.told,

@@ -70,7 +70,7 @@ impl std::str::FromStr for PolicySpec {
                 (name, Some(seconds.ok_or_else(|| format!("{text:?}: after : come seconds of ageing, over 0"))?))
             }
         };
-        if name != MOORE_HODGSON && policy::by_name(name, 1.0).is_none() {
+        if name != MOORE_HODGSON && policy::by_name(name, None).is_none() {
             return Err(format!("{name:?} is no policy: there are cmu, fifo, strict, edf, wspt and {MOORE_HODGSON}"));
         }
         let told = if name == MOORE_HODGSON { Told::True } else { told };

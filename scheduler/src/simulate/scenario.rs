@@ -203,10 +203,10 @@ pub struct Jump {
     pub model: Option<String>,
 }
 
-#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[derive(Default, Clone, PartialEq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlannerSettings {
-    pub ageing_s: f64,
+    pub ageing_s: Option<f64>,
 }
 
 impl Default for Scenario {
@@ -243,12 +243,6 @@ impl Default for Models {
 impl Default for Deadlines {
     fn default() -> Self {
         Self { share: 1.0, slack_least: 2.0, slack_most: 10.0, constant_ms: 0.0 }
-    }
-}
-
-impl Default for PlannerSettings {
-    fn default() -> Self {
-        Self { ageing_s: 10.0 }
     }
 }
 
@@ -326,7 +320,7 @@ impl Scenario {
             (natural(self.models.zipf), "models.zipf: a number of at least 0".to_owned()),
             ((1..=MODELS_MOST).contains(&self.models.slots), format!("models.slots: from 1 to {MODELS_MOST}")),
             (natural(self.cost.sigma) && self.cost.sigma <= 10.0, "cost.sigma: from 0 to 10".to_owned()),
-            (positive(self.planner.ageing_s), "planner.ageing_s: a number over 0".to_owned()),
+            (self.planner.ageing_s.is_none_or(positive), "planner.ageing_s: a number over 0".to_owned()),
             (
                 self.priorities.len() <= 10
                     && self.priorities.iter().all(|&part| natural(part))

@@ -147,7 +147,7 @@ impl Outcome {
 }
 
 fn run(tasks: &[Task], policy: &str, late: Option<Late>, slots: usize) -> Outcome {
-    let mut planner = Planner::new(by_name(policy, 10.0).unwrap());
+    let mut planner = Planner::new(by_name(policy, Some(10.0)).unwrap());
     if let Some(late) = late {
         planner.set_late(late);
     }

@@ -13,7 +13,7 @@ use super::{SECOND, arrival, dispatched, id};
 
 /// Start-time fair queueing alone: no allowance and no floors.
 fn strictly_fair() -> Planner {
-    Planner::new(by_name("fair", 10.0).unwrap())
+    Planner::new(by_name("fair", Some(10.0)).unwrap())
 }
 
 fn of(tenant: &str, task: Arrival) -> Arrival {

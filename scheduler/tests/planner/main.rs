@@ -36,7 +36,7 @@ fn arrival(number: u128, priority: u8, expected_seconds: f64) -> Arrival {
 
 /// The policy and nothing beside it.
 fn planner(policy: &str) -> Planner {
-    Planner::new(by_name(policy, 10.0).unwrap()).with_fairness(Fairness::default())
+    Planner::new(by_name(policy, Some(10.0)).unwrap()).with_fairness(Fairness::default())
 }
 
 /// The task that is dispatched now.

@@ -179,12 +179,12 @@ fn band(waiting: &Waiting) -> usize {
 
 impl Naive {
     pub fn new(policy: &str, fairness: Fairness, seed: u64) -> Self {
-        let mut planner = Planner::with_seed(by_name(policy, 1.0).unwrap(), seed).with_fairness(fairness);
+        let mut planner = Planner::with_seed(by_name(policy, Some(1.0)).unwrap(), seed).with_fairness(fairness);
         // Claims are not in the list: see `deadlines.rs`.
         planner.set_late(Late::Keep);
         Self {
             planner,
-            policy: by_name(policy, 1.0).unwrap(),
+            policy: by_name(policy, Some(1.0)).unwrap(),
             fairness,
             tasks: Vec::new(),
             models: BTreeMap::from([0, 1].map(|model| (format!("m{model}"), Model::default()))),
@@ -614,7 +614,8 @@ impl Naive {
     fn best_of(&self, tasks: impl Iterator<Item = usize>) -> Option<usize> {
         tasks.max_by(|&one, &other| {
             let (one, other) = (&self.tasks[one].waiting, &self.tasks[other].waiting);
-            let by_score = self.policy.score(one, self.now_us).total_cmp(&self.policy.score(other, self.now_us));
+            let by_score =
+                self.policy.score(one, self.now_us.into()).total_cmp(&self.policy.score(other, self.now_us.into()));
             by_score.then((other.arrival_us, other.sequence).cmp(&(one.arrival_us, one.sequence)))
         })
     }
@@ -638,7 +639,8 @@ impl Naive {
     /// By how much the true expected time would have scored the best task over this one.
     pub fn regret_by_own_time(&self, chosen: TaskId, model: &str) -> f64 {
         let score = |task: &Task| {
-            self.policy.score(&task.waiting, self.now_us) * task.waiting.cost.seconds() / task.waiting.expected_seconds
+            self.policy.score(&task.waiting, self.now_us.into()) * task.waiting.cost.seconds()
+                / task.waiting.expected_seconds
         };
         let may_have = |task: &&Task| {
             let could_go = task.state == State::Queued && !self.is_limited(&task.tenant);

@@ -29,7 +29,7 @@ fn policies_are_found_by_name() {
     for name in POLICIES {
         assert_eq!(planner(name).policy(), name);
     }
-    assert!(by_name("lottery", 10.0).is_none());
+    assert!(by_name("lottery", Some(10.0)).is_none());
     assert_eq!(Planner::new(Cmu::default()).policy(), "cmu");
 }
 

@@ -1,15 +1,26 @@
-use super::{PASSING, Policy, Stage, Waiting};
+use super::{Moment, PASSING, Policy, Stage, Waiting};
 
 /// Generalised cµ: the expected service rate of a task's class times the slope of its delay cost.
 ///
-/// The cost of a task's delay is convex in its age, `w·(age + age²/2T)`, so its slope `w·(1 + age/T)` grows without
-/// bound: with nothing waiting it is Smith's rule, and in the end waiting wins over any weight. Near a deadline the
-/// slope gets steeper in steps, [`STEPS`]; between two steps the order of two tasks of one class stays as it is, which
-/// a smooth curve would not give.
+/// The slope is `w·(1 + (age/T)ⁿ)`: with nothing waiting for long it is Smith's rule, and in the end waiting wins over any
+/// weight. Near a deadline the slope gets steeper in steps, [`STEPS`]; between two steps the order of two tasks of one class stays
+/// as it is, which a smooth curve would not give.
 #[derive(Clone, Copy, Debug)]
 pub struct Cmu {
-    ageing_us: f64,
+    ageing: Ageing,
 }
+
+#[derive(Clone, Copy, Debug)]
+enum Ageing {
+    /// T in microseconds, and a slope that is straight: `n` is 1.
+    Fixed(f64),
+    /// T is so many mean waits, so that the same rule suits tasks of milliseconds and of hours, and a backlog that grows. `n` is 4:
+    /// ages below T hardly count, which keeps to Smith's rule, and those beyond it soon count for all.
+    MeanWaits(f64),
+}
+
+/// T in mean waits: see `docs/scheduling.md` for what others would give.
+const MEAN_WAITS: f64 = 6.0;
 
 /// From how many expected run times of slack on the slope is how much steeper.
 pub(crate) const STEPS: [(f64, f64); 2] = [(8.0, 2.0), (2.0, 4.0)];
@@ -17,13 +28,14 @@ pub(crate) const STEPS: [(f64, f64); 2] = [(8.0, 2.0), (2.0, 4.0)];
 impl Cmu {
     /// After `ageing_seconds` (T) the slope has doubled. Taken as a millisecond at least.
     pub fn new(ageing_seconds: f64) -> Self {
-        Self { ageing_us: ageing_seconds.max(1e-3) * 1e6 }
+        Self { ageing: Ageing::Fixed(ageing_seconds.max(1e-3) * 1e6) }
     }
 }
 
 impl Default for Cmu {
+    /// T follows the mean wait of the model.
     fn default() -> Self {
-        Self::new(10.0)
+        Self { ageing: Ageing::MeanWaits(MEAN_WAITS) }
     }
 }
 
@@ -32,10 +44,18 @@ impl Policy for Cmu {
         "cmu"
     }
 
-    fn score(&self, task: &Waiting, now_us: u64) -> f64 {
-        let age_us = now_us.saturating_sub(task.arrival_us) as f64;
-        let slope = task.weight() * (1.0 + age_us / self.ageing_us);
-        let steeper = match self.stage(task, now_us).number {
+    fn score(&self, task: &Waiting, at: Moment) -> f64 {
+        let age_us = at.now_us.saturating_sub(task.arrival_us) as f64;
+        let aged = match self.ageing {
+            Ageing::Fixed(ageing_us) => age_us / ageing_us,
+            Ageing::MeanWaits(waits) => {
+                // A wait of nothing would make of an age a quarrel of rounding.
+                let part = age_us / (waits * at.mean_wait_us).max(1e3);
+                (part * part) * (part * part)
+            }
+        };
+        let slope = task.weight() * (1.0 + aged);
+        let steeper = match self.stage(task, at.now_us).number {
             0 => 1.0,
             step => STEPS[usize::from(step) - 1].1,
         };
@@ -54,11 +74,11 @@ impl Policy for Cmu {
         Stage { number: STEPS.len() as u8, until_us: None }
     }
 
-    fn keeps_deadlines(&self) -> bool {
-        true
-    }
-
     fn passes(&self, score: f64, dispatched: f64) -> bool {
         score > dispatched * PASSING
+    }
+
+    fn keeps_deadlines(&self) -> bool {
+        true
     }
 }

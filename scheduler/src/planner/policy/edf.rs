@@ -1,4 +1,4 @@
-use super::{Policy, Waiting};
+use super::{Moment, Policy, Waiting};
 
 /// Earliest deadline first; tasks without one come last. Optimal when every deadline can be met.
 #[derive(Clone, Copy, Default, Debug)]
@@ -9,7 +9,7 @@ impl Policy for Edf {
         "edf"
     }
 
-    fn score(&self, task: &Waiting, _: u64) -> f64 {
+    fn score(&self, task: &Waiting, _: Moment) -> f64 {
         -(task.deadline_us.unwrap_or(u64::MAX) as f64)
     }
 

@@ -1,4 +1,4 @@
-use super::{Policy, Waiting};
+use super::{Moment, Policy, Waiting};
 
 /// Start-time fair queueing, as a baseline: the least served tenant's turn, and first come, first served among what it has.
 /// Whose turn it is is no matter of scores, but of [`Fairness`](crate::planner::Fairness).
@@ -10,7 +10,7 @@ impl Policy for Fair {
         "fair"
     }
 
-    fn score(&self, _: &Waiting, _: u64) -> f64 {
+    fn score(&self, _: &Waiting, _: Moment) -> f64 {
         0.0
     }
 }

@@ -1,4 +1,4 @@
-use super::{Policy, Waiting};
+use super::{Moment, Policy, Waiting};
 
 /// First come, first served: the baseline.
 #[derive(Clone, Copy, Default, Debug)]
@@ -9,7 +9,7 @@ impl Policy for Fifo {
         "fifo"
     }
 
-    fn score(&self, _: &Waiting, _: u64) -> f64 {
+    fn score(&self, _: &Waiting, _: Moment) -> f64 {
         0.0
     }
 }

@@ -26,8 +26,7 @@ pub trait Policy {
 
     /// The task with the largest score is dispatched; equal scores go by arrival. Never NaN.
     ///
-    /// `now_us` is on the same clock as every other time the planner is given, in microseconds.
-    fn score(&self, task: &Waiting, now_us: u64) -> f64;
+    fn score(&self, task: &Waiting, at: Moment) -> f64;
 
     /// The order inside a lane, smallest first, for a policy that does not go by arrival there.
     fn lane_key(&self, _task: &Waiting) -> Option<u64> {
@@ -54,12 +53,12 @@ pub trait Policy {
 
     /// The one to dispatch. Not to be overridden: it stands here so that each policy has the loop compiled around its
     /// score, which is much of what a decision costs.
-    fn best(&self, tasks: &[Waiting], now_us: u64) -> Option<Best> {
+    fn best(&self, tasks: &[Waiting], at: Moment) -> Option<Best> {
         let (mut best, rest) = tasks.split_first()?;
         let mut found = Best { index: 0, is_level: false, score: 0.0 };
-        let mut top = self.score(best, now_us);
+        let mut top = self.score(best, at);
         for (index, task) in (1..).zip(rest) {
-            let score = self.score(task, now_us);
+            let score = self.score(task, at);
             if score < top {
                 continue;
             }
@@ -71,6 +70,22 @@ pub trait Policy {
         }
         found.score = top;
         Some(found)
+    }
+}
+
+/// When, and in what circumstances, tasks of a model are compared.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Moment {
+    /// On the same clock as every other time the planner is given, in microseconds.
+    pub now_us: u64,
+    /// What a task of the model waits, as it goes, or one run of it if that is more. Microseconds.
+    pub mean_wait_us: f64,
+}
+
+/// A time at which nothing is known of waits.
+impl From<u64> for Moment {
+    fn from(now_us: u64) -> Self {
+        Self { now_us, mean_wait_us: 0.0 }
     }
 }
 
@@ -95,10 +110,11 @@ pub struct Stage {
     pub until_us: Option<u64>,
 }
 
-/// The policy of a name: `cmu`, `fair`, `fifo`, `strict`, `edf` or `wspt`. `ageing_seconds` is for `cmu`: see [`Cmu::new`].
-pub fn by_name(name: &str, ageing_seconds: f64) -> Option<Box<dyn Policy + Send>> {
+/// The policy of a name: `cmu`, `fair`, `fifo`, `strict`, `edf` or `wspt`. `ageing_seconds` is for `cmu`: see
+/// [`Cmu::new`], and none for what follows the mean wait.
+pub fn by_name(name: &str, ageing_seconds: Option<f64>) -> Option<Box<dyn Policy + Send>> {
     Some(match name {
-        "cmu" => Box::new(Cmu::new(ageing_seconds)),
+        "cmu" => Box::new(ageing_seconds.map_or_else(Cmu::default, Cmu::new)),
         "fair" => Box::new(Fair),
         "fifo" => Box::new(Fifo),
         "strict" => Box::new(Strict),

@@ -1,4 +1,4 @@
-use super::{Policy, Waiting};
+use super::{Moment, Policy, Waiting};
 
 /// Higher priority always first. Starves low priorities under load.
 #[derive(Clone, Copy, Default, Debug)]
@@ -9,7 +9,7 @@ impl Policy for Strict {
         "strict"
     }
 
-    fn score(&self, task: &Waiting, _: u64) -> f64 {
+    fn score(&self, task: &Waiting, _: Moment) -> f64 {
         f64::from(task.priority.get())
     }
 

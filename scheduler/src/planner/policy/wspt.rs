@@ -1,4 +1,4 @@
-use super::{PASSING, Policy, Waiting};
+use super::{Moment, PASSING, Policy, Waiting};
 
 /// Smith's rule: the most weight per expected second first. Minimises the weighted sum of completion times.
 #[derive(Clone, Copy, Default, Debug)]
@@ -9,7 +9,7 @@ impl Policy for Wspt {
         "wspt"
     }
 
-    fn score(&self, task: &Waiting, _: u64) -> f64 {
+    fn score(&self, task: &Waiting, _: Moment) -> f64 {
         task.weight() / task.expected_seconds
     }
 

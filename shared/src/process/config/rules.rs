@@ -47,7 +47,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("gateway.max_body_bytes", Bounds::Whole(1024, limits::BODY_BYTES as u64)),
     ("gateway.request_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("scheduler.shards", Bounds::Whole(1, SHARDS_MOST as u64)),
-    ("scheduler.ageing_s", Bounds::Above(0.0, 1e9)),
+    ("scheduler.ageing_s", Bounds::Number(0.0, 1e9)),
     ("scheduler.fair_allowance", Bounds::Number(0.0, 1e6)),
     ("scheduler.floor_low", Bounds::Number(0.0, 0.3)),
     ("scheduler.floor_middle", Bounds::Number(0.0, 0.3)),
