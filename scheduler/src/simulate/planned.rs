@@ -5,7 +5,9 @@ use std::sync::Arc;
 use taskyard_shared::{Priority, TaskId};
 use uuid::Uuid;
 
-use crate::planner::{Arrival, Calibration, Decision, DispatchReason, Estimate, Planner, Ran, Room, policy};
+use crate::planner::{
+    Arrival, Calibration, Decision, DispatchReason, Estimate, Planner, Ran, Room, TenantLimits, policy,
+};
 
 use super::chooser::{Choice, Chooser, Number};
 use super::policies::{PolicySpec, Told};
@@ -24,8 +26,12 @@ impl Planned {
     /// `None` when the planner has no such policy.
     pub fn new(spec: &PolicySpec, scenario: &Scenario, workload: &Workload) -> Option<Self> {
         let policy = policy::by_name(&spec.name, spec.ageing_s.or(scenario.planner.ageing_s))?;
+        let mut planner = Planner::new(policy);
+        for tenant in &workload.tenants {
+            planner.handle_tenant(&tenant.name, TenantLimits { weight: tenant.weight, running_most: None });
+        }
         Some(Self {
-            planner: Planner::new(policy),
+            planner,
             told: spec.told,
             models: workload.models.iter().map(|model| model.name.clone()).collect(),
             tenants: workload.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
