@@ -118,3 +118,27 @@ fn the_hardest_stream_comes_near_the_bound() {
     let waited_seconds = slot.now_us as f64 / 1e6;
     assert!((0.85 * bound_seconds..=bound_seconds + seconds(0)).contains(&waited_seconds), "{waited_seconds} s");
 }
+
+/// Work of more worth comes as fast as it can be done, for ever, and always some of it waits.
+#[test]
+fn the_ageing_that_follows_the_mean_wait_serves_the_least_in_the_end() {
+    let mut planner = Planner::new(Cmu::default()).with_fairness(Fairness::default());
+    planner.handle_load("m", 1);
+    planner.handle_arrival(arrival(0, 0, 1.0), 0).unwrap();
+    for number in 1..=20 {
+        planner.handle_arrival(arrival(number, 9, 1.0), 0).unwrap();
+    }
+    let served_s = (0..3_000).find(|&second| {
+        let now_us = second * SECOND;
+        let Some(Decision::Dispatch { id: task, .. }) = planner.poll_decision(now_us) else {
+            panic!("the slot is free and tasks wait");
+        };
+        assert!(planner.handle_completion(task, None));
+        planner.handle_arrival(arrival(u128::from(second) + 21, 9, 1.0), now_us).unwrap();
+        task == id(0)
+    });
+    // Twenty wait 20 s. Weighing a tenth, it is level at 24 mean waits times the fourth root of 9.
+    let level_s = 24.0 * 20.0 * 9f64.powf(0.25);
+    let served_s = served_s.expect("it is served") as f64;
+    assert!((0.9..1.1).contains(&(served_s / level_s)), "{served_s} s, not about {level_s} s");
+}

@@ -20,7 +20,7 @@ enum Ageing {
 }
 
 /// T in mean waits: see `docs/scheduling.md` for what others would give.
-const MEAN_WAITS: f64 = 6.0;
+const MEAN_WAITS: f64 = 24.0;
 
 /// From how many expected run times of slack on the slope is how much steeper.
 pub(crate) const STEPS: [(f64, f64); 2] = [(8.0, 2.0), (2.0, 4.0)];
