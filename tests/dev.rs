@@ -252,7 +252,8 @@ fn metrics_are_clean_and_as_the_reference_has_them() {
     submit(0, &["--model", "slow", "--priority", "9", "--deadline-ms", "60000"]);
     submit(1, &["--capability", "breaking", "--kind", "training"]);
     assert_eq!(submit(1, &["--model", "nowhere"])[0]["error"]["code"], "unknown_model");
-    assert_eq!(submit(1, &["--model", "slow", "--deadline-ms", "1", "--delay-ms", "5"])[0]["state"], "expired");
+    let hopeless = submit(1, &["--model", "slow", "--deadline-ms", "1", "--delay-ms", "5"]);
+    assert_eq!(hopeless[0]["error"]["code"], "deadline_unreachable");
     // Some gauges are set once a second.
     let wanted = [
         "taskyard_worker_slots{",

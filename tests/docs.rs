@@ -97,7 +97,12 @@ fn codes_of_the_scheduler_are_those_it_refuses_with() {
     let core = source("scheduler/src/core.rs");
     let refused = after(&core, &["State::Expired, \"", "State::Rejected, \"", "|| (\"", "Err((\""]);
     assert!(refused.is_superset(&set(["unknown_model", "unknown_capability", "expired", "unwritable"])), "{refused:?}");
-    assert_eq!(named(&page, "### Of the scheduler"), refused);
+    let decision = source("scheduler/src/planner/decision.rs");
+    let (_, shed) = decision.split_once("impl ShedReason").unwrap();
+    let (shed, _) = shed.split_once("\n}\n").unwrap();
+    let late = &after(&source("scheduler/src/planner/admit.rs"), &["Self::DeadlineUnreachable { .. } => \""])
+        | &after(shed, &["=> \""]);
+    assert_eq!(named(&page, "### Of the scheduler"), &refused | &late);
     assert_eq!(after(&source("worker/src/attempt.rs"), &["State::Expired, \""]), set(["expired"]));
 }
 

@@ -56,7 +56,7 @@ fn what_cannot_be_simulated_is_said_in_a_sentence() {
         (vec!["--trace", empty.as_str()], "no row below its header"),
         (vec!["--trace", columns.as_str()], "needs a column `service_s`"),
         (vec!["--trace", plain.as_str(), "--policy", "best"], "\"best\" is no policy"),
-        (vec!["--trace", plain.as_str(), "--load", "-1"], "load"),
+        (vec!["--trace", plain.as_str(), "--load=-1"], "load"),
         (vec![], "required"),
     ] {
         let ran = simulate(&arguments);

@@ -364,7 +364,7 @@ async fn under_load_each_task_ends_once_and_every_answer_is_true() {
     yard.worker("w2", vec![(model.clone(), handler.clone())]);
     let registries = [Registry::new().unwrap(), Registry::new().unwrap()];
     for registry in &registries {
-        tokio::spawn(yard.new_scheduler(&[model.clone()], registry).run(CancellationToken::new()));
+        tokio::spawn(yard.new_scheduler(std::slice::from_ref(&model), registry).run(CancellationToken::new()));
     }
     let api = Arc::new(Api::new(&yard).await);
     let ids = yard.publish((0..TASKS).map(|_| task("echo")).collect()).await;

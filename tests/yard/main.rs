@@ -409,7 +409,7 @@ async fn what_was_learnt_of_run_times_outlives_a_restart() {
     let said = ModelSpec { expected_ms: Some(60_000.0), ..spec("m") };
     let first = Registry::new().unwrap();
     let stop = CancellationToken::new();
-    let scheduler = tokio::spawn(yard.new_scheduler(&[said.clone()], &first).run(stop.clone()));
+    let scheduler = tokio::spawn(yard.new_scheduler(std::slice::from_ref(&said), &first).run(stop.clone()));
     let (draining, _) = yard.worker("w", vec![(said.clone(), Arc::new(Obedient::default()))]);
     let ids = yard.publish((0..100).map(|n| json!({"model": "m", "input": n})).collect()).await;
     yard.collect(&ids).await;
