@@ -99,7 +99,7 @@ fn codes_of_the_scheduler_are_those_it_refuses_with() {
     assert!(refused.is_superset(&set(["unknown_model", "unknown_capability", "expired", "unwritable"])), "{refused:?}");
     let decision = source("scheduler/src/planner/decision.rs");
     let (_, shed) = decision.split_once("impl ShedReason").unwrap();
-    let (shed, _) = shed.split_once("\n}\n").unwrap();
+    let (shed, _) = shed.split_once("pub enum DispatchReason").unwrap();
     let late = &after(&source("scheduler/src/planner/admit.rs"), &["Self::DeadlineUnreachable { .. } => \""])
         | &after(shed, &["=> \""]);
     assert_eq!(named(&page, "### Of the scheduler"), &refused | &late);

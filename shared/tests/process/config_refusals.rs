@@ -183,7 +183,7 @@ fn a_value_that_makes_no_sense_is_refused_with_the_reason() {
         ("scheduler.window_tasks", "65536", "must be from 1 to 65535, not 65536"),
         ("scheduler.ageing_s", "-1", "must be from 0 to 1000000000, not -1.0"),
         ("scheduler.ageing_s", "nan", "must be from 0 to 1000000000, not nan"),
-        ("scheduler.policy", "'random'", "must be one of cmu, fifo, strict, edf, wspt, not \"random\""),
+        ("scheduler.policy", "'random'", "must be one of cmu, fair, fifo, strict, edf, wspt, not \"random\""),
         ("broker.queue_type", "'stream'", "must be one of auto, classic, quorum, not \"stream\""),
         ("log.format", "'xml'", "must be one of text, json, not \"xml\""),
         ("gateway.listen", "'localhost'", "must be an address and a port such as 127.0.0.1:8080, not \"localhost\""),
