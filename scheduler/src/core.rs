@@ -245,6 +245,7 @@ impl Core {
         self.keep_learnt();
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
         while self.dispatching.join_next().await.is_some() {}
+        while self.acking.join_next().await.is_some() {}
         while self.keeping.join_next().await.is_some() {}
     }
 

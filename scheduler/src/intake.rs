@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use taskyard_shared::broker::{
-    self, Acker, Broker, BrokerError, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
+    self, Acker, Broker, BrokerError, Consumer, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
 };
 use taskyard_shared::messages::{self, RESULTS_HEADER};
 use taskyard_shared::retry::Backoff;
@@ -36,6 +36,8 @@ pub(crate) struct Intake {
     pub room: Room,
     pub events: mpsc::Sender<Event>,
     pub closing: CancellationToken,
+    /// The core has ended: nothing is acked any more.
+    pub ended: CancellationToken,
 }
 
 /// A task of a message, with its part of the delivery.
@@ -48,6 +50,13 @@ impl Intake {
     /// Reads until the session is cut, or closing.
     pub async fn run(self, prefetch: u16) -> Result<(), BrokerError> {
         let mut consumer = self.broker.consume(&self.topology.intake(), prefetch).await?;
+        self.read_on(&mut *consumer).await?;
+        // With its consumer all that is not acked goes back, and what is being dispatched would run twice.
+        self.ended.cancelled().await;
+        Ok(())
+    }
+
+    async fn read_on(&self, consumer: &mut dyn Consumer) -> Result<(), BrokerError> {
         let acker = consumer.acker();
         loop {
             let most = tokio::select! {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use taskyard_shared::broker::{Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
+use taskyard_shared::broker::{Acker, Broker, BrokerError, Consumer, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::load::Completion;
 use taskyard_shared::store::{Accept, Accepted, Store};
 use taskyard_shared::{Envelope, State, Topology, envelope, messages, wire};
@@ -27,6 +27,8 @@ pub(crate) struct Returns {
     pub metrics: Metrics,
     pub events: mpsc::Sender<Event>,
     pub closing: CancellationToken,
+    /// The core has ended: nothing is acked any more.
+    pub ended: CancellationToken,
 }
 
 impl Returns {
@@ -44,6 +46,13 @@ impl Returns {
 
     async fn envelopes(&self, queue: &str, prefetch: u16, event: fn(Vec<Held>) -> Event) -> Result<(), BrokerError> {
         let mut consumer = self.broker.consume(queue, prefetch).await?;
+        self.read_on(&mut *consumer, event).await?;
+        // With its consumer all that is not acked goes back, and what is being dispatched would run twice.
+        self.ended.cancelled().await;
+        Ok(())
+    }
+
+    async fn read_on(&self, consumer: &mut dyn Consumer, event: fn(Vec<Held>) -> Event) -> Result<(), BrokerError> {
         let acker = consumer.acker();
         loop {
             let deliveries = tokio::select! {

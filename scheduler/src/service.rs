@@ -98,7 +98,7 @@ impl Scheduler {
             self.broker.declare(&[QueueSpec::durable(self.topology.ready(model))]).await?;
         }
 
-        let closing = stop.child_token();
+        let (closing, ended) = (stop.child_token(), CancellationToken::new());
         let (events, inbox) = mpsc::channel(EVENTS);
         let (requests, asked) = mpsc::channel(1);
         let room = Room::new(self.settings.window_tasks);
@@ -125,6 +125,7 @@ impl Scheduler {
             metrics: self.metrics.clone(),
             events: events.clone(),
             closing: closing.clone(),
+            ended: ended.clone(),
         };
         readers.spawn(returns().retries(prefetch));
         for &number in &own {
@@ -152,6 +153,7 @@ impl Scheduler {
             room: room.clone(),
             events: events.clone(),
             closing: closing.clone(),
+            ended: ended.clone(),
         };
         readers.spawn(intake.run(prefetch));
         drop(events);
@@ -176,8 +178,9 @@ impl Scheduler {
         // The first reader to end ends the session: by a cut, or because of `stop`.
         let first = readers.join_next().await;
         closing.cancel();
-        while readers.join_next().await.is_some() {}
         let core = core.await;
+        ended.cancel();
+        while readers.join_next().await.is_some() {}
         drop(lock);
         match (first, core) {
             (Some(Ok(ended)), Ok(())) => ended,
