@@ -269,6 +269,9 @@ impl Core {
             let is_paused = self.paused.contains(&model);
             info!(task.model = %model, paused = is_paused, "paused or resumed");
             self.planner.handle_pause(&model, is_paused);
+            if let Some(shadow) = &mut self.shadow {
+                shadow.handle_change(&model, self.clock.now_us());
+            }
         }
         if let Some(answer) = answer {
             let _gone = answer.send(Told::PausedRead {});

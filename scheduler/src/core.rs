@@ -31,6 +31,7 @@ use crate::planner::{
     policy,
 };
 use crate::room::Room;
+use crate::shadow::{self, Attempt, Shadow};
 use crate::shard::Shard;
 
 /// Most events handled before the planner is asked.
@@ -126,6 +127,9 @@ pub(crate) struct Core {
     /// When what is learnt was last kept, and from how many completions that was.
     kept: (Instant, u64),
     keeping: JoinSet<()>,
+    /// What other orders would have made of the same tasks; nothing when nobody wants to know.
+    pub shadow: Option<Shadow>,
+    comparing: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// What a core is made of.
@@ -176,9 +180,12 @@ impl Core {
             shard,
             closing: closing.clone(),
         };
+        let clock = Clock::start();
         Self {
             planner,
-            clock: Clock::start(),
+            shadow: Shadow::new(Duration::from_secs(settings.shadow_every_s), clock.now_us()),
+            comparing: None,
+            clock,
             started: Instant::now(),
             held: HashMap::new(),
             outstanding: HashMap::new(),
@@ -247,6 +254,11 @@ impl Core {
         while self.dispatching.join_next().await.is_some() {}
         while self.acking.join_next().await.is_some() {}
         while self.keeping.join_next().await.is_some() {}
+        if let Some(comparing) = self.comparing {
+            let _panic = comparing.await;
+        }
+        // What is shown is of a shard, which may be another's from here on.
+        self.metrics.shadow(&[]);
     }
 
     fn next_wake(&self) -> Option<Instant> {
@@ -431,7 +443,9 @@ impl Core {
         if let Some(was) = was {
             let ran = Ran { seconds: done.ran_ms / 1e3, whole: done.state == State::Succeeded };
             self.planner.handle_completion(done.id, (done.ran_ms > 0.0).then_some(ran));
-            if self.planner.backlog(&was.model) > 0 {
+            let is_backlogged = self.planner.backlog(&was.model) > 0;
+            self.shade(&was, done.ran_ms, is_backlogged);
+            if is_backlogged {
                 let (slots, mean_seconds) =
                     (self.offers.slots(&was.model).max(1), self.planner.mean_seconds(&was.model));
                 let times = (done.idle_ms, done.ran_ms);
@@ -457,8 +471,45 @@ impl Core {
         }
         for model in self.offers.update(&loads) {
             self.set_capacity(&model);
+            if let Some(shadow) = &mut self.shadow {
+                shadow.handle_change(&model, self.clock.now_us());
+            }
         }
         self.metrics.workers(&loads);
+    }
+
+    /// From when on a task could run: one that is tried again, since it came back.
+    fn arrived_us(&self, task: &Held, now_us: u64) -> u64 {
+        let envelope = &task.envelope;
+        let came_us = match envelope.attempts {
+            0 => self.clock.micros(envelope.accepted),
+            _ => now_us.saturating_sub(task.since.elapsed().as_micros() as u64),
+        };
+        came_us.max(envelope.not_before.map_or(0, |at| self.clock.micros(at)))
+    }
+
+    /// Keeps what is to be compared of an attempt that ended after so long.
+    fn shade(&mut self, was: &Outstanding, ran_ms: f64, is_backlogged: bool) {
+        let Some(shadow) = self.shadow.as_mut().filter(|_| ran_ms > 0.0) else { return };
+        let is_idle = !is_backlogged && self.planner.outstanding(&was.model) == 0;
+        let ended_us = self.clock.now_us();
+        let attempt = Attempt {
+            arrived_us: was.arrived_us,
+            started_us: ended_us.saturating_sub((ran_ms * 1e3) as u64),
+            ended_us,
+            priority: was.priority.get(),
+        };
+        shadow.handle_ended(&was.model, attempt, is_idle);
+    }
+
+    /// Has the windows that are full compared, beside what goes on here. One that takes long is waited for.
+    fn compare(&mut self) {
+        let now_us = self.clock.now_us();
+        let is_busy = self.comparing.as_ref().is_some_and(|comparing| !comparing.is_finished());
+        let Some(shadow) = self.shadow.as_mut().filter(|shadow| !is_busy && shadow.is_due(now_us)) else { return };
+        let samples = shadow.take(now_us, |model| self.offers.calls(model, self.shard));
+        let (metrics, closing) = (self.metrics.clone(), self.closing.clone());
+        self.comparing = Some(tokio::task::spawn_blocking(move || shadow::compare(samples, &metrics, &closing)));
     }
 
     pub fn set_capacity(&mut self, model: &str) {
@@ -489,7 +540,12 @@ impl Core {
                     task.envelope.chosen = Some(model.to_string());
                     task.envelope.dispatched = Some(Timestamp::now());
                     task.envelope.shard = self.shard.number;
-                    let outstanding = Outstanding { model: model.to_string(), at: Instant::now() };
+                    let outstanding = Outstanding {
+                        model: model.to_string(),
+                        at: Instant::now(),
+                        arrived_us: self.arrived_us(&task, now_us),
+                        priority: task.envelope.priority,
+                    };
                     self.outstanding.insert(id, outstanding);
                     group.add(task, reason == DispatchReason::Passes, |model| {
                         self.offers.together(model, self.planner.mean_seconds(model))
@@ -621,6 +677,7 @@ impl Core {
             let _busy = requests.try_send(quiet);
         }
         self.metrics.planner(&stats, self.clock.now_us());
+        self.compare();
     }
 
     /// Unless nothing new was learnt.

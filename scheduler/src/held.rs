@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-use taskyard_shared::Envelope;
 use taskyard_shared::broker::Receipt;
+use taskyard_shared::{Envelope, Priority};
 
 /// A task that waits here: its envelope, and the delivery that owns it until it is handed on.
 pub(crate) struct Held {
@@ -20,4 +20,7 @@ pub(crate) struct Held {
 pub(crate) struct Outstanding {
     pub model: String,
     pub at: Instant,
+    /// From when on it could run; microseconds since the epoch.
+    pub arrived_us: u64,
+    pub priority: Priority,
 }

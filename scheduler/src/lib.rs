@@ -2,7 +2,8 @@
 //!
 //! [`planner`] is pure. Around it, one file for each step of a task's way: `intake` reads and takes in, `core` owns the
 //! planner, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs, `memory` keeps what is
-//! learnt, `load_watch` reads what workers say, `offers` keeps what that is room for, and `control` answers what gateways ask.
+//! learnt, `load_watch` reads what workers say, `offers` keeps what that is room for, `control` answers what gateways ask,
+//! and `shadow` says what other orders would have made of it.
 
 mod clock;
 mod control;
@@ -20,6 +21,7 @@ pub mod planner;
 mod returns;
 mod room;
 mod service;
+mod shadow;
 mod shard;
 pub mod simulate;
 

@@ -11,6 +11,7 @@ use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::{Kind, State};
 
 use crate::planner::{DispatchReason, Stats, WaitReason};
+use crate::shadow::Regret;
 
 /// Shared by all parts of the service.
 #[derive(Clone)]
@@ -42,6 +43,8 @@ struct Inner {
     credits_reclaimed: IntCounterVec,
     worker_slots: IntGaugeVec,
     model_workers: IntGaugeVec,
+    shadow_ratio: GaugeVec,
+    shadow_tasks: IntCounterVec,
     /// Models that have a row in the gauges above, so that one that is gone is set to nothing.
     shown: Mutex<BTreeSet<String>>,
 }
@@ -150,6 +153,16 @@ impl Metrics {
                 &["model", "state"],
             )?,
             model_workers: registry.gauges("model_workers", "Live workers that serve a model.", &["model"])?,
+            shadow_ratio: registry.float_gauges(
+                "shadow_weighted_delay_ratio",
+                "Sum of weight times time to the end over the tasks of the last window, over what another order would have made it.",
+                &["model", "policy"],
+            )?,
+            shadow_tasks: registry.counters(
+                "shadow_tasks_total",
+                "Tasks that were compared with what other orders would have made of them.",
+                &["model"],
+            )?,
             shown: Mutex::new(BTreeSet::new()),
         })))
     }
@@ -242,6 +255,17 @@ impl Metrics {
         }
         for reason in WaitReason::ALL {
             self.0.waiting.with_label_values(&[reason.as_str()]).set(stats.waiting(reason) as i64);
+        }
+    }
+
+    /// Of the last windows, and no others.
+    pub fn shadow(&self, regrets: &[Regret]) {
+        self.0.shadow_ratio.reset();
+        for Regret { model, tasks, ratios } in regrets {
+            for (policy, ratio) in ratios {
+                self.0.shadow_ratio.with_label_values(&[model.as_str(), policy]).set(*ratio);
+            }
+            self.0.shadow_tasks.with_label_values(&[model]).inc_by(*tasks as u64);
         }
     }
 

@@ -18,6 +18,8 @@ const TOGETHER_MS: f64 = 2.0;
 struct Offer {
     /// Slots times batch.
     slots: usize,
+    /// Slots alone.
+    calls: usize,
     workers: usize,
     /// Tasks that one call of the handler takes.
     batch: usize,
@@ -37,6 +39,7 @@ impl Offers {
                 let offer = by_model.entry(model.clone()).or_default();
                 let batch = load.max_batch.max(1) as usize;
                 offer.slots += load.slots as usize * batch;
+                offer.calls += load.slots as usize;
                 offer.workers += 1;
                 offer.batch = offer.batch.max(batch);
             }
@@ -50,6 +53,11 @@ impl Offers {
     /// Tasks that its workers run at once; 0 when there are none.
     pub fn slots(&self, model: &str) -> usize {
         self.by_model.get(model).map_or(0, |offer| offer.slots)
+    }
+
+    /// Calls of the handler that its workers run at once: a shard's part of them.
+    pub fn calls(&self, model: &str, shard: Shard) -> usize {
+        self.by_model.get(model).map_or(0, |offer| shard.part(Room::from(offer.calls)).slots)
     }
 
     /// Slots, and what is sent ahead so that they do not idle: a shard's part of both. `mean_seconds` is what its tasks take.

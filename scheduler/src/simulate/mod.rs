@@ -16,6 +16,7 @@ mod measure;
 mod moore_hodgson;
 mod planned;
 pub mod policies;
+pub(crate) mod replay;
 mod report;
 mod scenario;
 mod summary;

@@ -98,6 +98,7 @@ pub struct SchedulerSettings {
     pub unknown_model_grace_ms: u64,
     pub ready_latency_ms: f64,
     pub ready_extra_most: u32,
+    pub shadow_every_s: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

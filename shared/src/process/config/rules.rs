@@ -58,6 +58,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("scheduler.unknown_model_grace_ms", Bounds::Whole(0, HOUR_MS)),
     ("scheduler.ready_latency_ms", Bounds::Number(0.0, 10_000.0)),
     ("scheduler.ready_extra_most", Bounds::Whole(0, 1_000_000)),
+    ("scheduler.shadow_every_s", Bounds::Whole(0, 24 * 3600)),
     // 0 is none beyond the free slots; the broker is never told 0, which would be "without limit" there.
     ("worker.prefetch", Bounds::Whole(0, 10_000)),
     // A lease is renewed three times in its length, and a renewal is a round trip to the store.
