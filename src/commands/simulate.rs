@@ -126,10 +126,12 @@ impl From<CostArg> for Declared {
 }
 
 /// A column of the table: its head, and the figure's name.
-const COLUMNS: [(&str, &str); 15] = [
+const COLUMNS: [(&str, &str); 17] = [
     ("in time", "attainment"),
     ("of accepted", "attainment_accepted"),
     ("cost", "cost_ratio"),
+    ("over fifo", "over_fifo"),
+    ("over oracle", "over_oracle"),
     ("wait", "wait_mean_s"),
     ("p50", "wait_p50_s"),
     ("p99", "wait_p99_s"),

@@ -100,6 +100,7 @@ pub fn simulate(scenario: &Scenario, trace: Option<&Trace>, threads: usize) -> R
         return Err(error);
     }
     let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    compare(&mut done, &names);
     let mut rows = Vec::new();
     for (number, &load) in scenario.load.iter().enumerate() {
         for (policy, spec) in specs.iter().enumerate() {
@@ -109,6 +110,25 @@ pub fn simulate(scenario: &Scenario, trace: Option<&Trace>, threads: usize) -> R
         }
     }
     Ok(Report { description: scenario.description.clone(), tasks: tasks.into_inner(), rows })
+}
+
+/// What the live scheduler shows of itself: the weighted cost of a run over that of other orders on the same tasks, when
+/// those are simulated, too.
+fn compare(done: &mut BTreeMap<(usize, u32, usize), Measured>, policies: &[String]) {
+    for (figure, other) in [("over_fifo", "fifo"), ("over_oracle", "wspt@true")] {
+        let Some(other) = policies.iter().position(|policy| policy.trim() == other) else { continue };
+        let cost = |measured: &Measured| measured.overall.get("cost_s").copied().filter(|&cost| cost > 0.0);
+        let costs: BTreeMap<(usize, u32), f64> = done
+            .iter()
+            .filter(|((_, _, policy), _)| *policy == other)
+            .filter_map(|(&(load, seed, _), measured)| Some(((load, seed), cost(measured)?)))
+            .collect();
+        for (&(load, seed, _), measured) in done.iter_mut() {
+            if let (Some(own), Some(other)) = (cost(measured), costs.get(&(load, seed))) {
+                measured.overall.insert(figure, own / other);
+            }
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -1,8 +1,11 @@
 //! The simulator against what is known without it: closed forms, exhaustive search, and conservation.
 
 use std::path::Path;
+use std::time::Duration;
 
 use taskyard_shared::Kind;
+
+use crate::shadow::{Attempt, Shadow};
 
 use super::bound::least_cost;
 use super::engine::{self, Course, Fate};
@@ -329,4 +332,48 @@ fn load_is_what_it_says_for_every_model() {
         let load = work / span_s / 2.0;
         assert!((load / 0.7 - 1.0).abs() < 0.12, "model {model}: {load}");
     }
+}
+
+#[test]
+fn a_row_is_compared_with_other_orders_as_the_live_scheduler_compares_itself() {
+    let text = r#"
+        tasks = 2000
+        seeds = 1
+        load = [0.95]
+        policies = ["cmu", "fifo", "wspt@true"]
+        models = { slots = 2 }
+        classes = [{ name = "any", share = 1, service = { distribution = "exponential", mean_ms = 100 } }]
+    "#;
+    let scenario = scenario(text);
+    let report = simulate(&scenario, None, 1).unwrap();
+    let figure = |row: usize, name| report.rows[row].mean(name).unwrap();
+    assert!((figure(1, "over_fifo") - 1.0).abs() < 1e-9 && (figure(2, "over_oracle") - 1.0).abs() < 1e-9);
+    assert!(figure(0, "over_fifo") < 0.9 && figure(0, "over_oracle") > 1.0, "{:?}", report.rows[0].figures);
+
+    let workload = Workload::draw(&scenario, None, 1, 0.95);
+    let course = run(&workload, "cmu");
+    let mut attempts: Vec<Attempt> = workload
+        .tasks
+        .iter()
+        .zip(&course.ends)
+        .map(|(task, end)| Attempt {
+            arrived_us: task.arrival_us,
+            started_us: end.started_us,
+            ended_us: end.ended_us,
+            priority: task.priority,
+        })
+        .collect();
+    attempts.sort_by_key(|attempt| attempt.ended_us);
+    let mut shadow = Shadow::new(Duration::from_secs(60), 0).unwrap();
+    for attempt in attempts {
+        shadow.handle_ended("m", attempt, false);
+    }
+    let regret = shadow.take(course.ended_us, |_| 2).remove(0).replay().unwrap();
+    for ((label, live), name) in regret.ratios.into_iter().zip(["over_fifo", "over_oracle"]) {
+        let simulated = figure(0, name);
+        assert!((live / simulated - 1.0).abs() < 1e-3, "{label}: {live} and {simulated}");
+    }
+
+    let alone = simulate(&Scenario { policies: vec!["cmu".to_owned()], ..scenario }, None, 1).unwrap();
+    assert_eq!(alone.rows[0].mean("over_fifo"), None, "there is nothing to compare with");
 }
