@@ -313,7 +313,7 @@ impl Yard {
             if ends_us <= arrives_us {
                 running.pop().into_iter().for_each(|Reverse((_, number))| {
                     let (came_us, of, priority, _, seconds) = arrivals[number as usize];
-                    planner.handle_completion(id(number), Some(Ran { seconds: seconds, whole: true }));
+                    planner.handle_completion(id(number), Some(Ran { seconds, whole: true }));
                     *outcome.served.entry(self.streams[of].tenant).or_default() += seconds;
                     outcome.weighted += (f64::from(priority) + 1.0) * (now_us - came_us) as f64 / 1e6;
                 });
