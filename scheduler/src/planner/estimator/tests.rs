@@ -169,7 +169,8 @@ fn an_outlier_changes_little() {
 
 #[test]
 fn times_follow_the_declared_cost_as_they_really_do() {
-    let curves: [(&str, fn(f64) -> f64); 5] = [
+    type Curve = fn(f64) -> f64;
+    let curves: [(&str, Curve); 5] = [
         ("proportional", |cost| 0.01 * cost),
         ("a line", |cost| 0.5 + 0.01 * cost),
         ("none", |_| 1.0),
