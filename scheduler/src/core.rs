@@ -11,7 +11,7 @@ use taskyard_shared::control::Told;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
 use taskyard_shared::store::Store;
-use taskyard_shared::{Envelope, State, Target, TaskId, Timestamp, Topology};
+use taskyard_shared::{State, Target, TaskId, Timestamp, Topology};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,7 @@ use crate::depth::Depths;
 use crate::dispatch::{Dispatched, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Outstanding};
+use crate::lost::Quiet;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::offers::Offers;
@@ -31,13 +32,13 @@ use crate::planner::{
     policy,
 };
 use crate::room::Room;
-use crate::shadow::{self, Attempt, Shadow};
+use crate::shadow::Shadow;
 use crate::shard::Shard;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
 /// Tasks that are finished, or sent round, together.
-const GROUP: usize = 256;
+pub(crate) const GROUP: usize = 256;
 /// Groups of either kind, and of parcels, under way.
 const GROUPS: usize = 4;
 /// Dispatching pauses for so long after the broker did not take a task.
@@ -46,8 +47,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const MARKED_AFTER: Duration = Duration::from_millis(100);
 /// What is learnt of run times is kept so often, if there is something new.
 const KEPT_EVERY: Duration = Duration::from_secs(10);
-/// A dispatched task of which neither queue nor workers know is forgotten after so long.
-const LOST_AFTER: Duration = Duration::from_secs(10);
 
 /// What happened.
 pub(crate) enum Event {
@@ -82,13 +81,6 @@ pub(crate) enum Event {
     },
 }
 
-/// A model of which nothing was heard for a while, though tasks of it are out.
-pub(crate) struct Quiet {
-    pub model: String,
-    /// Those that have been out for long, when other schedulers have tasks of it out too: a count does not tell whose are lost.
-    pub tasks: Vec<TaskId>,
-}
-
 pub(crate) struct Core {
     pub broker: Arc<dyn Broker>,
     pub store: Arc<dyn Store>,
@@ -112,9 +104,9 @@ pub(crate) struct Core {
     by_age: VecDeque<(Instant, TaskId)>,
     /// Tasks whose model is not known, in the first moments.
     pub unknown: Vec<Held>,
-    models: HashMap<String, Arc<ModelSpec>>,
-    offers: Offers,
-    last_completion: HashMap<String, Instant>,
+    pub models: HashMap<String, Arc<ModelSpec>>,
+    pub offers: Offers,
+    pub last_completion: HashMap<String, Instant>,
     depths: Depths,
     dispatching: JoinSet<Dispatched>,
     /// Dispatched tasks whose record does not say so yet, by the time from when it is to.
@@ -129,7 +121,7 @@ pub(crate) struct Core {
     keeping: JoinSet<()>,
     /// What other orders would have made of the same tasks; nothing when nobody wants to know.
     pub shadow: Option<Shadow>,
-    comparing: Option<tokio::task::JoinHandle<()>>,
+    pub comparing: Option<tokio::task::JoinHandle<()>>,
 }
 
 /// What a core is made of.
@@ -357,54 +349,6 @@ impl Core {
         self.started.elapsed() < Duration::from_millis(self.settings.unknown_model_grace_ms)
     }
 
-    /// The model a task names, or of those that offer a capability the one that is expected to have it done first:
-    /// least p·t + queue seconds.
-    pub fn choose_model(&mut self, envelope: &Envelope) -> Result<Arc<ModelSpec>, (&'static str, String)> {
-        if let Some(chosen) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
-            return Ok(chosen.clone());
-        }
-        match &envelope.target {
-            Target::Model(name) => {
-                let (base, version) = match name.split_once('@') {
-                    Some((base, version)) => (base, Some(version)),
-                    None => (name.as_str(), None),
-                };
-                let spec = self
-                    .models
-                    .get(base)
-                    .ok_or_else(|| ("unknown_model", format!("no worker has announced a model {base}")))?;
-                match version {
-                    Some(version) if version != spec.version => {
-                        let message = format!("the model {base} is served in version {}, not {version}", spec.version);
-                        Err(("unknown_model", message))
-                    }
-                    _ => Ok(spec.clone()),
-                }
-            }
-            Target::Capability(capability) => {
-                let weight = f64::from(envelope.priority.get());
-                let candidates = self.models.values().filter(|spec| spec.capabilities.contains(capability)).cloned();
-                let candidates: Vec<Arc<ModelSpec>> = candidates.collect();
-                let cost = |spec: &ModelSpec| {
-                    let seconds = self.planner.expected(&spec.name, envelope.kind, envelope.cost).mean_seconds;
-                    let slots = self.offers.slots(&spec.name);
-                    let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);
-                    // A model without workers comes last, but is still better than none.
-                    // The other shards have as much to wait for.
-                    let ahead = ahead as f64 * f64::from(self.shard.of);
-                    let queue_seconds = if slots == 0 { 1e9 } else { ahead * seconds / slots as f64 };
-                    weight * seconds + queue_seconds
-                };
-                candidates
-                    .into_iter()
-                    .map(|spec| (cost(&spec), spec))
-                    .min_by(|(left, one), (right, other)| left.total_cmp(right).then_with(|| one.name.cmp(&other.name)))
-                    .map(|(_, spec)| spec)
-                    .ok_or_else(|| ("unknown_capability", format!("no model offers the capability {capability}")))
-            }
-        }
-    }
-
     /// A copy that this scheduler sent round, or that one sent which had the shard before.
     fn take_round(&mut self, task: Held) {
         let id = task.envelope.id;
@@ -476,40 +420,6 @@ impl Core {
             }
         }
         self.metrics.workers(&loads);
-    }
-
-    /// From when on a task could run: one that is tried again, since it came back.
-    fn arrived_us(&self, task: &Held, now_us: u64) -> u64 {
-        let envelope = &task.envelope;
-        let came_us = match envelope.attempts {
-            0 => self.clock.micros(envelope.accepted),
-            _ => now_us.saturating_sub(task.since.elapsed().as_micros() as u64),
-        };
-        came_us.max(envelope.not_before.map_or(0, |at| self.clock.micros(at)))
-    }
-
-    /// Keeps what is to be compared of an attempt that ended after so long.
-    fn shade(&mut self, was: &Outstanding, ran_ms: f64, is_backlogged: bool) {
-        let Some(shadow) = self.shadow.as_mut().filter(|_| ran_ms > 0.0) else { return };
-        let is_idle = !is_backlogged && self.planner.outstanding(&was.model) == 0;
-        let ended_us = self.clock.now_us();
-        let attempt = Attempt {
-            arrived_us: was.arrived_us,
-            started_us: ended_us.saturating_sub((ran_ms * 1e3) as u64),
-            ended_us,
-            priority: was.priority.get(),
-        };
-        shadow.handle_ended(&was.model, attempt, is_idle);
-    }
-
-    /// Has the windows that are full compared, beside what goes on here. One that takes long is waited for.
-    fn compare(&mut self) {
-        let now_us = self.clock.now_us();
-        let is_busy = self.comparing.as_ref().is_some_and(|comparing| !comparing.is_finished());
-        let Some(shadow) = self.shadow.as_mut().filter(|shadow| !is_busy && shadow.is_due(now_us)) else { return };
-        let samples = shadow.take(now_us, |model| self.offers.calls(model, self.shard));
-        let (metrics, closing) = (self.metrics.clone(), self.closing.clone());
-        self.comparing = Some(tokio::task::spawn_blocking(move || shadow::compare(samples, &metrics, &closing)));
     }
 
     pub fn set_capacity(&mut self, model: &str) {
@@ -664,14 +574,7 @@ impl Core {
         }
         self.wishes.forget(Instant::now());
         let stats = self.planner.stats();
-        let quiet: Vec<Quiet> = stats
-            .models
-            .iter()
-            .filter(|model| model.outstanding > 0)
-            .map(|model| model.model.to_string())
-            .filter(|model| self.last_completion.get(model).is_none_or(|last| last.elapsed() > LOST_AFTER / 2))
-            .map(|model| Quiet { tasks: self.out_for_long(&model), model })
-            .collect();
+        let quiet = self.quiet(&stats);
         if !quiet.is_empty() {
             // When the counter is still busy with the last request, the next second comes soon enough.
             let _busy = requests.try_send(quiet);
@@ -710,36 +613,6 @@ impl Core {
         if !group.is_empty() {
             info!(tasks = group.len(), "held for long: sent round through the broker");
             self.acking.spawn(self.finisher.clone().send_round(group));
-        }
-    }
-
-    fn out_for_long(&self, model: &str) -> Vec<TaskId> {
-        match self.shard.of {
-            1 => Vec::new(),
-            _ => self.out_since_before(model, Instant::now()).take(GROUP).collect(),
-        }
-    }
-
-    /// Tasks of a model that had been out at `at` for so long that they may be lost.
-    fn out_since_before(&self, model: &str, at: Instant) -> impl Iterator<Item = TaskId> {
-        let before = at.checked_sub(LOST_AFTER).unwrap_or(at);
-        self.outstanding.iter().filter(move |(_, task)| task.model == model && task.at < before).map(|(&id, _)| id)
-    }
-
-    /// Credits whose completion never came are given back, once neither queue nor workers hold the tasks, or they have ended.
-    fn reconcile(&mut self, model: &str, tasks: usize, ended: Vec<TaskId>, at: Instant) {
-        let ended: HashSet<TaskId> = ended.into_iter().collect();
-        let more = self.planner.outstanding(model).saturating_sub(tasks + ended.len());
-        let (mut lost, others): (Vec<TaskId>, Vec<TaskId>) =
-            self.out_since_before(model, at).partition(|id| ended.contains(id));
-        lost.extend(others.into_iter().take(more));
-        for id in &lost {
-            self.outstanding.remove(id);
-            self.planner.handle_completion(*id, None);
-        }
-        if !lost.is_empty() {
-            info!(task.model = model, tasks = lost.len(), "credits of tasks that nobody holds are given back");
-            self.metrics.credits_reclaimed(lost.len());
         }
     }
 }

@@ -1,10 +1,11 @@
 //! Decides what runs next.
 //!
 //! [`planner`] is pure. Around it, one file for each step of a task's way: `intake` reads and takes in, `core` owns the
-//! planner, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs, `memory` keeps what is
-//! learnt, `load_watch` reads what workers say, `offers` keeps what that is room for, `control` answers what gateways ask,
-//! and `shadow` says what other orders would have made of it.
+//! planner, `choose` finds the model, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs,
+//! `lost` finds what nobody holds. Beside them `load_watch` reads what workers say, `offers` keeps what that is room for,
+//! `memory` keeps what is learnt, `control` answers what gateways ask, and `shadow` says what other orders would have made of it.
 
+mod choose;
 mod clock;
 mod control;
 mod core;
@@ -14,6 +15,7 @@ mod finish;
 mod held;
 mod intake;
 mod load_watch;
+mod lost;
 mod memory;
 mod metrics;
 mod offers;

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::core::{Event, Quiet};
+use crate::core::Event;
+use crate::lost::Quiet;
 use crate::metrics::Metrics;
 
 /// The announcements are read once in so many reads of the loads.

@@ -80,10 +80,11 @@ impl Returns {
                 }
             }
             let (tasks, unwanted) = self.as_asked(tasks).await;
-            for event in [event(tasks), Event::Unwanted(unwanted)] {
-                if self.events.send(event).await.is_err() {
-                    return Ok(());
-                }
+            if !unwanted.is_empty() && self.events.send(Event::Unwanted(unwanted)).await.is_err() {
+                return Ok(());
+            }
+            if self.events.send(event(tasks)).await.is_err() {
+                return Ok(());
             }
         }
     }

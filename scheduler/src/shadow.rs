@@ -20,6 +20,8 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::core::Core;
+use crate::held::{Held, Outstanding};
 use crate::metrics::Metrics;
 use crate::simulate::replay::{Replayed, replay};
 
@@ -200,6 +202,42 @@ pub(crate) fn compare(samples: Vec<Sample>, metrics: &Metrics, closing: &Cancell
         regrets.extend(sample.replay());
     }
     metrics.shadow(&regrets);
+}
+
+impl Core {
+    /// From when on a task could run: one that is tried again, since it came back.
+    pub fn arrived_us(&self, task: &Held, now_us: u64) -> u64 {
+        let envelope = &task.envelope;
+        let came_us = match envelope.attempts {
+            0 => self.clock.micros(envelope.accepted),
+            _ => now_us.saturating_sub(task.since.elapsed().as_micros() as u64),
+        };
+        came_us.max(envelope.not_before.map_or(0, |at| self.clock.micros(at)))
+    }
+
+    /// Keeps what is to be compared of an attempt that ended after so long.
+    pub fn shade(&mut self, was: &Outstanding, ran_ms: f64, is_backlogged: bool) {
+        let Some(shadow) = self.shadow.as_mut().filter(|_| ran_ms > 0.0) else { return };
+        let is_idle = !is_backlogged && self.planner.outstanding(&was.model) == 0;
+        let ended_us = self.clock.now_us();
+        let attempt = Attempt {
+            arrived_us: was.arrived_us,
+            started_us: ended_us.saturating_sub((ran_ms * 1e3) as u64),
+            ended_us,
+            priority: was.priority.get(),
+        };
+        shadow.handle_ended(&was.model, attempt, is_idle);
+    }
+
+    /// Has the windows that are full compared, beside what goes on here. One that takes long is waited for.
+    pub fn compare(&mut self) {
+        let now_us = self.clock.now_us();
+        let is_busy = self.comparing.as_ref().is_some_and(|comparing| !comparing.is_finished());
+        let Some(shadow) = self.shadow.as_mut().filter(|shadow| !is_busy && shadow.is_due(now_us)) else { return };
+        let samples = shadow.take(now_us, |model| self.offers.calls(model, self.shard));
+        let (metrics, closing) = (self.metrics.clone(), self.closing.clone());
+        self.comparing = Some(tokio::task::spawn_blocking(move || compare(samples, &metrics, &closing)));
+    }
 }
 
 #[cfg(test)]
