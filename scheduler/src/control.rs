@@ -289,8 +289,6 @@ impl Core {
             };
         };
         let model = &*explained.model;
-        let stats = self.planner.stats();
-        let stats = stats.models.iter().find(|stats| &*stats.model == model);
         let at = |us: u64| Timestamp::from_micros(i64::try_from(us).unwrap_or(i64::MAX));
         Place::Waiting(Box::new(Waiting {
             reason: explained.reason.as_str().to_owned(),
@@ -301,8 +299,8 @@ impl Core {
             ahead_in_lane: explained.ahead_in_lane.map(|ahead| ahead as u64),
             ahead_uncounted: explained.ahead_in_lane.is_some_and(|ahead| ahead >= AHEAD_LIMIT),
             queued_in_model: explained.queued_in_model as u64,
-            dispatched_in_model: stats.map_or(0, |stats| stats.outstanding as u64),
-            capacity: stats.map_or(0, |stats| stats.capacity as u64),
+            dispatched_in_model: explained.outstanding as u64,
+            capacity: explained.capacity as u64,
             policy: self.planner.policy().to_owned(),
         }))
     }

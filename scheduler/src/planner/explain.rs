@@ -30,6 +30,9 @@ pub struct Explanation {
     pub ahead_in_lane: Option<usize>,
     /// All tasks that wait for its model now, itself included if it may start: an upper bound of those ahead today.
     pub queued_in_model: usize,
+    /// How many dispatched tasks the workers of its model can hold together, and how many they do.
+    pub capacity: usize,
+    pub outstanding: usize,
 }
 
 /// One model as it stands.
@@ -119,6 +122,8 @@ impl Planner {
             starts_us,
             ahead_in_lane,
             queued_in_model: model.backlog.queued,
+            capacity: model.capacity.total,
+            outstanding: model.capacity.outstanding(),
         })
     }
 
