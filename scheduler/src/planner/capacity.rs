@@ -158,11 +158,6 @@ impl Capacity {
         self.rest_or_go_on();
     }
 
-    /// What was dispatched before this time.
-    pub(super) fn before(&self, time_us: u64) -> impl Iterator<Item = (u64, Handle)> {
-        self.outstanding.range(..(time_us, 0)).copied()
-    }
-
     /// Dispatched tasks, the longest out first.
     pub(super) fn iter(&self) -> impl Iterator<Item = &(u64, Handle)> {
         self.outstanding.iter()

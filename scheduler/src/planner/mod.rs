@@ -15,9 +15,11 @@ pub mod estimator;
 mod explain;
 mod fair;
 mod floors;
+mod flows;
 mod groups;
 mod index;
 mod lane;
+mod late;
 mod line;
 mod models;
 mod names;
@@ -39,11 +41,10 @@ pub use fair::{BANDS, Fairness, TenantLimits};
 use std::collections::{BTreeMap, VecDeque};
 
 use backlog::Choice;
-use deadlines::{Admission, Runs};
 use estimator::Estimator;
 use models::{Model, Models};
 use policy::Policy;
-use shares::{Begin, Standing};
+use shares::Begin;
 use tasks::{Handle, NEVER, Place, Record, Tasks};
 use taskyard_shared::{Kind, Priority, TaskId};
 use tenants::{Limited, Tenants};
@@ -205,18 +206,6 @@ impl Planner {
         true
     }
 
-    /// The tasks of a model that were dispatched before this time are with no worker, though no completion came:
-    /// they are forgotten. Answers how many they were.
-    pub fn handle_outstanding_lost(&mut self, model: &str, dispatched_before_us: u64) -> usize {
-        let Some(model) = self.models.find(model) else { return 0 };
-        let lost: Vec<(u64, Handle)> = self.models.get(model).capacity.before(dispatched_before_us).collect();
-        for &(at_us, task) in &lost {
-            self.give_back(task, at_us, None);
-            self.forget(task);
-        }
-        lost.len()
-    }
-
     /// A waiting task is no longer wanted. Answers whether it was waiting; a dispatched one stays.
     pub fn handle_cancel(&mut self, id: TaskId) -> bool {
         let Some(task) = self.tasks.find(id) else { return false };
@@ -258,36 +247,6 @@ impl Planner {
     /// No task of a paused model is dispatched; deadlines pass as ever. Answers whether this was a change.
     pub fn handle_pause(&mut self, model: &str, is_paused: bool) -> bool {
         self.models.set_paused(model, is_paused)
-    }
-
-    /// What a tenant is given from now on. The default is what everybody is given.
-    pub fn handle_tenant(&mut self, name: &str, limits: TenantLimits) {
-        let limits = limits.sound();
-        let number = self.tenants.find(name);
-        let limited = number.and_then(|tenant| self.tenants.limited_mut(tenant)).map(std::mem::take);
-        let limited = (limits != TenantLimits::default()).then(|| match limited {
-            Some(limited) => Limited { limits, ..limited },
-            None => {
-                // Whatever is known of it already is counted once.
-                let flows = number.map_or_else(Default::default, |tenant| self.models.flows_of(tenant));
-                let is_running = |record: &Record| {
-                    matches!(record.place, Place::Dispatched { .. }) && flows.contains(&(record.model, record.flow))
-                };
-                let running = self.tasks.iter().filter(|(_, record)| is_running(record)).count();
-                Limited { limits, running, flows, served_us: 0 }
-            }
-        });
-        let is_counted = limited.is_some();
-        let flows = limited.as_ref().map_or_else(
-            || number.map_or_else(Default::default, |tenant| self.models.flows_of(tenant)),
-            |limited| limited.flows.clone(),
-        );
-        let is_at_limit = limited.as_ref().is_some_and(Limited::is_at_limit);
-        self.tenants.set(name, limited);
-        for &(model, flow) in &flows {
-            self.models.get_mut(model).backlog.shares.set_weight(flow, limits.weight, is_counted);
-            self.set_flow_limited(model, flow, is_at_limit);
-        }
     }
 
     /// The next thing to do at this time, until there is none.
@@ -430,113 +389,6 @@ impl Planner {
         })
     }
 
-    /// Learns from the tasks with a claim that have ended.
-    fn judge(&mut self, now_us: u64) {
-        for Ended { model, deadline_us, begun_us, expected_us } in self.ended.drain(..) {
-            let ran_us = now_us.saturating_sub(begun_us) as f64;
-            self.models.get_mut(model).deadlines.handle_end(now_us > deadline_us, ran_us, expected_us);
-        }
-    }
-
-    /// Whether a task that was just put into its place can meet its deadline: if not, when it would end. What gives way
-    /// to it is set aside.
-    fn check(&mut self, task: Handle, now_us: u64) -> Option<u64> {
-        let record = self.tasks.get(task)?;
-        let model = self.models.get(record.model);
-        if self.late == Late::Keep || !model.can_run() || record.waiting.deadline_us.is_none() {
-            return None;
-        }
-        if let Place::Delayed { start_us } = record.place {
-            // The others are not in its way yet.
-            let finish_us = (record.expires_us - model.deadlines.latest_us(&record.waiting)).saturating_add(start_us);
-            return Some(finish_us).filter(|&finish_us| finish_us > record.expires_us);
-        }
-        let number = record.model;
-        self.look(number, now_us);
-        let record = self.tasks.get(task)?;
-        match self.models.get_mut(number).deadlines.admit(&record.waiting, task) {
-            Admission::Fits => None,
-            Admission::Unreachable { finish_us } => Some(finish_us),
-            Admission::Instead(others) => {
-                for other in others {
-                    self.give_up(other, now_us);
-                }
-                None
-            }
-        }
-    }
-
-    /// Tells a model's deadlines what it runs.
-    fn look(&mut self, number: u32, now_us: u64) {
-        let Model { backlog, capacity, deadlines, .. } = self.models.get_mut(number);
-        capacity.begin(now_us);
-        // Others have what their floors give them for certain.
-        let others_wait = backlog.queued > deadlines.len();
-        let share = if others_wait { 1.0 - self.fairness.floors.iter().sum::<f64>() } else { 1.0 };
-        let expected_us = |task| self.tasks.get(task).map_or(0.0, |record| record.waiting.expected_seconds * 1e6);
-        let runs = Runs {
-            now_us,
-            slots: capacity.slots(),
-            running: capacity.running().map(|(task, begun_us)| (begun_us, expected_us(task))),
-            ahead: capacity.ahead().map(expected_us),
-        };
-        deadlines.look(runs, share);
-    }
-
-    /// Sets aside what has to give way so that the others meet their deadlines.
-    fn shed_late(&mut self, number: u32, now_us: u64) {
-        if self.models.get(number).deadlines.is_empty() {
-            return self.models.get_mut(number).capacity.begin(now_us);
-        }
-        self.look(number, now_us);
-        while let Some(task) = self.models.get(number).deadlines.giving_way() {
-            if !self.give_up(task, now_us) {
-                return;
-            }
-        }
-    }
-
-    /// The task that is to go instead of the one that the policy chose, when that would make one late.
-    fn in_time(&mut self, number: u32, chosen: Choice, now_us: u64) -> Choice {
-        let Model { backlog, deadlines, capacity, .. } = self.models.get_mut(number);
-        // What goes by its floor has that for certain; the deadlines reckon without it.
-        if deadlines.is_empty() || !capacity.has_credit() || chosen.reason == DispatchReason::Floor {
-            return chosen;
-        }
-        let Some(record) = self.tasks.get(chosen.task) else { return chosen };
-        let Some(first) = deadlines.instead_of(&record.waiting, record.has_claim()) else { return chosen };
-        let Some(record) = self.tasks.get(first) else { return chosen };
-        // A deadline gives its tenant no more than its share.
-        if backlog.shares.flow(record.flow).standing != Standing::Eligible {
-            return chosen;
-        }
-        let score = self.policy.score(&record.waiting, backlog.moment(now_us));
-        Choice { task: first, reason: DispatchReason::Deadline, score, ..chosen }
-    }
-
-    /// A waiting task does not run in time: it is set aside, to be told, or loses its claim. Answers whether it waited.
-    fn give_up(&mut self, task: Handle, now_us: u64) -> bool {
-        if !self.withdraw(task) {
-            return false;
-        }
-        let Some(record) = self.tasks.get_mut(task) else { return false };
-        record.claim_us = NEVER;
-        if self.late == Late::Refuse {
-            record.place = Place::Leaving;
-            self.shed.push_back(task);
-        } else {
-            record.waiting.deadline_us = None;
-            match record.place {
-                Place::Delayed { start_us } if start_us > now_us => {
-                    self.models.get_mut(record.model).backlog.count_delayed(&record.waiting);
-                    self.set_alarm(task);
-                }
-                _ => self.enqueue(task, now_us),
-            }
-        }
-        true
-    }
-
     /// Starts what may start now, and sets aside what has expired, so that no decision sees it.
     fn ring_alarms(&mut self, now_us: u64) {
         while let Some(entry) = self.alarms.first_entry() {
@@ -673,56 +525,6 @@ impl Planner {
             backlog.shares.release(record.flow, capacity.outstanding() == 0);
             self.let_tenants_go(record.model);
             self.models.release(record.model);
-        }
-    }
-
-    fn acquire_flow(&mut self, model: u32, name: &str) -> u32 {
-        let shares = &mut self.models.get_mut(model).backlog.shares;
-        if let Some(tenant) = self.tenants.find(name)
-            && shares.find(tenant).is_some()
-        {
-            return shares.acquire(tenant).0;
-        }
-        // A flow counts as one use of its tenant's name.
-        let tenant = self.tenants.acquire(name);
-        let (flow, _) = shares.acquire(tenant);
-        if let Some(limited) = self.tenants.limited_mut(tenant) {
-            limited.flows.insert((model, flow));
-            shares.set_weight(flow, limited.limits.weight, true);
-        }
-        flow
-    }
-
-    /// Lets go of the names of tenants whose flow in this model was forgotten.
-    fn let_tenants_go(&mut self, model: u32) {
-        for (tenant, flow) in self.models.get_mut(model).backlog.shares.take_dropped() {
-            self.tenants.release(tenant, model, flow);
-        }
-    }
-
-    /// One more task of a flow is out, or one less. Its tenant may come to its limit so, or have room again.
-    fn count_running(&mut self, model: u32, flow: u32, is_out: bool) {
-        let flow = self.models.get(model).backlog.shares.flow(flow);
-        if !flow.is_counted {
-            return;
-        }
-        let Some(limited) = self.tenants.limited_mut(flow.tenant) else { return };
-        let was_at_limit = limited.is_at_limit();
-        limited.running = if is_out { limited.running + 1 } else { limited.running.saturating_sub(1) };
-        let is_at_limit = limited.is_at_limit();
-        if was_at_limit != is_at_limit {
-            for (model, flow) in limited.flows.clone() {
-                self.set_flow_limited(model, flow, is_at_limit);
-            }
-        }
-    }
-
-    fn set_flow_limited(&mut self, model: u32, flow: u32, is_limited: bool) {
-        let Model { backlog, capacity, .. } = self.models.get_mut(model);
-        backlog.set_limited(flow, is_limited, capacity.outstanding() == 0, &self.tasks);
-        self.models.refresh_ready(model);
-        if !is_limited {
-            self.models.handle_came(model);
         }
     }
 }

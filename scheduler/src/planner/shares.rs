@@ -104,15 +104,15 @@ impl Shares {
         self.flow(flow).start_us.saturating_sub(self.virtual_us(true)) as f64 / 1e6
     }
 
-    /// One more task of a tenant is known. Each is [released](Self::release) once. Answers its flow, and whether that is new.
-    pub(super) fn acquire(&mut self, tenant: u32) -> (u32, bool) {
+    /// One more task of a tenant is known. Each is [released](Self::release) once. Answers its flow.
+    pub(super) fn acquire(&mut self, tenant: u32) -> u32 {
         if let Some(&number) = self.numbers.get(&tenant) {
             let flow = &mut self.flows[number as usize];
             if flow.uses == 0 {
                 self.fading.remove(&(flow.start_us, number));
             }
             flow.uses += 1;
-            return (number, false);
+            return number;
         }
         let flow = Flow { tenant, weight: 1.0, uses: 1, ..Flow::default() };
         let number = match self.free.pop() {
@@ -126,7 +126,7 @@ impl Shares {
             }
         };
         self.numbers.insert(tenant, number);
-        (number, true)
+        number
     }
 
     /// A task is no longer known. Its flow is forgotten with the last, unless it was given more than others and the model is
@@ -425,14 +425,14 @@ mod tests {
     fn few_of_those_who_left_are_remembered() {
         let mut shares = Shares::default();
         for tenant in 0..3 * FADING_MOST as u32 {
-            let (flow, _) = shares.acquire(tenant);
+            let flow = shares.acquire(tenant);
             shares.charge(flow, 1000 + u64::from(tenant), 1000.0);
             shares.release(flow, false);
             assert!(shares.fading.len() <= FADING_MOST && shares.flows.len() <= FADING_MOST + 2);
             shares.take_dropped();
         }
         assert_eq!(shares.numbers.len(), FADING_MOST);
-        let (flow, _) = shares.acquire(0);
+        let flow = shares.acquire(0);
         shares.release(flow, true);
         assert_eq!((shares.numbers.len(), shares.take_dropped().len()), (0, FADING_MOST + 1), "all begin level again");
     }

@@ -43,10 +43,6 @@ pub enum Event {
     Cancel {
         task: u16,
     },
-    LoseOutstanding {
-        model: u8,
-        age_ms: u16,
-    },
     Reprioritize {
         task: u16,
         priority: u8,
@@ -89,7 +85,6 @@ pub fn events(most: usize) -> impl Strategy<Value = Vec<Event>> {
         ),
         1 => any::<u16>().prop_map(|task| Event::FailDispatch { task }),
         1 => any::<u16>().prop_map(|task| Event::Cancel { task }),
-        1 => (0..2u8, 0..500u16).prop_map(|(model, age_ms)| Event::LoseOutstanding { model, age_ms }),
         4 => (0..300u16).prop_map(|ms| Event::Pass { ms }),
         4 => (0..6u8).prop_map(|most| Event::Decide { most }),
     ];
@@ -275,23 +270,6 @@ impl Naive {
                 self.forget(&model);
             }
             Event::Tenant { tenant, weight, running_most } => self.limit(&format!("t{tenant}"), weight, running_most),
-            Event::LoseOutstanding { model, age_ms } => {
-                let model = format!("m{model}");
-                let before_us = self.now_us.saturating_sub(u64::from(age_ms) * 1000);
-                // In the order in which they went; those that went at once, as the planner has them.
-                let text = self.planner.describe();
-                let place = |task: &Task| text.find(&task.waiting.id.0.to_string());
-                let is_lost = |task: &Task| {
-                    task.model == model && matches!(task.state, State::Dispatched { at_us, .. } if at_us < before_us)
-                };
-                let mut lost: Vec<_> = (0..self.tasks.len()).filter(|&task| is_lost(&self.tasks[task])).collect();
-                lost.sort_by_key(|&task| place(&self.tasks[task]));
-                for &task in &lost {
-                    self.come_back(task, None);
-                    self.go(task);
-                }
-                prop_assert_eq!(self.planner.handle_outstanding_lost(&model, before_us), lost.len());
-            }
             Event::Pass { ms } => self.now_us += u64::from(ms) * 1000,
             Event::Decide { most } => {
                 for _ in 0..most {

@@ -219,25 +219,6 @@ fn a_failed_dispatch_gives_back_credit_and_place() {
 }
 
 #[test]
-fn lost_completions_give_their_credits_back() {
-    let mut planner = planner("fifo");
-    planner.handle_load("m", 3);
-    for number in 0..4 {
-        planner.handle_arrival(arrival(number, 4, 1.0), 0).unwrap();
-    }
-    for number in 0..3 {
-        assert_eq!(dispatched(&mut planner, 100 + number), id(number.into()));
-    }
-    assert_eq!(planner.poll_decision(200), None, "no credit");
-    assert_eq!(planner.handle_outstanding_lost("m", 102), 2);
-    assert_eq!((planner.handle_outstanding_lost("m", 102), planner.handle_outstanding_lost("x", 102)), (0, 0));
-    assert_eq!(planner.outstanding("m"), 1);
-    assert!(!planner.handle_completion(id(0), None), "it was given up");
-    planner.handle_arrival(arrival(0, 4, 1.0), 200).unwrap();
-    assert_eq!((dispatched(&mut planner, 200), dispatched(&mut planner, 200)), (id(3), id(0)));
-}
-
-#[test]
 fn a_retry_keeps_its_age() {
     let mut planner = planner("fifo");
     planner.handle_load("m", 1);
