@@ -232,6 +232,7 @@ async fn models_workers_and_queues_are_printed() {
         max_delay_ms: 0,
         memory_mb: 0,
         expected_ms: None,
+        quality: None,
     };
     store.announce(&[spec]).await.unwrap();
     let report = LoadReport {

@@ -354,6 +354,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
         max_delay_ms: 0,
         memory_mb: 0,
         expected_ms: None,
+        quality: None,
     };
     let store = yard.store.inner();
     store.announce(&[spec("idle"), spec("echo")]).await.unwrap();

@@ -1,57 +1,199 @@
-//! Chooses the model that is to run a task.
+//! Chooses the model that is to run a task: the one it names, one of its alternatives, or one that offers its capability.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use taskyard_shared::load::ModelSpec;
-use taskyard_shared::{Envelope, Target};
+use taskyard_shared::{Envelope, ModelChoice, Target, TaskId, Timestamp};
 
 use crate::core::Core;
+use crate::held::Held;
+use crate::planner::{Bid, Candidate, Request};
+
+/// So much later than its time a task is looked at, so that it is not a moment too early.
+const PATIENCE_STEP: Duration = Duration::from_millis(1);
+/// So many tasks that wait no more may be watched, beside as many as do wait.
+const KEPT: usize = 1024;
+
+/// The models that may run a task, best first, and why in this order.
+pub(crate) struct Chosen {
+    pub spec: Arc<ModelSpec>,
+    /// The others, should the first turn it away.
+    pub others: Vec<Arc<ModelSpec>>,
+    /// Nothing when it left no choice.
+    pub choice: Option<ModelChoice>,
+    /// What each of them would cost it, if there were several.
+    pub bids: Vec<(Arc<str>, Bid)>,
+}
+
+/// Why no model may run a task: a code, and words.
+pub(crate) type NoModel = (&'static str, String);
 
 impl Core {
-    /// The model a task names, or of those that offer a capability the one that is expected to have it done first:
-    /// least p·t + queue seconds.
-    pub fn choose_model(&self, envelope: &Envelope) -> Result<Arc<ModelSpec>, (&'static str, String)> {
-        if let Some(chosen) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
-            return Ok(chosen.clone());
+    /// # Errors
+    /// `unknown_model`, `unknown_capability`, or `quality_unmet`.
+    pub fn choose_model(&self, envelope: &Envelope) -> Result<Chosen, NoModel> {
+        if let Some(spec) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
+            let (spec, choice) = (spec.clone(), envelope.choice.clone());
+            return Ok(Chosen { spec, others: Vec::new(), choice, bids: Vec::new() });
         }
-        match &envelope.target {
-            Target::Model(name) => {
-                let (base, version) = match name.split_once('@') {
-                    Some((base, version)) => (base, Some(version)),
-                    None => (name.as_str(), None),
-                };
-                let spec = self
-                    .models
-                    .get(base)
-                    .ok_or_else(|| ("unknown_model", format!("no worker has announced a model {base}")))?;
-                match version {
-                    Some(version) if version != spec.version => {
-                        let message = format!("the model {base} is served in version {}, not {version}", spec.version);
-                        Err(("unknown_model", message))
-                    }
-                    _ => Ok(spec.clone()),
+        let (specs, patience) = match &envelope.target {
+            Target::Model(name) => match (self.named(name), self.alternatives(envelope)) {
+                (Err(unknown), (others, _)) if others.is_empty() => return Err(unknown),
+                // Nobody serves it, so it keeps a task waiting for ever.
+                (Err(_), (others, _)) => (others, Vec::new()),
+                (Ok(spec), (others, _)) if others.is_empty() && envelope.min_quality.is_none() => {
+                    return Ok(Chosen { spec, others, choice: None, bids: Vec::new() });
                 }
-            }
+                (Ok(spec), (others, waits)) => {
+                    let specs = std::iter::once(spec).chain(others).collect();
+                    (specs, std::iter::once(None).chain(waits.into_iter().map(Some)).collect())
+                }
+            },
             Target::Capability(capability) => {
-                let weight = f64::from(envelope.priority.get());
-                let cost = |spec: &ModelSpec| {
-                    let seconds = self.planner.expected(&spec.name, envelope.kind, envelope.cost).mean_seconds;
-                    let slots = self.offers.slots(&spec.name);
-                    let ahead = self.planner.backlog(&spec.name) + self.planner.outstanding(&spec.name);
-                    // A model without workers comes last, but is still better than none.
-                    // The other shards have as much to wait for.
-                    let ahead = ahead as f64 * f64::from(self.shard.of);
-                    let queue_seconds = if slots == 0 { 1e9 } else { ahead * seconds / slots as f64 };
-                    weight * seconds + queue_seconds
-                };
-                self.models
-                    .values()
-                    .filter(|spec| spec.capabilities.contains(capability))
-                    .map(|spec| (cost(spec), spec))
-                    .min_by(|(left, one), (right, other)| left.total_cmp(right).then_with(|| one.name.cmp(&other.name)))
-                    .map(|(_, spec)| spec.clone())
-                    .ok_or_else(|| ("unknown_capability", format!("no model offers the capability {capability}")))
+                let offers = |spec: &&Arc<ModelSpec>| spec.capabilities.contains(capability);
+                let mut specs: Vec<Arc<ModelSpec>> = self.models.values().filter(offers).cloned().collect();
+                specs.sort_by(|one, other| one.name.cmp(&other.name));
+                (specs, Vec::new())
+            }
+        };
+        if let (Target::Capability(capability), true) = (&envelope.target, specs.is_empty()) {
+            return Err(("unknown_capability", format!("no model offers the capability {capability}")));
+        }
+        self.allocate(envelope, specs, &patience)
+    }
+
+    fn allocate(
+        &self,
+        envelope: &Envelope,
+        specs: Vec<Arc<ModelSpec>>,
+        patience: &[Option<f64>],
+    ) -> Result<Chosen, NoModel> {
+        let after = |at: usize| patience.get(at).copied().flatten();
+        let candidates = specs.iter().enumerate().map(|(at, spec)| {
+            let (model, quality) = (spec.name.as_str(), spec.quality);
+            Candidate { model, quality, load_seconds: 0.0, after_seconds: after(at) }
+        });
+        let candidates: Vec<Candidate<'_>> = candidates.collect();
+        let request = Request {
+            priority: envelope.priority,
+            kind: envelope.kind,
+            cost: envelope.cost,
+            min_quality: envelope.min_quality,
+            deadline_us: envelope.deadline.map(|at| self.clock.micros(at)),
+            waited_seconds: waited_seconds(envelope),
+        };
+        let Some(allocation) = self.planner.allocate(&request, &candidates, self.clock.now_us()) else {
+            let least = envelope.min_quality.unwrap_or_default();
+            let named = specs.iter().map(|spec| spec.full_name()).collect::<Vec<_>>().join(", ");
+            return Err(("quality_unmet", format!("no model that could run it states a quality of {least}: {named}")));
+        };
+        let best_first = allocation.bids.iter().filter_map(|bid| Some((specs.get(bid.candidate)?.clone(), bid)));
+        let mut best_first = best_first.collect::<Vec<_>>().into_iter();
+        let Some((spec, bid)) = best_first.next() else {
+            return Err(("unknown_model", "no model could run it".to_owned()));
+        };
+        let choice = ModelChoice {
+            reason: allocation.reason,
+            candidates: u32::try_from(specs.len()).unwrap_or(u32::MAX),
+            run_seconds: bid.run_seconds,
+            queue_seconds: Some(bid.queue_seconds).filter(|seconds| seconds.is_finite()),
+            load_seconds: bid.load_seconds,
+        };
+        let bids = std::iter::once((&spec, bid)).chain(best_first.as_slice().iter().map(|(spec, bid)| (spec, *bid)));
+        let bids = bids.map(|(spec, bid)| (Arc::from(spec.name.as_str()), *bid)).collect();
+        let others = best_first.map(|(spec, _)| spec).collect();
+        Ok(Chosen { spec, others, choice: Some(choice), bids })
+    }
+
+    /// `name` or `name@version`.
+    fn named(&self, name: &str) -> Result<Arc<ModelSpec>, NoModel> {
+        let (base, version) = match name.split_once('@') {
+            Some((base, version)) => (base, Some(version)),
+            None => (name, None),
+        };
+        let spec = self.models.get(base);
+        let spec = spec.ok_or_else(|| ("unknown_model", format!("no worker has announced a model {base}")))?;
+        match version {
+            Some(version) if version != spec.version => {
+                let message = format!("the model {base} is served in version {}, not {version}", spec.version);
+                Err(("unknown_model", message))
+            }
+            _ => Ok(spec.clone()),
+        }
+    }
+
+    /// Those that are known, and the wait in seconds from which on each may run it.
+    fn alternatives(&self, envelope: &Envelope) -> (Vec<Arc<ModelSpec>>, Vec<f64>) {
+        let known = envelope
+            .alternatives
+            .iter()
+            .filter_map(|alternative| Some((self.named(&alternative.model).ok()?, alternative.wait_ms as f64 / 1e3)));
+        known.unzip()
+    }
+
+    /// Tasks that have waited for as long as an alternative asks are chosen for anew.
+    pub fn reconsider(&mut self) {
+        let now = Instant::now();
+        while let Some(id) = self.impatient.take_due(now) {
+            let Some(task) = self.held.get(&id) else { continue };
+            let moves_to = self.choose_model(&task.envelope).ok().filter(|chosen| chosen.spec.name != task.model);
+            match moves_to {
+                // It may have been dispatched or shed just now.
+                Some(chosen) if self.planner.handle_cancel(id) => {
+                    if let Some(task) = self.held.remove(&id) {
+                        self.admit_to(task, chosen);
+                    }
+                }
+                Some(_) => {}
+                None => self.watch_patience(id),
             }
         }
+    }
+
+    /// Has it chosen anew for a waiting task when the next of its alternatives may have it.
+    pub fn watch_patience(&mut self, id: TaskId) {
+        let Some(task) = self.held.get(&id).filter(|task| !task.envelope.alternatives.is_empty()) else { return };
+        let waited_ms = waited_seconds(&task.envelope) * 1e3;
+        let waits = task.envelope.alternatives.iter().map(|alternative| alternative.wait_ms as f64);
+        if let Some(wait_ms) = waits.filter(|wait_ms| *wait_ms > waited_ms).min_by(f64::total_cmp) {
+            let at = Instant::now() + Duration::from_secs_f64((wait_ms - waited_ms) / 1e3) + PATIENCE_STEP;
+            self.impatient.insert(at, id, &self.held);
+        }
+    }
+}
+
+/// How long a task has waited, of what it was accepted for: not before its earliest start.
+fn waited_seconds(envelope: &Envelope) -> f64 {
+    let begins = envelope.not_before.map_or(envelope.accepted, |start| start.max(envelope.accepted));
+    (Timestamp::now().ms_since(begins) / 1e3).max(0.0)
+}
+
+/// Waiting tasks by the time at which an alternative may have them.
+#[derive(Default)]
+pub(crate) struct Impatient(BTreeSet<(Instant, TaskId)>);
+
+impl Impatient {
+    fn insert(&mut self, at: Instant, id: TaskId, held: &HashMap<TaskId, Held>) {
+        // Tasks that do not wait any more stay until their time, unless there are many of them.
+        if self.0.len() >= 2 * held.len() + KEPT {
+            self.0.retain(|(_, id)| held.contains_key(id));
+        }
+        self.0.insert((at, id));
+    }
+
+    /// When the next task loses its patience, if one will.
+    pub fn first(&self) -> Option<Instant> {
+        self.0.first().map(|&(at, _)| at)
+    }
+
+    fn take_due(&mut self, now: Instant) -> Option<TaskId> {
+        let &(at, id) = self.0.first()?;
+        if at > now {
+            return None;
+        }
+        self.0.pop_first();
+        Some(id)
     }
 }

@@ -256,8 +256,8 @@ impl Core {
         {
             self.ack(copy.receipt.into_iter().collect());
         }
-        if let Ok(spec) = self.choose_model(&task.envelope) {
-            task.model = spec.name.clone();
+        if let Ok(chosen) = self.choose_model(&task.envelope) {
+            task.model = chosen.spec.name.clone();
         }
         self.finished.push(cancelled(task, None));
     }

@@ -11,12 +11,13 @@ use taskyard_shared::control::Told;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
 use taskyard_shared::store::Store;
-use taskyard_shared::{State, Target, TaskId, Timestamp, Topology};
+use taskyard_shared::{State, TaskId, Timestamp, Topology};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::choose::Impatient;
 use crate::clock::Clock;
 use crate::control::{Asked, Wishes};
 use crate::depth::Depths;
@@ -28,7 +29,7 @@ use crate::memory;
 use crate::metrics::Metrics;
 use crate::offers::Offers;
 use crate::planner::{
-    Arrival, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, Refusal, ShedReason, TenantLimits,
+    AllocationRegret, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, ShedReason, TenantLimits,
     policy,
 };
 use crate::room::Room;
@@ -91,7 +92,7 @@ pub(crate) struct Core {
     pub shard: Shard,
     pub closing: CancellationToken,
     pub clock: Clock,
-    started: Instant,
+    pub started: Instant,
     pub planner: Planner,
     pub held: HashMap<TaskId, Held>,
     pub outstanding: HashMap<TaskId, Outstanding>,
@@ -101,7 +102,11 @@ pub(crate) struct Core {
     /// Copies of these are on their way round through the broker.
     pub in_limbo: HashSet<TaskId>,
     /// Held tasks by age, for the way round.
-    by_age: VecDeque<(Instant, TaskId)>,
+    pub by_age: VecDeque<(Instant, TaskId)>,
+    /// Waiting tasks that an alternative may have after a time.
+    pub impatient: Impatient,
+    /// What the choices among models cost, against the best assignment.
+    pub allocation_regret: AllocationRegret,
     /// Tasks whose model is not known, in the first moments.
     pub unknown: Vec<Held>,
     pub models: HashMap<String, Arc<ModelSpec>>,
@@ -185,6 +190,8 @@ impl Core {
             paused: HashSet::new(),
             in_limbo: HashSet::new(),
             by_age: VecDeque::new(),
+            impatient: Impatient::default(),
+            allocation_regret: AllocationRegret::default(),
             unknown: Vec::new(),
             models,
             offers: Offers::default(),
@@ -236,6 +243,7 @@ impl Core {
                     self.paused_until = self.paused_until.filter(|until| *until > Instant::now());
                 }
             }
+            self.reconsider();
             self.decide();
             self.mark();
             self.finish();
@@ -262,7 +270,7 @@ impl Core {
             None => timeout,
         };
         let mark_at = self.to_mark.front().map(|&(at, _)| at);
-        decide_at.into_iter().chain(mark_at).min()
+        decide_at.into_iter().chain(mark_at).chain(self.impatient.first()).min()
     }
 
     fn handle(&mut self, event: Event) {
@@ -280,104 +288,6 @@ impl Core {
             }
             Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
         }
-    }
-
-    /// Takes a task into the planner, or refuses it with a reason.
-    fn admit(&mut self, task: Held) {
-        let Some(mut task) = self.as_wished(task) else { return };
-        let id = task.envelope.id;
-        if task.envelope.deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
-            return self.refuse(
-                task,
-                State::Expired,
-                "expired",
-                "the deadline had passed when the task came".into(),
-                false,
-            );
-        }
-        let spec = match self.choose_model(&task.envelope) {
-            Ok(spec) => spec,
-            Err(_) if self.models_may_still_come() => {
-                self.unknown.push(task);
-                return;
-            }
-            Err((code, message)) => return self.refuse(task, State::Rejected, code, message, true),
-        };
-        task.model = spec.name.clone();
-        let arrival = Arrival {
-            id,
-            model: spec.name.clone(),
-            tenant: task.envelope.tenant.clone(),
-            priority: task.envelope.priority,
-            kind: task.envelope.kind,
-            cost: task.envelope.cost,
-            expected: None,
-            deadline_us: task.envelope.deadline.map(|at| self.clock.micros(at)),
-            not_before_us: task.envelope.not_before.map(|at| self.clock.micros(at)),
-            // A task that was delayed by who sent it has waited since its time came; one that is tried again, since it was
-            // accepted.
-            arrived_us: match (task.envelope.attempts, task.envelope.not_before) {
-                (0, Some(start)) => Some(self.clock.micros(task.envelope.accepted.max(start))),
-                _ => Some(self.clock.micros(task.envelope.accepted)),
-            },
-        };
-        match self.planner.handle_arrival(arrival, self.clock.now_us()) {
-            Ok(()) => {
-                if task.envelope.attempts == 0 {
-                    self.metrics.accepted(task.envelope.kind, &spec.name);
-                }
-                self.by_age.push_back((task.since, id));
-                self.held.insert(id, task);
-            }
-            // The same task twice: one of them is enough, and the store knows whom to tell.
-            Err(Refusal::Duplicate) => self.ack(task.receipt.into_iter().collect()),
-            Err(refusal @ Refusal::DeadlineUnreachable { finish_us }) => {
-                let late = task
-                    .envelope
-                    .deadline
-                    .map_or(0.0, |at| finish_us.saturating_sub(self.clock.micros(at)) as f64 / 1e6);
-                let message = format!(
-                    "it, or others of more worth per second, would miss the deadline: it would end {late:.3} s after it"
-                );
-                self.metrics.turned_away(&spec.name, refusal.as_str());
-                self.refuse(task, State::Rejected, refusal.as_str(), message, false);
-            }
-        }
-    }
-
-    fn models_may_still_come(&self) -> bool {
-        self.started.elapsed() < Duration::from_millis(self.settings.unknown_model_grace_ms)
-    }
-
-    /// A copy that this scheduler sent round, or that one sent which had the shard before.
-    fn take_round(&mut self, task: Held) {
-        let id = task.envelope.id;
-        if self.in_limbo.remove(&id) && !self.held.contains_key(&id) {
-            // It was dispatched while its copy was on the way.
-            return self.ack(task.receipt.into_iter().collect());
-        }
-        self.take_back(task);
-    }
-
-    fn take_back(&mut self, mut task: Held) {
-        let id = task.envelope.id;
-        if let Some(held) = self.held.get_mut(&id) {
-            // A copy of what waits already.
-            if held.receipt.is_some() {
-                return self.ack(task.receipt.into_iter().collect());
-            }
-            (held.receipt, held.since) = (task.receipt, task.since);
-            self.by_age.push_back((task.since, id));
-            return;
-        }
-        if self.outstanding.remove(&id).is_some() {
-            self.planner.handle_completion(id, None);
-        }
-        // The choice among models is made anew.
-        if let Target::Capability(_) = task.envelope.target {
-            task.envelope.chosen = None;
-        }
-        self.admit(task);
     }
 
     fn complete(&mut self, done: Completion) {
@@ -541,7 +451,7 @@ impl Core {
     }
 
     /// To be finished without having run.
-    fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String, dead: bool) {
+    pub fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String, dead: bool) {
         debug!(task.id = %task.envelope.id.0, code, "finished without a run");
         self.finished.push(Finished { task, state, code, message, dead, told: None });
     }

@@ -291,6 +291,7 @@ fn refusal(invalid: &Invalid, carried: &Carried) -> TaskResult {
         timings: Timings { finished: Some(Timestamp::now()), ..Timings::default() },
         worker: None,
         metadata: Default::default(),
+        choice: None,
     }
 }
 

@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use taskyard_shared::load::LoadReport;
-use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
+use taskyard_shared::process::metrics::{CounterVec, GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::process::metrics::{MetricsError, Registry};
-use taskyard_shared::{Kind, State};
+use taskyard_shared::{ChoiceReason, Kind, State};
 
-use crate::planner::{DispatchReason, Stats, WaitReason};
+use crate::planner::{Compared, DispatchReason, Stats, WaitReason};
 use crate::shadow::Regret;
 
 /// Shared by all parts of the service.
@@ -34,6 +34,8 @@ struct Inner {
     decision_seconds: HistogramVec,
     decisions: IntCounterVec,
     dispatch_reasons: IntCounterVec,
+    chosen: IntCounterVec,
+    allocated_seconds: CounterVec,
     tenant_waiting: IntGaugeVec,
     tenant_running: IntGaugeVec,
     tenant_served: GaugeVec,
@@ -120,6 +122,17 @@ impl Metrics {
                 "Dispatches, by why this task and not another of its model.",
                 &["reason"],
             )?,
+            chosen: registry.counters(
+                "model_choices_total",
+                "Tasks admitted that left a choice among models, by the model chosen and why.",
+                &["model", "reason"],
+            )?,
+            allocated_seconds: registry.float_counters(
+                "allocation_expected_seconds_total",
+                "Expected cost of such choices, priority times run time plus wait plus load: as chosen one by one, and of the \
+                 best assignment of every eight at once.",
+                &["assignment"],
+            )?,
             tenant_waiting: registry.gauges(
                 "tenant_waiting_tasks",
                 "Tasks that wait and may start, of each tenant in the settings.",
@@ -185,6 +198,15 @@ impl Metrics {
     }
 
     /// By its deadline, before it passed.
+    pub fn chosen(&self, model: &str, reason: ChoiceReason) {
+        self.0.chosen.with_label_values(&[model, reason.as_str()]).inc();
+    }
+
+    pub fn allocated(&self, Compared { chosen_seconds, exact_seconds }: Compared) {
+        self.0.allocated_seconds.with_label_values(&["chosen"]).inc_by(chosen_seconds);
+        self.0.allocated_seconds.with_label_values(&["exact"]).inc_by(exact_seconds);
+    }
+
     pub fn turned_away(&self, model: &str, reason: &str) {
         self.0.turned_away.with_label_values(&[model, reason]).inc();
         self.0.deadline_missed.with_label_values(&[model]).inc();

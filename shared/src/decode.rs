@@ -7,7 +7,7 @@ use std::fmt::Display;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
-use crate::task::{Fields, ONE_TARGET, Target, Task, TaskId, Webhook, limits};
+use crate::task::{Alternative, Fields, ONE_TARGET, Target, Task, TaskId, Webhook, limits};
 use crate::wire::Reader;
 
 /// Why a body or one task of it cannot be taken.
@@ -173,6 +173,10 @@ struct RawFields<'a> {
     metadata: Option<&'a RawValue>,
     #[serde(borrow)]
     webhook: Option<&'a RawValue>,
+    #[serde(borrow)]
+    min_quality: Option<&'a RawValue>,
+    #[serde(borrow)]
+    alternatives: Option<&'a RawValue>,
 }
 
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
@@ -217,6 +221,8 @@ fn typed(fields: RawFields<'_>, id: Option<TaskId>) -> Result<Task, Invalid> {
         idempotency_key: read("idempotency_key", fields.idempotency_key)?,
         metadata: read("metadata", fields.metadata)?,
         webhook: read("webhook", fields.webhook)?,
+        min_quality: read("min_quality", fields.min_quality)?,
+        alternatives: read("alternatives", fields.alternatives)?,
     };
     fields.task().ok_or_else(|| field("model", ONE_TARGET))
 }
@@ -249,6 +255,10 @@ fn check(task: &Task) -> Result<(), Invalid> {
         check_label("idempotency_key", key, limits::IDEMPOTENCY_KEY_BYTES)?;
     }
     check_metadata(&task.metadata)?;
+    if task.min_quality.is_some_and(|quality| !(0.0..=1.0).contains(&quality)) {
+        return Err(field("min_quality", "must be from 0 to 1"));
+    }
+    check_alternatives(task)?;
     task.webhook.as_ref().map_or(Ok(()), check_webhook)
 }
 
@@ -305,6 +315,20 @@ fn check_metadata(entries: &BTreeMap<String, String>) -> Result<(), Invalid> {
     Ok(())
 }
 
+fn check_alternatives(task: &Task) -> Result<(), Invalid> {
+    if task.alternatives.len() > limits::ALTERNATIVES {
+        return Err(field("alternatives", format_args!("holds over {} models", limits::ALTERNATIVES)));
+    }
+    if matches!(task.target, Target::Capability(_)) && !task.alternatives.is_empty() {
+        return Err(field("alternatives", "stands for a task that names a model: a capability has candidates already"));
+    }
+    for Alternative { model, wait_ms } in &task.alternatives {
+        check_name("alternatives", model, true)?;
+        check_duration("alternatives", Some(*wait_ms), 0)?;
+    }
+    Ok(())
+}
+
 fn check_webhook(webhook: &Webhook) -> Result<(), Invalid> {
     check_label("webhook", &webhook.url, limits::URL_BYTES)?;
     if !(webhook.url.starts_with("https://") || webhook.url.starts_with("http://")) {
@@ -319,7 +343,7 @@ mod tests {
 
     use super::*;
 
-    const NAMES: [&str; 18] = [
+    const NAMES: [&str; 20] = [
         "model",
         "input",
         "id",
@@ -337,10 +361,12 @@ mod tests {
         "idempotency_key",
         "metadata",
         "webhook",
+        "min_quality",
+        "alternatives",
         "a_later_one",
     ];
 
-    const VALUES: [&str; 17] = [
+    const VALUES: [&str; 19] = [
         "1",
         "0",
         "-1",
@@ -357,6 +383,8 @@ mod tests {
         r#""2030-01-01T00:00:00Z""#,
         r#""prediction""#,
         r#"{"url":"https://a"}"#,
+        "0.5",
+        r#"[{"model":"b","wait_ms":5}]"#,
         r#""0190b3c4-0000-7000-8000-000000000001""#,
     ];
 

@@ -11,8 +11,8 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128_with_seed};
 
 use crate::decode::Invalid;
 use crate::lifecycle::State;
-use crate::outcome::{TaskError, TaskResult, Timings};
-use crate::task::{Kind, ONE_TARGET, Priority, Target, Task, TaskId, Webhook, if_some, limits};
+use crate::outcome::{ModelChoice, TaskError, TaskResult, Timings};
+use crate::task::{Alternative, Kind, ONE_TARGET, Priority, Target, Task, TaskId, Webhook, if_some, limits};
 use crate::time::Timestamp;
 
 /// The major version of the envelope. A reader takes every minor version of its own major one: fields are only added.
@@ -73,6 +73,13 @@ pub struct Envelope {
     pub metadata: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Webhook>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_quality: Option<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
+    /// How the model was chosen, if there was a choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<ModelChoice>,
     pub accepted: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispatched: Option<Timestamp>,
@@ -154,6 +161,9 @@ impl Envelope {
             idempotency_key: task.idempotency_key,
             metadata: task.metadata,
             webhook: task.webhook,
+            min_quality: task.min_quality,
+            alternatives: task.alternatives,
+            choice: None,
             accepted: now,
             dispatched: None,
             attempts: 0,
@@ -185,6 +195,8 @@ impl Envelope {
             idempotency_key: self.idempotency_key.clone(),
             metadata: self.metadata.clone(),
             webhook: self.webhook.clone(),
+            min_quality: self.min_quality,
+            alternatives: self.alternatives.clone(),
         }
     }
 
@@ -212,6 +224,7 @@ impl Envelope {
             timings: Timings { accepted: Some(self.accepted), dispatched: self.dispatched, ..Timings::default() },
             worker: None,
             metadata: self.metadata.clone(),
+            choice: self.choice.clone(),
         }
     }
 
@@ -235,7 +248,7 @@ impl Envelope {
 // Written out, because `serde(flatten)` reads every field into a buffer first.
 impl Serialize for Envelope {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Envelope", 24)?;
+        let mut fields = serializer.serialize_struct("Envelope", 27)?;
         fields.serialize_field("v", &self.v)?;
         fields.serialize_field("id", &self.id)?;
         let (target, name) = self.target.field();
@@ -254,6 +267,11 @@ impl Serialize for Envelope {
             fields.serialize_field("metadata", &self.metadata)?;
         }
         if_some(&mut fields, "webhook", &self.webhook)?;
+        if_some(&mut fields, "min_quality", &self.min_quality)?;
+        if !self.alternatives.is_empty() {
+            fields.serialize_field("alternatives", &self.alternatives)?;
+        }
+        if_some(&mut fields, "choice", &self.choice)?;
         fields.serialize_field("accepted", &self.accepted)?;
         if_some(&mut fields, "dispatched", &self.dispatched)?;
         fields.serialize_field("attempts", &self.attempts)?;
@@ -288,6 +306,9 @@ impl<'de> Deserialize<'de> for Envelope {
             idempotency_key: wire.idempotency_key,
             metadata: wire.metadata,
             webhook: wire.webhook,
+            min_quality: wire.min_quality,
+            alternatives: wire.alternatives,
+            choice: wire.choice,
             accepted: wire.accepted,
             dispatched: wire.dispatched,
             attempts: wire.attempts,
@@ -321,6 +342,10 @@ struct Wire {
     #[serde(default)]
     metadata: BTreeMap<String, String>,
     webhook: Option<Webhook>,
+    min_quality: Option<f64>,
+    #[serde(default)]
+    alternatives: Vec<Alternative>,
+    choice: Option<ModelChoice>,
     accepted: Timestamp,
     dispatched: Option<Timestamp>,
     #[serde(default)]

@@ -26,6 +26,9 @@ pub struct ModelSpec {
     /// What one task is believed to take before any was measured, in milliseconds.
     #[serde(default)]
     pub expected_ms: Option<f64>,
+    /// How good its answers are, from 0 to 1, by the measure of whoever set it up. Tasks may ask for so much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<f64>,
 }
 
 impl ModelSpec {

@@ -48,4 +48,56 @@ pub struct TaskResult {
     pub worker: Option<String>,
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
+    /// How its model was chosen, for a task that left a choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choice: Option<ModelChoice>,
+}
+
+/// Why this model of several: what the scheduler reckoned with. Seconds are expected ones, at the time of the choice.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ModelChoice {
+    pub reason: ChoiceReason,
+    /// Models that could have run it.
+    pub candidates: u32,
+    /// What the task takes on this model.
+    pub run_seconds: f64,
+    /// How long it waits for a slot of this model; nothing when no worker has it.
+    pub queue_seconds: Option<f64>,
+    /// How long the model takes to be loaded first.
+    pub load_seconds: f64,
+}
+
+/// Why a model was chosen.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ChoiceReason {
+    /// No other could.
+    OnlyCandidate,
+    /// The named one, since it does not keep the task waiting for too long.
+    Named,
+    /// Least of priority × run time + wait + load time.
+    LeastCost,
+    /// One of less cost is not good enough.
+    Quality,
+    /// One of less cost would miss the deadline.
+    Deadline,
+    /// The named one would keep the task waiting longer than it said, or has.
+    Alternative,
+}
+
+impl ChoiceReason {
+    pub const ALL: [ChoiceReason; 6] =
+        [Self::OnlyCandidate, Self::Named, Self::LeastCost, Self::Quality, Self::Deadline, Self::Alternative];
+
+    /// As on the wire, and as a metric label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OnlyCandidate => "only_candidate",
+            Self::Named => "named",
+            Self::LeastCost => "least_cost",
+            Self::Quality => "quality",
+            Self::Deadline => "deadline",
+            Self::Alternative => "alternative",
+        }
+    }
 }

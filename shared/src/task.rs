@@ -27,6 +27,7 @@ pub mod limits {
     /// A year: the furthest that a deadline, a delay or a time-out reaches.
     pub const DURATION_MS: u64 = 365 * 24 * 3600 * 1000;
     pub const URL_BYTES: usize = 2048;
+    pub const ALTERNATIVES: usize = 8;
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
@@ -138,6 +139,16 @@ impl Target {
 /// What [`Target::of`] refuses, in words.
 pub(crate) const ONE_TARGET: &str = "exactly one of model and capability must be given";
 
+/// A model that may run a task instead of the one that it names.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Alternative {
+    /// Optionally `name@version`.
+    pub model: String,
+    /// It may when the task would wait longer than this for the named one, or has; milliseconds.
+    pub wait_ms: u64,
+}
+
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Webhook {
     pub url: String,
@@ -168,6 +179,11 @@ pub struct Task {
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
     pub webhook: Option<Webhook>,
+    /// Of the models that offer the capability, only those whose stated quality is at least this.
+    pub min_quality: Option<f64>,
+    /// Models that may run it instead, if the named one keeps it waiting.
+    #[serde(default)]
+    pub alternatives: Vec<Alternative>,
 }
 
 impl Task {
@@ -190,6 +206,8 @@ impl Task {
             idempotency_key: None,
             metadata: BTreeMap::new(),
             webhook: None,
+            min_quality: None,
+            alternatives: Vec::new(),
         }
     }
 }
@@ -197,7 +215,7 @@ impl Task {
 // Written out, because `serde(flatten)` reads every field into a buffer first.
 impl Serialize for Task {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Task", 16)?;
+        let mut fields = serializer.serialize_struct("Task", 18)?;
         if_some(&mut fields, "id", &self.id)?;
         let (target, name) = self.target.field();
         fields.serialize_field(target, name)?;
@@ -217,6 +235,10 @@ impl Serialize for Task {
             fields.serialize_field("metadata", &self.metadata)?;
         }
         if_some(&mut fields, "webhook", &self.webhook)?;
+        if_some(&mut fields, "min_quality", &self.min_quality)?;
+        if !self.alternatives.is_empty() {
+            fields.serialize_field("alternatives", &self.alternatives)?;
+        }
         fields.end()
     }
 }
@@ -253,6 +275,8 @@ pub(crate) struct Fields {
     pub idempotency_key: Option<String>,
     pub metadata: Option<BTreeMap<String, String>>,
     pub webhook: Option<Webhook>,
+    pub min_quality: Option<f64>,
+    pub alternatives: Option<Vec<Alternative>>,
 }
 
 impl Fields {
@@ -275,6 +299,8 @@ impl Fields {
             idempotency_key: self.idempotency_key,
             metadata: self.metadata.unwrap_or_default(),
             webhook: self.webhook,
+            min_quality: self.min_quality,
+            alternatives: self.alternatives.unwrap_or_default(),
         })
     }
 }

@@ -5,16 +5,18 @@ use taskyard_shared::{Envelope, TaskResult, decode_tasks};
 
 #[test]
 fn a_task_of_version_1_is_read() {
-    for task in decode_tasks(include_bytes!("golden/tasks.v1.json")).unwrap() {
-        task.unwrap();
+    let goldens = [&include_bytes!("golden/tasks.v1.json")[..], include_bytes!("golden/tasks-choice.v1.json")];
+    for golden in goldens {
+        for task in decode_tasks(golden).unwrap() {
+            task.unwrap();
+        }
     }
 }
 
 #[test]
 fn a_result_of_version_1_is_read_and_written_back_the_same() {
-    let golden = include_str!("golden/result.v1.json");
-    let result: TaskResult = serde_json::from_str(golden).unwrap();
-    assert_eq!(serde_json::to_string(&result).unwrap(), golden.trim_end());
+    round_trip::<TaskResult>(include_str!("golden/result.v1.json"));
+    round_trip::<TaskResult>(include_str!("golden/result-choice.v1.json"));
 }
 
 /// Reads a message and writes it: the same bytes.
@@ -28,9 +30,11 @@ fn what_roles_tell_each_other_in_version_1_is_read_and_written_back_the_same() {
     round_trip::<Envelope>(include_str!("golden/envelope.v1.json"));
     round_trip::<Envelope>(include_str!("golden/envelope-least.v1.json"));
     round_trip::<Envelope>(include_str!("golden/envelope-shard.v1.json"));
+    round_trip::<Envelope>(include_str!("golden/envelope-choice.v1.json"));
     round_trip::<Vec<Completion>>(include_str!("golden/completions.v1.json"));
     round_trip::<LoadReport>(include_str!("golden/load-report.v1.json"));
     round_trip::<ModelSpec>(include_str!("golden/model.v1.json"));
+    round_trip::<ModelSpec>(include_str!("golden/model-quality.v1.json"));
 }
 
 #[test]

@@ -63,6 +63,7 @@ fn queued(id: TaskId) -> TaskResult {
         timings: Timings { accepted: Some(Timestamp::from_micros(1_700_000_000_000_000)), ..Timings::default() },
         worker: None,
         metadata: BTreeMap::from([("label".into(), "value".into())]),
+        choice: None,
     }
 }
 
@@ -198,6 +199,7 @@ async fn models_and_values_outlive_the_process_and_replace_older_ones() {
         max_delay_ms: 0,
         memory_mb: 0,
         expected_ms: Some(0.1),
+        quality: None,
     };
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());

@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use serde::Deserialize;
 use taskyard_producer::gateway::duration;
 use taskyard_shared::process::exit::Exit;
-use taskyard_shared::{State, TaskResult, Timestamp};
+use taskyard_shared::{Alternative, State, TaskResult, Timestamp};
 
 use self::submit::SubmitArgs;
 use super::{ClientArgs, finish, say, shortened};
@@ -290,6 +290,12 @@ fn parse_state(text: &str) -> Result<State, String> {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     duration(text).ok_or_else(|| "must be a time such as 30s, 500ms or 2m".to_owned())
+}
+
+fn parse_alternative(text: &str) -> Result<Alternative, String> {
+    let (model, wait_ms) = text.rsplit_once(':').ok_or("must be MODEL:MS")?;
+    let wait_ms = wait_ms.parse().map_err(|_| "must be MODEL:MS, with a whole number of milliseconds")?;
+    Ok(Alternative { model: model.to_owned(), wait_ms })
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {

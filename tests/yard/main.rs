@@ -1,5 +1,6 @@
 //! Scheduler and workers on the embedded broker and store: what a task goes through, with models written for the test.
 
+mod choice;
 mod control;
 mod shadow;
 mod shards;
@@ -76,6 +77,7 @@ fn spec(name: &str) -> ModelSpec {
         max_delay_ms: 0,
         memory_mb: 0,
         expected_ms: Some(1.0),
+        quality: None,
     }
 }
 

@@ -81,6 +81,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         max_delay_ms: 2,
         memory_mb: 1,
         expected_ms: Some(0.1),
+        quality: None,
     };
     let worker = Worker::new(broker.clone(), store, topology, settings.worker, &Registry::new()?)?
         .model(spec, Arc::new(CountWords));

@@ -31,6 +31,8 @@ pub(super) struct Backlog {
     pub(super) delayed: usize,
     /// Σ priority × expected time over both, in microseconds: whole numbers add up without drift.
     weighted_us: u128,
+    /// Σ expected time over those in lanes, likewise.
+    queued_us: u128,
 }
 
 /// The task to dispatch now.
@@ -47,8 +49,12 @@ fn rank(waiting: &Waiting, key: Option<u64>) -> Rank {
     Rank { key: key.unwrap_or(0), arrival_us: waiting.arrival_us, sequence: waiting.sequence }
 }
 
+fn expected_us(waiting: &Waiting) -> u128 {
+    (waiting.expected_seconds * 1e6) as u128
+}
+
 fn weighted_us(waiting: &Waiting) -> u128 {
-    u128::from(waiting.priority.get()) * (waiting.expected_seconds * 1e6) as u128
+    u128::from(waiting.priority.get()) * expected_us(waiting)
 }
 
 impl Backlog {
@@ -58,6 +64,11 @@ impl Backlog {
 
     pub(super) fn weighted_seconds(&self) -> f64 {
         self.weighted_us as f64 / 1e6
+    }
+
+    /// What the tasks in lanes are expected to take.
+    pub(super) fn queued_seconds(&self) -> f64 {
+        self.queued_us as f64 / 1e6
     }
 
     /// Since when the longest waiting of the tasks that may start waits.
@@ -88,6 +99,7 @@ impl Backlog {
         let (waiting, flow) = (&record.waiting, record.flow);
         self.queued += 1;
         self.weighted_us += weighted_us(waiting);
+        self.queued_us += expected_us(waiting);
         self.floors.handle_came(waiting);
         let key = policy.lane_key(waiting);
         if key.is_some() {
@@ -106,6 +118,7 @@ impl Backlog {
         let waiting = &record.waiting;
         self.queued -= 1;
         self.weighted_us -= weighted_us(waiting);
+        self.queued_us -= expected_us(waiting);
         self.floors.handle_left(waiting);
         let key = policy.lane_key(waiting);
         if key.is_some() {

@@ -6,6 +6,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod admit;
+mod allocate;
 mod backlog;
 mod capacity;
 mod deadlines;
@@ -31,6 +32,7 @@ mod tasks;
 mod tenants;
 
 pub use admit::{Arrival, Refusal};
+pub use allocate::{Allocation, Bid, Candidate, Compared, Regret as AllocationRegret, Request};
 pub use capacity::Room;
 pub use deadlines::Late;
 pub use decision::{Decision, DispatchReason, ShedReason, WaitReason};

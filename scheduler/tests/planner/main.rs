@@ -1,5 +1,6 @@
 //! The planner as scripts, as properties over any sequence of events, and as snapshots of its whole state.
 
+mod allocation;
 mod deadlines;
 mod fairness;
 mod naive;

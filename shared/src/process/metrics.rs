@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
 pub use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, TEXT_FORMAT,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, TEXT_FORMAT,
 };
 use prometheus::{HistogramOpts, Opts, TextEncoder};
 
@@ -82,6 +82,11 @@ impl Registry {
     /// A counter for each value of the labels; its name ends in `_total`.
     pub fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, MetricsError> {
         self.make(true, name, help, labels, |opts| IntCounterVec::new(opts, labels))
+    }
+
+    /// A counter of what is no whole number, such as seconds; its name ends in `_total`.
+    pub fn float_counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<CounterVec, MetricsError> {
+        self.make(true, name, help, labels, |opts| CounterVec::new(opts, labels))
     }
 
     pub fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, MetricsError> {

@@ -187,6 +187,9 @@ pub struct ModelSettings {
     /// What one task is believed to take before any was measured; milliseconds.
     #[serde(default)]
     pub expected_ms: Option<f64>,
+    /// How good its answers are, from 0 to 1.
+    #[serde(default)]
+    pub quality: Option<f64>,
     #[serde(default)]
     pub onnx: Option<OnnxSettings>,
     #[serde(default)]
@@ -351,6 +354,7 @@ impl ModelSettings {
             max_delay_ms: self.max_delay_ms,
             memory_mb: self.memory_mb,
             expected_ms: self.expected_ms.or(self.simulated.as_ref().map(|simulated| simulated.service_ms)),
+            quality: self.quality,
         }
     }
 }

@@ -38,7 +38,7 @@ use super::{
 };
 use crate::envelope::Reply;
 use crate::lifecycle::State;
-use crate::outcome::{TaskError, TaskResult, Timings};
+use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
 
@@ -194,6 +194,14 @@ fn queued(id: TaskId) -> TaskResult {
         timings: Timings { accepted: Some(Timestamp::now()), ..Timings::default() },
         worker: None,
         metadata: BTreeMap::from([("source".to_owned(), "contract".to_owned())]),
+        // As every adapter is to keep it.
+        choice: Some(ModelChoice {
+            reason: ChoiceReason::LeastCost,
+            candidates: 3,
+            run_seconds: 0.25,
+            queue_seconds: Some(1.5),
+            load_seconds: 0.0,
+        }),
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::journal::codec::{Malformed, Reader, put_f64, put_i64, put_option, put_str, put_u64};
 use crate::lifecycle::State;
-use crate::outcome::{TaskError, TaskResult, Timings};
+use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
 
@@ -25,8 +25,21 @@ pub(super) fn state(reader: &mut Reader<'_>) -> Result<State, Malformed> {
 
 /// The task as it is shown, without its id.
 pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
-    let TaskResult { id: _, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata } =
-        task;
+    let TaskResult {
+        id: _,
+        state,
+        kind,
+        model,
+        tenant,
+        priority,
+        attempt,
+        output,
+        error,
+        timings,
+        worker,
+        metadata,
+        choice,
+    } = task;
     put_state(out, *state);
     out.push(Kind::ALL.iter().position(|one| one == kind).unwrap_or_default() as u8);
     out.push(priority.get());
@@ -46,6 +59,29 @@ pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
         out.push(u8::from(error.retryable));
     });
     put_option(out, output.as_ref(), |out, output| put_str(out, output.get()));
+    // Seldom there, and added later: a record that ends before it has none.
+    if let Some(choice) = choice {
+        put_choice(out, choice);
+    }
+}
+
+fn put_choice(out: &mut Vec<u8>, choice: &ModelChoice) {
+    let ModelChoice { reason, candidates, run_seconds, queue_seconds, load_seconds } = *choice;
+    out.push(ChoiceReason::ALL.iter().position(|one| *one == reason).unwrap_or_default() as u8);
+    put_u64(out, candidates.into());
+    put_f64(out, run_seconds);
+    put_option(out, queue_seconds, put_f64);
+    put_f64(out, load_seconds);
+}
+
+fn choice(reader: &mut Reader<'_>) -> Result<ModelChoice, Malformed> {
+    Ok(ModelChoice {
+        reason: *ChoiceReason::ALL.get(usize::from(reader.u8()?)).ok_or(Malformed)?,
+        candidates: reader.u32()?,
+        run_seconds: reader.f64()?,
+        queue_seconds: reader.option(Reader::f64)?,
+        load_seconds: reader.f64()?,
+    })
 }
 
 /// Instants after the first are written as the time since it: a few bytes instead of eight.
@@ -101,7 +137,22 @@ pub(super) fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Re
         Some(json) if with_output => Some(RawValue::from_string(json.to_owned()).map_err(|_| Malformed)?),
         _ => None,
     };
-    Ok(TaskResult { id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata })
+    let choice = if reader.is_empty() { None } else { Some(choice(reader)?) };
+    Ok(TaskResult {
+        id,
+        state,
+        kind,
+        model,
+        tenant,
+        priority,
+        attempt,
+        output,
+        error,
+        timings,
+        worker,
+        metadata,
+        choice,
+    })
 }
 
 #[cfg(test)]

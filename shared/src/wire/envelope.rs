@@ -24,6 +24,10 @@ impl Put for Envelope {
         out.some(",\"idempotency_key\":", self.idempotency_key.as_deref(), Writer::text)?;
         out.some(",\"metadata\":", Some(&self.metadata).filter(|metadata| !metadata.is_empty()), Writer::any)?;
         out.some(",\"webhook\":", self.webhook.as_ref(), Writer::any)?;
+        out.some(",\"min_quality\":", self.min_quality.as_ref(), Writer::any)?;
+        let alternatives = Some(&self.alternatives).filter(|alternatives| !alternatives.is_empty());
+        out.some(",\"alternatives\":", alternatives, Writer::any)?;
+        out.some(",\"choice\":", self.choice.as_ref(), Writer::any)?;
         out.put(",\"accepted\":").instant(self.accepted)?;
         out.some(",\"dispatched\":", self.dispatched, Writer::instant)?;
         out.put(",\"attempts\":").number(self.attempts.into())?;
@@ -65,6 +69,9 @@ impl Get for Envelope {
         let idempotency_key = from.some(",\"idempotency_key\":", Reader::owned)?;
         let metadata = from.some(",\"metadata\":", Reader::any)?.unwrap_or_default();
         let webhook = from.some(",\"webhook\":", Reader::any)?;
+        let min_quality = from.some(",\"min_quality\":", Reader::float)?;
+        let alternatives = from.some(",\"alternatives\":", Reader::any)?.unwrap_or_default();
+        let choice = from.some(",\"choice\":", Reader::any)?;
         from.want(",\"accepted\":")?;
         let accepted = from.instant()?;
         let dispatched = from.some(",\"dispatched\":", Reader::instant)?;
@@ -94,6 +101,9 @@ impl Get for Envelope {
             idempotency_key,
             metadata,
             webhook,
+            min_quality,
+            alternatives,
+            choice,
             accepted,
             dispatched,
             attempts,

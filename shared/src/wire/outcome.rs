@@ -18,11 +18,12 @@ impl Put for TaskResult {
         put_timings(out, &self.timings)?;
         out.put(",\"worker\":").or_null(self.worker.as_deref(), Writer::text)?;
         if self.metadata.is_empty() {
-            out.put(",\"metadata\":{}}");
+            out.put(",\"metadata\":{}");
         } else {
             out.put(",\"metadata\":").any(&self.metadata)?;
-            out.put("}");
         }
+        out.some(",\"choice\":", self.choice.as_ref(), Writer::any)?;
+        out.put("}");
         Some(())
     }
 }
@@ -53,8 +54,23 @@ impl Get for TaskResult {
         let worker = from.or_null(Reader::owned)?;
         from.want(",\"metadata\":")?;
         let metadata = if from.skip("{}") { Default::default() } else { from.any()? };
+        let choice = from.some(",\"choice\":", Reader::any)?;
         from.want("}")?;
-        Some(Self { id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata })
+        Some(Self {
+            id,
+            state,
+            kind,
+            model,
+            tenant,
+            priority,
+            attempt,
+            output,
+            error,
+            timings,
+            worker,
+            metadata,
+            choice,
+        })
     }
 }
 

@@ -30,6 +30,9 @@ impl Put for Task {
         out.some(",\"idempotency_key\":", self.idempotency_key.as_deref(), Writer::text)?;
         out.some(",\"metadata\":", Some(&self.metadata).filter(|metadata| !metadata.is_empty()), Writer::any)?;
         out.some(",\"webhook\":", self.webhook.as_ref(), Writer::any)?;
+        out.some(",\"min_quality\":", self.min_quality.as_ref(), Writer::any)?;
+        let alternatives = Some(&self.alternatives).filter(|alternatives| !alternatives.is_empty());
+        out.some(",\"alternatives\":", alternatives, Writer::any)?;
         out.put("}");
         Some(())
     }
@@ -74,6 +77,8 @@ impl Reader<'_> {
                     "idempotency_key" => fields.idempotency_key = Some(self.owned()?),
                     "metadata" => fields.metadata = Some(self.any()?),
                     "webhook" => fields.webhook = Some(self.any()?),
+                    "min_quality" => fields.min_quality = Some(self.float()?),
+                    "alternatives" => fields.alternatives = Some(self.any()?),
                     _ => return None,
                 }
             }
@@ -87,7 +92,7 @@ impl Reader<'_> {
     }
 }
 
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 19] = [
     "id",
     "model",
     "capability",
@@ -105,6 +110,8 @@ const NAMES: [&str; 17] = [
     "idempotency_key",
     "metadata",
     "webhook",
+    "min_quality",
+    "alternatives",
 ];
 
 impl Reader<'_> {

@@ -13,8 +13,8 @@ use super::{Get, Put, Reader, read, read_all, write, write_all};
 use crate::envelope::{Envelope, Reply};
 use crate::lifecycle::State;
 use crate::load::Completion;
-use crate::outcome::{TaskError, TaskResult, Timings};
-use crate::task::{Kind, Priority, Target, Task, TaskId, Webhook};
+use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
+use crate::task::{Alternative, Kind, Priority, Target, Task, TaskId, Webhook};
 use crate::time::Timestamp;
 
 fn any_text() -> impl Strategy<Value = String> {
@@ -77,6 +77,22 @@ fn any_webhook() -> impl Strategy<Value = Webhook> {
     (any_text(), vec(any_text(), 0..2)).prop_map(|(url, events)| Webhook { url, events })
 }
 
+fn any_alternative() -> impl Strategy<Value = Alternative> {
+    (any_text(), any::<u64>()).prop_map(|(model, wait_ms)| Alternative { model, wait_ms })
+}
+
+fn any_choice() -> impl Strategy<Value = ModelChoice> {
+    (0..ChoiceReason::ALL.len(), any::<u32>(), any_float(), of(any_float()), any_float()).prop_map(
+        |(reason, candidates, run_seconds, queue_seconds, load_seconds)| ModelChoice {
+            reason: ChoiceReason::ALL[reason],
+            candidates,
+            run_seconds,
+            queue_seconds,
+            load_seconds,
+        },
+    )
+}
+
 fn any_metadata() -> impl Strategy<Value = BTreeMap<String, String>> {
     prop_oneof![2 => Just(BTreeMap::new()), 1 => btree_map(any_text(), any_text(), 0..3)]
 }
@@ -85,14 +101,14 @@ prop_compose! {
     pub(crate) fn any_result()(
         (id, state, kind, priority) in (any_id(), 0..9_usize, 0..5_usize, any_priority()),
         (model, tenant, worker, attempt) in (of(any_text()), any_text(), of(any_text()), any::<u32>()),
-        (output, error, metadata) in (of(any_json()), of(any_error()), any_metadata()),
+        (output, error, metadata, choice) in (of(any_json()), of(any_error()), any_metadata(), of(any_choice())),
         (accepted, dispatched, started, finished) in
             (of(any_instant()), of(any_instant()), of(any_instant()), of(any_instant())),
         (waited_ms, ran_ms) in (of(any_float()), of(any_float())),
     ) -> TaskResult {
         let timings = Timings { accepted, dispatched, started, finished, waited_ms, ran_ms };
         let (state, kind) = (State::ALL[state], Kind::ALL[kind]);
-        TaskResult { id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata }
+        TaskResult { id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata, choice }
     }
 }
 
@@ -105,13 +121,14 @@ prop_compose! {
         (idempotency_key, metadata, webhook) in (of(any_text()), any_metadata(), of(any_webhook())),
         (accepted, dispatched, attempts) in (any_instant(), of(any_instant()), any::<u32>()),
         (reply, traceparent, tracestate) in (of(any_reply()), of(any_text()), of(any_text())),
+        (min_quality, alternatives, choice) in (of(any_float()), vec(any_alternative(), 0..2), of(any_choice())),
         (last_error, shard, input) in (of(any_error()), prop_oneof![Just(0), any::<u32>()], any_json()),
     ) -> Envelope {
         let kind = Kind::ALL[kind];
         Envelope {
             v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
             idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
-            last_error, shard, input,
+            last_error, shard, input, min_quality, alternatives, choice,
         }
     }
 }

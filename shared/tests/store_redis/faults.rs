@@ -36,6 +36,7 @@ pub fn task(id: TaskId) -> Accept {
         timings: Timings { accepted: Some(Timestamp::now()), ..Timings::default() },
         worker: None,
         metadata: Default::default(),
+        choice: None,
     };
     Accept { id, fingerprint: 0xf, alias: None, record, follower: None }
 }

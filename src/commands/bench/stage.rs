@@ -313,6 +313,7 @@ fn simulated(made: &Made) -> ModelSettings {
         max_delay_ms: 0,
         memory_mb: 0,
         expected_ms: None,
+        quality: None,
         onnx: None,
         http: None,
         process: None,

@@ -7,11 +7,13 @@ use clap::Args;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use taskyard_shared::TaskResult;
 use taskyard_shared::process::exit::Exit;
+use taskyard_shared::{Alternative, TaskResult};
 
 use super::input::Values;
-use super::{WAIT_PIECE, WAITS_AT_ONCE, judge, parse_duration, parse_label, print, rows, until_finished};
+use super::{
+    WAIT_PIECE, WAITS_AT_ONCE, judge, parse_alternative, parse_duration, parse_label, print, rows, until_finished,
+};
 use crate::client::{Api, Failure};
 use crate::commands::{ClientArgs, say};
 use crate::output::Format;
@@ -64,6 +66,17 @@ pub struct SubmitArgs {
     /// Size in the model's own unit
     #[arg(long, conflicts_with = "tasks")]
     cost: Option<f64>,
+    /// Only on models that state a quality of at least this, 0 to 1
+    #[arg(long, value_name = "QUALITY", conflicts_with = "tasks")]
+    min_quality: Option<f64>,
+    /// On this model instead when the wait is longer than so many milliseconds; may be given several times
+    #[arg(
+        long = "alternative",
+        value_name = "MODEL:MS",
+        conflicts_with_all = ["tasks", "capability"],
+        value_parser = parse_alternative
+    )]
+    alternatives: Vec<Alternative>,
     /// The task's id, for one task
     #[arg(long, conflicts_with = "tasks")]
     id: Option<uuid::Uuid>,
@@ -105,6 +118,10 @@ struct Body<'a> {
     cost: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     idempotency_key: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_quality: Option<f64>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    alternatives: &'a [Alternative],
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     metadata: BTreeMap<&'a str, &'a str>,
     input: &'a RawValue,
@@ -161,6 +178,8 @@ fn body(arguments: &SubmitArgs, input: &RawValue) -> Result<Vec<u8>, Failure> {
         timeout_ms: arguments.timeout_ms,
         max_attempts: arguments.max_attempts,
         cost: arguments.cost,
+        min_quality: arguments.min_quality,
+        alternatives: &arguments.alternatives,
         idempotency_key: arguments.idempotency_key.as_deref(),
         metadata: arguments.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect(),
         input,

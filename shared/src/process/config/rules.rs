@@ -76,6 +76,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.max_delay_ms", Bounds::Whole(0, 60_000)),
     ("models.*.memory_mb", Bounds::Whole(0, 100_000_000)),
     ("models.*.expected_ms", Bounds::Above(0.0, limits::DURATION_MS as f64)),
+    ("models.*.quality", Bounds::Number(0.0, 1.0)),
     ("models.*.onnx.max_tokens", Bounds::Whole(1, 1_000_000)),
     ("models.*.http.connect_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("models.*.http.max_response_bytes", Bounds::Whole(1, 1 << 30)),

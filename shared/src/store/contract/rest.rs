@@ -77,6 +77,7 @@ pub async fn the_newest_announcement_of_a_model_counts(store: Arc<dyn Store>) {
         max_delay_ms: 2,
         memory_mb: 120,
         expected_ms: Some(4.5),
+        quality: None,
     };
     let [one, two] = [(), ()].map(|()| format!("model-{}@1", TaskId::new().0.simple()));
     store.announce(&[]).await.expect("announcing nothing");

@@ -1,0 +1,141 @@
+//! Takes tasks into the planner, or refuses them with a reason.
+
+use std::time::Duration;
+
+use taskyard_shared::{ChoiceReason, State, Target, Timestamp};
+
+use crate::choose::Chosen;
+use crate::core::Core;
+use crate::held::Held;
+use crate::planner::{Arrival, Refusal};
+
+impl Core {
+    pub fn admit(&mut self, task: Held) {
+        let Some(task) = self.as_wished(task) else { return };
+        if task.envelope.deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
+            let message = "the deadline had passed when the task came".into();
+            return self.refuse(task, State::Expired, "expired", message, false);
+        }
+        match self.choose_model(&task.envelope) {
+            Ok(chosen) => self.admit_to(task, chosen),
+            Err(_) if self.models_may_still_come() => self.unknown.push(task),
+            Err((code, message)) => self.refuse(task, State::Rejected, code, message, true),
+        }
+    }
+
+    /// To the first of these models that takes it.
+    pub fn admit_to(&mut self, mut task: Held, chosen: Chosen) {
+        let Chosen { spec, others, choice, bids } = chosen;
+        let id = task.envelope.id;
+        let now_us = self.clock.now_us();
+        let is_new = task.envelope.attempts == 0;
+        task.model = spec.name.clone();
+        task.envelope.choice = choice;
+        let mut others = others.into_iter();
+        let refusal = loop {
+            match self.planner.handle_arrival(self.arrival(&task), now_us) {
+                Ok(()) => {
+                    if is_new {
+                        self.metrics.accepted(task.envelope.kind, &task.model);
+                    }
+                    if let Some(choice) = &task.envelope.choice {
+                        self.metrics.chosen(&task.model, choice.reason);
+                    }
+                    if task.model == spec.name
+                        && let Some(compared) = self.allocation_regret.handle_choice(&bids, now_us)
+                    {
+                        self.metrics.allocated(compared);
+                    }
+                    self.by_age.push_back((task.since, id));
+                    self.held.insert(id, task);
+                    return self.watch_patience(id);
+                }
+                // The same task twice: one of them is enough, and the store knows whom to tell.
+                Err(Refusal::Duplicate) => return self.ack(task.receipt.into_iter().collect()),
+                Err(refusal) => match others.next() {
+                    // Another may have the time.
+                    Some(other) => {
+                        task.model = other.name.clone();
+                        let bid = bids.iter().find(|(model, _)| **model == *other.name);
+                        if let (Some(choice), Some((_, bid))) = (&mut task.envelope.choice, bid) {
+                            choice.reason = ChoiceReason::Deadline;
+                            choice.run_seconds = bid.run_seconds;
+                            choice.queue_seconds = Some(bid.queue_seconds).filter(|seconds| seconds.is_finite());
+                            choice.load_seconds = bid.load_seconds;
+                        }
+                    }
+                    None => break refusal,
+                },
+            }
+        };
+        let message = match refusal {
+            Refusal::DeadlineUnreachable { finish_us } => {
+                let deadline_us = task.envelope.deadline.map_or(finish_us, |at| self.clock.micros(at));
+                let late = finish_us.saturating_sub(deadline_us) as f64 / 1e6;
+                format!(
+                    "it, or others of more worth per second, would miss the deadline: it would end {late:.3} s after it"
+                )
+            }
+            Refusal::Duplicate => String::new(),
+        };
+        self.metrics.turned_away(&task.model, refusal.as_str());
+        self.refuse(task, State::Rejected, refusal.as_str(), message, false);
+    }
+
+    fn arrival(&self, task: &Held) -> Arrival {
+        let envelope = &task.envelope;
+        Arrival {
+            id: envelope.id,
+            model: task.model.clone(),
+            tenant: envelope.tenant.clone(),
+            priority: envelope.priority,
+            kind: envelope.kind,
+            cost: envelope.cost,
+            expected: None,
+            deadline_us: envelope.deadline.map(|at| self.clock.micros(at)),
+            not_before_us: envelope.not_before.map(|at| self.clock.micros(at)),
+            // A task that was delayed by who sent it has waited since its time came; one that is tried again, since it was
+            // accepted.
+            arrived_us: match (envelope.attempts, envelope.not_before) {
+                (0, Some(start)) => Some(self.clock.micros(envelope.accepted.max(start))),
+                _ => Some(self.clock.micros(envelope.accepted)),
+            },
+        }
+    }
+
+    pub fn models_may_still_come(&self) -> bool {
+        self.started.elapsed() < Duration::from_millis(self.settings.unknown_model_grace_ms)
+    }
+
+    /// A copy that this scheduler sent round, or that one sent which had the shard before.
+    pub fn take_round(&mut self, task: Held) {
+        let id = task.envelope.id;
+        if self.in_limbo.remove(&id) && !self.held.contains_key(&id) {
+            // It was dispatched while its copy was on the way.
+            return self.ack(task.receipt.into_iter().collect());
+        }
+        self.take_back(task);
+    }
+
+    pub fn take_back(&mut self, mut task: Held) {
+        let id = task.envelope.id;
+        if let Some(held) = self.held.get_mut(&id) {
+            // A copy of what waits already.
+            if held.receipt.is_some() {
+                return self.ack(task.receipt.into_iter().collect());
+            }
+            (held.receipt, held.since) = (task.receipt, task.since);
+            self.by_age.push_back((task.since, id));
+            return;
+        }
+        if self.outstanding.remove(&id).is_some() {
+            self.planner.handle_completion(id, None);
+        }
+        // The choice among models is made anew.
+        let leaves_a_choice = matches!(task.envelope.target, Target::Capability(_));
+        if leaves_a_choice || !task.envelope.alternatives.is_empty() {
+            task.envelope.chosen = None;
+        }
+        self.admit(task);
+    }
+}
