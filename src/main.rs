@@ -120,7 +120,7 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Bench(args) => commands::bench::run(*args, config).await,
         Command::BenchHop(args) => commands::bench::hop(args, config).await,
         Command::BenchSlots(args) => commands::bench::slots(args, config).await,
-        Command::Simulate(args) => commands::simulate::run(*args).await,
+        Command::Simulate(args) => commands::simulate::run(*args, config).await,
         Command::Schema { action } => schema::run(action),
         Command::Task(args) => return commands::task::run(args).await.into(),
         Command::Models(args) => return commands::models::run(args).await.into(),

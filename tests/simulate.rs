@@ -65,3 +65,36 @@ fn what_cannot_be_simulated_is_said_in_a_sentence() {
         assert!(error.contains(words) && ran.stdout.is_empty(), "{arguments:?}: {error}");
     }
 }
+
+#[test]
+fn a_yard_has_the_same_tasks_and_comes_to_figures_of_the_same_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("live.toml");
+    let scenario = "tasks = 60\nload = [0.5]\nseeds = 1\n[models]\nslots = 4\n[deadlines]\nshare = 0.5\nconstant_ms = 200\n\
+                    [[classes]]\nname = \"c\"\nshare = 1.0\nservice = { distribution = \"exponential\", mean_ms = 5 }\n";
+    std::fs::write(&file, scenario).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_taskyard"))
+        .args(["simulate", "--live", "-o", "jsonl"])
+        .arg(&file)
+        .env("TASKYARD__BROKER__URL", "embedded:")
+        .env("TASKYARD__STORE__URL", "embedded:")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let runs: Vec<&str> = rows.iter().map(|row| row["run"].as_str().unwrap()).collect();
+    assert_eq!(runs, ["simulated", "live", "ratio"]);
+    for row in &rows[..2] {
+        assert_eq!(row["figures"]["tasks"], 60.0, "{row}");
+        assert!(row["figures"]["utilisation"].as_f64().unwrap() > 0.2, "{row}");
+    }
+    // Nothing ran before it came, nor for less than it was to.
+    assert!(rows[1]["figures"]["wait_mean_s"].as_f64().unwrap() >= 0.0);
+    assert!(rows[1]["figures"]["slowdown_mean"].as_f64().unwrap() >= 1.0);
+
+    let knows = ["simulate", "--live", "--policy", "wspt@true"];
+    let refused = Command::new(env!("CARGO_BIN_EXE_taskyard")).args(knows).arg(&file).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("knows what it learns"));
+}

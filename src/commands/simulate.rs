@@ -1,10 +1,12 @@
 //! `taskyard simulate`: the production planner on a virtual clock, one row per policy.
 
-use std::path::PathBuf;
+mod live;
+
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use taskyard_scheduler::simulate::{Declared, PolicySpec, Row, Scenario, Trace, page, simulate};
+use taskyard_scheduler::simulate::{Declared, PolicySpec, Row, Scenario, Trace, TraceUse, page, simulate};
 
 use crate::failure::Failure;
 use crate::output::{Format, Output, colour};
@@ -41,6 +43,10 @@ pub struct SimulateArgs {
     /// Runs at once; as many as there are cores
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
+    /// Has a yard run the same tasks, in real time and one run after the other: a yard of its own, on the broker and store of
+    /// the settings. Prints both and their ratio
+    #[arg(long, conflicts_with_all = ["html", "by", "threads"])]
+    live: bool,
     /// How data is printed
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -67,7 +73,7 @@ enum By {
     Model,
 }
 
-pub async fn run(arguments: SimulateArgs) -> Result<(), Failure> {
+pub async fn run(arguments: SimulateArgs, file: Option<&Path>) -> Result<(), Failure> {
     let mut scenario = match (&arguments.scenario, &arguments.trace) {
         (Some(path), _) => Scenario::read(path).map_err(|error| Failure::Usage(error.to_string()))?,
         (None, Some(trace)) => Scenario::of_trace(trace),
@@ -89,12 +95,12 @@ pub async fn run(arguments: SimulateArgs) -> Result<(), Failure> {
     if let Some(fault) = scenario.fault() {
         return Err(Failure::Usage(fault));
     }
+    if arguments.live {
+        return run_live(&arguments, scenario, file).await;
+    }
     let threads = arguments.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
     let computed = tokio::task::spawn_blocking(move || {
-        let trace = match &scenario.trace {
-            Some(used) => Some(Trace::read(&used.file).map_err(|error| Failure::Usage(error.to_string()))?),
-            None => None,
-        };
+        let trace = trace_of(&scenario)?;
         simulate(&scenario, trace.as_ref(), threads).map_err(|error| Failure::Failed(error.to_string()))
     });
     let report = computed.await.map_err(|error| Failure::Internal(format!("the simulation broke off: {error}")))??;
@@ -112,6 +118,25 @@ pub async fn run(arguments: SimulateArgs) -> Result<(), Failure> {
         _ => output.rows(&[], &report.rows, |_| Vec::new())?,
     }
     Ok(())
+}
+
+fn trace_of(scenario: &Scenario) -> Result<Option<Trace>, Failure> {
+    let read = |used: &TraceUse| Trace::read(&used.file).map_err(|error| Failure::Usage(error.to_string()));
+    scenario.trace.as_ref().map(read).transpose()
+}
+
+async fn run_live(arguments: &SimulateArgs, scenario: Scenario, file: Option<&Path>) -> Result<(), Failure> {
+    let policies = match arguments.policy.as_slice() {
+        [] => vec!["cmu".parse().map_err(Failure::Internal)?],
+        given => given.to_vec(),
+    };
+    if let Some(policy) = policies.iter().find(|policy| !policy.can_be_live()) {
+        return Err(Failure::Usage(format!(
+            "--live has no {policy}: a scheduler knows what it learns and nothing else"
+        )));
+    }
+    let trace = trace_of(&scenario)?;
+    live::run(&scenario, trace.as_ref(), &policies, file, arguments.output).await
 }
 
 impl From<CostArg> for Declared {

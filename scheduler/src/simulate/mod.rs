@@ -3,7 +3,8 @@
 //!
 //! `scenario` says what is simulated, `trace` reads a file, `workload` draws one run's tasks, `engine` runs them past a
 //! `chooser` (`planned`, the planner; `moore_hodgson`, an oracle), `measure` and `fairness` take the figures, `bound`
-//! says what none can beat, and `report` puts it together. `docs/scheduling.md` says how to read it.
+//! says what none can beat, `report` puts it together,
+//! and `live` hands a run's tasks to a yard. `docs/scheduling.md` says how to read it.
 
 mod arrivals;
 mod bound;
@@ -12,6 +13,7 @@ mod distribution;
 mod engine;
 mod fairness;
 mod html;
+mod live;
 mod measure;
 mod moore_hodgson;
 mod planned;
@@ -27,8 +29,9 @@ mod trace;
 mod workload;
 
 pub use html::page;
+pub use live::{Drawn, LiveEnd, LiveTask};
 pub use policies::PolicySpec;
 pub use report::{Intervals, Report, Row, SimulationError, simulate};
-pub use scenario::{Cost, Declared, Scenario, ScenarioError};
+pub use scenario::{Cost, Declared, Scenario, ScenarioError, TraceUse};
 pub use summary::Interval;
 pub use trace::{Trace, TraceError};

@@ -33,6 +33,13 @@ pub struct PolicySpec {
     pub told: Told,
 }
 
+impl PolicySpec {
+    /// Whether a scheduler can go by it.
+    pub fn can_be_live(&self) -> bool {
+        self.told == Told::Learnt
+    }
+}
+
 /// What no planner can do: it knows true times.
 pub const MOORE_HODGSON: &str = "moore-hodgson";
 const WITHOUT_DEADLINES: [&str; 6] = ["cmu", "wspt", "wspt@class", "wspt@true", "strict", "fifo"];

@@ -135,7 +135,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-fn run_one(
+pub(super) fn run_one(
     spec: &PolicySpec,
     scenario: &Scenario,
     workload: &Workload,

@@ -10,7 +10,7 @@ mod latency;
 mod load;
 mod report;
 mod roles;
-mod stage;
+pub(in crate::commands) mod stage;
 mod tasks;
 
 use std::path::{Path, PathBuf};
