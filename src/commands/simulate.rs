@@ -151,7 +151,7 @@ impl From<CostArg> for Declared {
 }
 
 /// A column of the table: its head, and the figure's name.
-const COLUMNS: [(&str, &str); 17] = [
+const COLUMNS: [(&str, &str); 19] = [
     ("in time", "attainment"),
     ("of accepted", "attainment_accepted"),
     ("cost", "cost_ratio"),
@@ -169,6 +169,8 @@ const COLUMNS: [(&str, &str); 17] = [
     ("backlogged", "jain_backlogged"),
     ("after jump", "cost_after_jump_s"),
     ("covered", "coverage"),
+    ("starts by q50", "start_by_q50"),
+    ("by q95", "start_by_q95"),
 ];
 
 fn print_policies(output: &mut Output<'_>, rows: &[Row]) -> Result<(), Failure> {

@@ -11,7 +11,8 @@ use super::groups::{Class, Groups};
 use super::line::Rank;
 use super::oldest::Oldest;
 use super::pace::Pace;
-use super::policy::{Moment, Policy, Stage, Waiting};
+use super::policy::{CostBucket, Moment, Policy, Stage, Waiting};
+use super::predict::Foresight;
 use super::shares::{Begin, Shares, Tables};
 use super::tasks::{Handle, Place, Record, Tasks};
 
@@ -21,6 +22,7 @@ pub(super) struct Backlog {
     pub(super) shares: Shares,
     pub(super) floors: Floors,
     pub(super) pace: Pace,
+    pub(super) foresight: Foresight,
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
     /// The oldest of the tasks that their lanes do not keep in the order of arrival.
@@ -101,6 +103,7 @@ impl Backlog {
         self.weighted_us += weighted_us(waiting);
         self.queued_us += expected_us(waiting);
         self.floors.handle_came(waiting);
+        self.foresight.handle_came(waiting);
         let key = policy.lane_key(waiting);
         if key.is_some() {
             self.oldest.insert((waiting.arrival_us, waiting.sequence, task));
@@ -120,6 +123,7 @@ impl Backlog {
         self.weighted_us -= weighted_us(waiting);
         self.queued_us -= expected_us(waiting);
         self.floors.handle_left(waiting);
+        self.foresight.handle_left(waiting);
         let key = policy.lane_key(waiting);
         if key.is_some() {
             self.oldest.handle_left(self.queued, |&(_, sequence, other)| {
@@ -140,9 +144,12 @@ impl Backlog {
         if let Some(record) = tasks.get_mut(task) {
             self.weighted_us -= weighted_us(&record.waiting);
             self.floors.handle_left(&record.waiting);
+            self.foresight.handle_left(&record.waiting);
+            self.foresight.forget(&record.waiting);
             record.waiting.priority = priority;
             self.weighted_us += weighted_us(&record.waiting);
             self.floors.handle_came(&record.waiting);
+            self.foresight.handle_came(&record.waiting);
         }
         self.shift_in(task, stage, tasks, policy);
     }
@@ -155,6 +162,11 @@ impl Backlog {
     /// A flow's tenant came to its limit, or has room again.
     pub(super) fn set_limited(&mut self, flow: u32, is_limited: bool, is_idle: bool, tasks: &Tasks) {
         self.shares.set_limited(flow, is_limited, is_idle, Tables { groups: &mut self.groups, tasks });
+    }
+
+    /// Since when the oldest of a class waits whose tenant may go.
+    pub(super) fn oldest_of(&self, priority: Priority, cost: CostBucket) -> Option<u64> {
+        self.groups.oldest_of(priority, cost)
     }
 
     /// This moment, as a policy sees it.

@@ -8,6 +8,7 @@ use super::Planner;
 use super::decision::WaitReason;
 use super::estimator::Calibration;
 use super::models::Model;
+use super::predict::StartCalibration;
 use super::shares::Standing;
 use super::tasks::Place;
 
@@ -59,6 +60,8 @@ pub struct ModelStats {
     pub outstanding: usize,
     /// How good its estimates were.
     pub calibration: Calibration,
+    /// How good the predictions of starts were.
+    pub starts: StartCalibration,
 }
 
 /// Every model that has workers or tasks, by name.
@@ -149,6 +152,7 @@ impl Planner {
                 capacity: capacity.total,
                 outstanding: capacity.outstanding(),
                 calibration: self.estimator.calibration(name),
+                starts: backlog.foresight.calibration,
             }
         });
         let tenants = self.tenants.by_name().into_iter().map(|(name, limited)| {

@@ -69,6 +69,14 @@ impl Groups {
         self.classes.partition_point(|class| class.priority.get() < priority)
     }
 
+    /// The oldest head of a priority and cost bucket, whatever its stage.
+    pub(super) fn oldest_of(&self, priority: Priority, cost: CostBucket) -> Option<u64> {
+        let from = self.classes.partition_point(|class| (class.priority, class.cost) < (priority, cost));
+        let stages = self.classes.iter().zip(&self.heads).skip(from);
+        let of_class = stages.take_while(|(class, _)| (class.priority, class.cost) == (priority, cost));
+        of_class.map(|(_, head)| head.arrival_us).min()
+    }
+
     pub(super) fn between(&self, rows: Range<usize>) -> &[Waiting] {
         self.heads.get(rows).unwrap_or_default()
     }

@@ -32,6 +32,10 @@ impl From<(Rank, Handle)> for Line {
 }
 
 impl Line {
+    pub(super) fn len(&self) -> usize {
+        self.queue.len() - self.gaps + self.strays.len()
+    }
+
     pub(super) fn first(&self) -> Option<(Rank, Handle)> {
         let queued = self.queue.front().and_then(|&(rank, task)| Some((rank, task?)));
         let stray = self.strays.first_key_value().map(|(&rank, &task)| (rank, task));

@@ -27,6 +27,7 @@ mod names;
 mod oldest;
 mod pace;
 pub mod policy;
+mod predict;
 mod shares;
 mod tasks;
 mod tenants;
@@ -39,6 +40,7 @@ pub use decision::{Decision, DispatchReason, ShedReason, WaitReason};
 pub use estimator::{Calibration, Estimate, Learnt, Prior, Ran};
 pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats, TenantStats};
 pub use fair::{BANDS, Fairness, TenantLimits};
+pub use predict::{Prediction, StartCalibration};
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -150,7 +152,10 @@ impl Planner {
                 }
                 self.set_alarm(task);
             }
-            None => self.enqueue(task, now_us),
+            None => {
+                self.enqueue(task, now_us);
+                self.foresee(task, now_us);
+            }
         }
         self.judge(now_us);
         match self.check(task, now_us) {
@@ -359,7 +364,7 @@ impl Planner {
         let Model { backlog, capacity, .. } = self.models.get_mut(number);
         let charged_us = self.fairness.charge_us(record.waiting.expected_seconds, backlog.shares.flow(flow).weight());
         record.place = Place::Dispatched { at_us: now_us, passes, by_floor, charged_us };
-        let id = record.waiting.id;
+        let (id, sequence) = (record.waiting.id, record.waiting.sequence);
         backlog.shares.charge(flow, charged_us, record.waiting.expected_seconds * 1e6);
         backlog.pace.handle_dispatch(now_us, backlog.queued);
         if needs != [None; BANDS] {
@@ -372,6 +377,7 @@ impl Planner {
             false => capacity.take(now_us, task, (!by_floor).then_some(score)),
         }
         self.models.refresh_ready(number);
+        self.learn_start(number, sequence, now_us);
         let reason = if passes { DispatchReason::Passes } else { reason };
         Some(Decision::Dispatch { id, model: self.models.name(number).clone(), reason })
     }
@@ -524,6 +530,7 @@ impl Planner {
     fn forget(&mut self, task: Handle) {
         if let Some(record) = self.tasks.remove(task) {
             let Model { backlog, capacity, .. } = self.models.get_mut(record.model);
+            backlog.foresight.forget(&record.waiting);
             backlog.shares.release(record.flow, capacity.outstanding() == 0);
             self.let_tenants_go(record.model);
             self.models.release(record.model);

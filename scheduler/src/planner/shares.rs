@@ -89,6 +89,11 @@ impl Shares {
         self.flows.iter().filter(|flow| flow.waiting > 0)
     }
 
+    /// How many flows have a task in a lane, and are not at their tenant's limit.
+    pub(super) fn waiting_flows(&self) -> usize {
+        self.eligible.len() + self.parked.len()
+    }
+
     /// Whether any flow has a task that may go.
     pub(super) fn has_candidates(&self) -> bool {
         !(self.eligible.is_empty() && self.parked.is_empty())
@@ -380,6 +385,10 @@ struct Tags {
 impl Tags {
     fn is_empty(&self) -> bool {
         self.only.is_none() && self.all.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.only.is_some()) + self.all.len()
     }
 
     fn first(&self) -> Option<(u64, u32)> {

@@ -6,7 +6,8 @@ use taskyard_shared::{Priority, TaskId};
 use uuid::Uuid;
 
 use crate::planner::{
-    Arrival, Calibration, Decision, DispatchReason, Estimate, Planner, Ran, Room, TenantLimits, policy,
+    Arrival, Calibration, Decision, DispatchReason, Estimate, Planner, Ran, Room, StartCalibration, TenantLimits,
+    policy,
 };
 
 use super::chooser::{Choice, Chooser, Number};
@@ -107,6 +108,7 @@ impl Chooser for Planned {
             return Vec::new();
         }
         let mut sum = Calibration::default();
+        let mut starts = StartCalibration::default();
         for model in self.planner.stats().models {
             let of_model = model.calibration;
             sum.tasks += of_model.tasks;
@@ -114,8 +116,16 @@ impl Chooser for Planned {
             sum.ran_seconds += of_model.ran_seconds;
             sum.expected_seconds += of_model.expected_seconds;
             sum.error_seconds += of_model.error_seconds;
+            starts.tasks += model.starts.tasks;
+            starts.by_q50 += model.starts.by_q50;
+            starts.by_q95 += model.starts.by_q95;
         }
-        let figures = [("coverage", sum.coverage()), ("relative_error", sum.relative_error())];
+        let figures = [
+            ("coverage", sum.coverage()),
+            ("relative_error", sum.relative_error()),
+            ("start_by_q50", starts.coverage(starts.by_q50)),
+            ("start_by_q95", starts.coverage(starts.by_q95)),
+        ];
         figures.into_iter().filter_map(|(name, figure)| Some((name, figure?))).collect()
     }
 }

@@ -7,12 +7,6 @@ pub use regret::{Compared, Regret};
 use taskyard_shared::{ChoiceReason, Kind, Priority};
 
 use super::Planner;
-use super::tasks::Handle;
-
-/// Running tasks of a model that are looked at one by one; the others are taken to be like them.
-const LOOKED_AT: usize = 64;
-/// Part of its expected time that a task is taken to go on for, however long it has run.
-const OVERDUE: f64 = 0.1;
 
 /// A model that could run a task.
 #[derive(Clone, Copy, Debug)]
@@ -131,31 +125,5 @@ impl Planner {
 
     fn slots(&self, model: &str) -> usize {
         self.models.find(model).map_or(0, |model| self.models.get(model).capacity.slots())
-    }
-
-    /// How long it takes until a slot has got to what comes now, if all goes first that waits: expected seconds. A model whose
-    /// tasks were never measured takes as long for each as is said here.
-    fn queue_seconds(&self, name: &str, unknown_seconds: f64, now_us: u64) -> f64 {
-        let Some(model) = self.models.find(name).map(|model| self.models.get(model)) else { return f64::INFINITY };
-        let slots = model.capacity.slots();
-        if slots == 0 || model.is_paused {
-            return f64::INFINITY;
-        }
-        let each_seconds = self.mean_seconds(name).unwrap_or(unknown_seconds);
-        let out = model.capacity.outstanding();
-        let queued_seconds = model.backlog.queued_seconds() / slots as f64;
-        if out < slots {
-            return queued_seconds;
-        }
-        let left = |(task, begun_us): (Handle, u64)| {
-            let expected = self.tasks.get(task).map_or(each_seconds, |record| record.waiting.expected_seconds);
-            // One that takes longer than was expected goes on for a while.
-            (expected - now_us.saturating_sub(begun_us) as f64 / 1e6).max(OVERDUE * expected)
-        };
-        let (looked_at, left_seconds) =
-            model.capacity.running().take(LOOKED_AT).fold((0, 0.0), |(tasks, sum), task| (tasks + 1, sum + left(task)));
-        // The first of so many, were what is left of each spread evenly.
-        let first_seconds = 2.0 * left_seconds / f64::from(looked_at.max(1)) / (slots + 1) as f64;
-        queued_seconds + first_seconds + (out - slots) as f64 * each_seconds / slots as f64
     }
 }
