@@ -20,8 +20,8 @@ use super::shares::Standing;
 use super::tasks::{Handle, Place, Tasks};
 
 /// One task in so many is predicted when it comes, to learn from: at least, and for each class that a prediction looks at.
-const EVERY: u32 = 32;
-const EVERY_BY_CLASS: u32 = 4;
+const EVERY: u32 = 64;
+const EVERY_BY_CLASS: u32 = 8;
 /// At the start more of them are.
 const FIRST: u64 = 256;
 const EVERY_AT_FIRST: u32 = 4;
@@ -158,6 +158,14 @@ struct Raw {
     is_parked: bool,
 }
 
+/// One class as a prediction sees it.
+struct Class<'a> {
+    row: &'a Row,
+    rate: f64,
+    /// Since when the first of those waits who may go.
+    oldest_us: u64,
+}
+
 /// What a prediction looks at beside the task.
 struct View<'a> {
     model: &'a Model,
@@ -216,8 +224,9 @@ impl View<'_> {
         let kept_back = (backlog.shares.parked_tasks + backlog.shares.limited_tasks) as f64;
         let may_go = if is_parked { 1.0 } else { 1.0 - kept_back / (backlog.queued as f64).max(1.0) };
         let own_us = if is_waiting { task.expected_seconds * 1e6 } else { 0.0 };
+        let classes = self.classes();
         let ahead_us = |wait_us: f64| {
-            let work_us = self.ahead_us(task, self.now_us.saturating_add(wait_us as u64), may_go);
+            let work_us = self.ahead_us(task, self.now_us.saturating_add(wait_us as u64), &classes, may_go);
             head_us + (work_us - own_us).max(0.0) / slots
         };
         // It starts when all is done that goes before it by then: a fixed point, since what comes meanwhile may go before it, too.
@@ -239,18 +248,22 @@ impl View<'_> {
         Some(Raw { wait_us: wait_us.max(shared_us), ahead_us: self.ahead_of_slots_us(), is_parked })
     }
 
-    /// Expected time of all that goes before a task which starts at this time, as far as it is not with workers.
-    fn ahead_us(&self, task: &Waiting, start_us: u64, may_go: f64) -> f64 {
+    /// The classes of which something waits, or comes.
+    fn classes(&self) -> Vec<Class<'_>> {
         let backlog = &self.model.backlog;
-        let at = Moment { now_us: start_us, ..backlog.moment(self.now_us) };
-        let score = self.policy.score(task, at);
         let traffic = &backlog.foresight.traffic;
-        let of_row = |row: &Row| {
-            let rate = traffic.rate(row);
-            if row.waiting == 0 && rate == 0.0 {
-                return 0.0;
-            }
+        let classes = traffic.rows().iter().map(|row| {
             let oldest_us = backlog.oldest_of(row.example.priority, row.example.cost).unwrap_or(self.now_us);
+            Class { row, rate: traffic.rate(row), oldest_us }
+        });
+        classes.filter(|class| class.row.waiting > 0 || class.rate > 0.0).collect()
+    }
+
+    /// Expected time of all that goes before a task which starts at this time, as far as it is not with workers.
+    fn ahead_us(&self, task: &Waiting, start_us: u64, classes: &[Class<'_>], may_go: f64) -> f64 {
+        let at = Moment { now_us: start_us, ..self.model.backlog.moment(self.now_us) };
+        let score = self.policy.score(task, at);
+        let of_class = |&Class { row, rate, oldest_us }: &Class<'_>| {
             let goes_first = |arrival_us: u64| self.goes_before(&row.example, arrival_us, at, task, score);
             let last_us = last_where(oldest_us.min(start_us), start_us, goes_first);
             let Some(last_us) = last_us else { return 0.0 };
@@ -262,7 +275,7 @@ impl View<'_> {
             let coming_us = rate * last_us.saturating_sub(self.now_us) as f64;
             row.work_us as f64 * part * may_go + coming_us
         };
-        traffic.rows().iter().map(of_row).sum()
+        classes.iter().map(of_class).sum()
     }
 
     /// Whether a task like this one that comes at this time goes before the other, which has this score then.
