@@ -94,7 +94,7 @@ fn codes_of_what_was_sent_are_those_of_the_decoder_and_of_the_intake() {
 #[test]
 fn codes_of_the_scheduler_are_those_it_refuses_with() {
     let page = reference();
-    let core = source("scheduler/src/core.rs");
+    let core = ["core", "admit", "choose"].map(|name| source(&format!("scheduler/src/{name}.rs"))).concat();
     let refused = after(&core, &["State::Expired, \"", "State::Rejected, \"", "|| (\"", "Err((\""]);
     assert!(refused.is_superset(&set(["unknown_model", "unknown_capability", "expired", "unwritable"])), "{refused:?}");
     let decision = source("scheduler/src/planner/decision.rs");
@@ -161,6 +161,7 @@ fn metrics_made() -> BTreeMap<String, (&'static str, String)> {
         ("gauge", "gauge"),
         ("gauges", "gauge"),
         ("float_gauge", "gauge"),
+        ("float_counters", "counter"),
         ("float_gauges", "gauge"),
         ("histogram", "histogram"),
         ("histograms", "histogram"),

@@ -82,7 +82,7 @@ impl Core {
         self.refuse(task, State::Rejected, refusal.as_str(), message, false);
     }
 
-    fn arrival(&self, task: &Held) -> Arrival {
+    pub fn arrival(&self, task: &Held) -> Arrival {
         let envelope = &task.envelope;
         Arrival {
             id: envelope.id,

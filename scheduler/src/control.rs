@@ -171,6 +171,9 @@ impl Core {
             Ask::Explain { id } => {
                 let _gone = answer.send(Told::Place { place: self.place(id) });
             }
+            Ask::Quote { task } => {
+                let _gone = answer.send(Told::Quote { quote: Box::new(self.quote(*task)) });
+            }
             // The reader of the loads does that.
             Ask::ReadPaused {} => {}
         }
@@ -289,6 +292,7 @@ impl Core {
             };
         };
         let model = &*explained.model;
+        let (expected_start, expected_finish) = self.expected(self.planner.predict(id, self.clock.now_us()));
         let at = |us: u64| Timestamp::from_micros(i64::try_from(us).unwrap_or(i64::MAX));
         Place::Waiting(Box::new(Waiting {
             reason: explained.reason.as_str().to_owned(),
@@ -302,6 +306,8 @@ impl Core {
             dispatched_in_model: explained.outstanding as u64,
             capacity: explained.capacity as u64,
             policy: self.planner.policy().to_owned(),
+            expected_start,
+            expected_finish,
         }))
     }
 }
@@ -320,6 +326,8 @@ fn of_unknown_model(task: &Held) -> Waiting {
         dispatched_in_model: 0,
         capacity: 0,
         policy: String::new(),
+        expected_start: None,
+        expected_finish: None,
     }
 }
 

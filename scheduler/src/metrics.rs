@@ -30,6 +30,7 @@ struct Inner {
     outstanding: IntGaugeVec,
     estimate_coverage: GaugeVec,
     estimate_error: GaugeVec,
+    start_coverage: GaugeVec,
     waiting: IntGaugeVec,
     decision_seconds: HistogramVec,
     decisions: IntCounterVec,
@@ -108,6 +109,11 @@ impl Metrics {
                 "estimate_relative_error",
                 "Sum of how far run times were from the stated means, by the sum of run times.",
                 &["model"],
+            )?,
+            start_coverage: registry.float_gauges(
+                "start_coverage_ratio",
+                "Part of the tasks that had to wait and started by the 50 % or 95 % quantile predicted when they were admitted.",
+                &["model", "quantile"],
             )?,
             waiting: registry.gauges("scheduler_waiting_tasks", "Waiting tasks, by why they wait.", &["reason"])?,
             decision_seconds: registry.histograms(
@@ -260,6 +266,12 @@ impl Metrics {
             if let Some((coverage, error)) = model.calibration.coverage().zip(model.calibration.relative_error()) {
                 self.0.estimate_coverage.with_label_values(&labels).set(coverage);
                 self.0.estimate_error.with_label_values(&labels).set(error);
+            }
+            let starts = model.starts;
+            for (quantile, count) in [("0.5", starts.by_q50), ("0.95", starts.by_q95)] {
+                if let Some(coverage) = starts.coverage(count) {
+                    self.0.start_coverage.with_label_values(&[&*model.model, quantile]).set(coverage);
+                }
             }
         }
         for model in gone {

@@ -5,8 +5,11 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
-use crate::task::{Priority, TaskId};
+use crate::envelope::{Carried, Envelope};
+use crate::outcome::{ModelChoice, TaskError};
+use crate::task::{Alternative, Kind, Priority, Target, Task, TaskId};
 use crate::time::Timestamp;
 
 /// The version of questions and answers. Fields are only added to it.
@@ -42,6 +45,70 @@ pub enum Ask {
     ReadPaused {},
     /// Why does it wait?
     Explain { id: TaskId },
+    /// When would it start and end, were it to come now?
+    Quote { task: Box<QuotedTask> },
+}
+
+/// What matters of a task that nobody has published, every default filled in.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct QuotedTask {
+    /// Either this or a capability.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capability: Option<String>,
+    pub kind: Kind,
+    pub tenant: String,
+    pub priority: Priority,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_before: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_quality: Option<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
+}
+
+impl From<&Envelope> for QuotedTask {
+    fn from(envelope: &Envelope) -> Self {
+        let (model, capability) = match &envelope.target {
+            Target::Model(name) => (Some(name.clone()), None),
+            Target::Capability(name) => (None, Some(name.clone())),
+        };
+        Self {
+            model,
+            capability,
+            kind: envelope.kind,
+            tenant: envelope.tenant.clone(),
+            priority: envelope.priority,
+            deadline: envelope.deadline,
+            not_before: envelope.not_before,
+            cost: envelope.cost,
+            min_quality: envelope.min_quality,
+            alternatives: envelope.alternatives.clone(),
+        }
+    }
+}
+
+impl QuotedTask {
+    /// As if it came now, with an input of `null`. `None` without exactly one target.
+    pub fn into_envelope(self) -> Option<Envelope> {
+        let task = Task {
+            kind: self.kind,
+            tenant: Some(self.tenant),
+            priority: Some(self.priority),
+            deadline: self.deadline,
+            not_before: self.not_before,
+            cost: self.cost,
+            min_quality: self.min_quality,
+            alternatives: self.alternatives,
+            ..Task::new(Target::of(self.model, self.capability)?, RawValue::NULL.to_owned())
+        };
+        Envelope::new(task, &Carried::default(), Timestamp::now()).ok()
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -65,6 +132,32 @@ pub enum Told {
     Place {
         place: Place,
     },
+    Quote {
+        quote: Box<Quote>,
+    },
+}
+
+/// When something is expected: half of such tasks keep to the first time, and 95 of 100 to the second.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct ExpectedTime {
+    pub q50: Timestamp,
+    pub q95: Timestamp,
+}
+
+/// What would become of a task.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Quote {
+    /// The model that it would run on.
+    pub model: Option<String>,
+    /// Why that one, when the task leaves a choice.
+    pub choice: Option<ModelChoice>,
+    /// Nothing when nobody works on its model.
+    pub expected_start: Option<ExpectedTime>,
+    pub expected_finish: Option<ExpectedTime>,
+    /// How probable it is that it ends by its deadline, 0 to 1. Nothing without a deadline.
+    pub deadline_probability: Option<f64>,
+    /// Why it would be refused, or wait for nobody knows how long.
+    pub problem: Option<TaskError>,
 }
 
 /// What became of a task that was to be cancelled, or to be given another priority.
@@ -117,4 +210,9 @@ pub struct Waiting {
     pub capacity: u64,
     /// By what the next one is chosen.
     pub policy: String,
+    /// When it is expected to start, if somebody works on its model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_start: Option<ExpectedTime>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_finish: Option<ExpectedTime>,
 }

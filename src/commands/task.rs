@@ -47,6 +47,8 @@ pub enum TaskCommand {
     Cancel(change::CancelArgs),
     /// Gives waiting tasks another priority
     Reprioritize(change::ReprioritizeArgs),
+    /// Says when a task would start and end, were it to be submitted now
+    Quote(Box<SubmitArgs>),
     /// Says why a task waits, and behind what
     Explain(change::ExplainArgs),
 }
@@ -105,6 +107,7 @@ pub async fn run(arguments: TaskArgs) -> Exit {
         TaskCommand::List(arguments) => list(&client, arguments).await,
         TaskCommand::Cancel(arguments) => change::cancel(&client, arguments).await,
         TaskCommand::Reprioritize(arguments) => change::reprioritize(&client, arguments).await,
+        TaskCommand::Quote(arguments) => submit::quote(&client, &arguments).await,
         TaskCommand::Explain(arguments) => change::explain(&client, &arguments).await,
     })
 }

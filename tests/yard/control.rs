@@ -10,14 +10,14 @@ use tokio_util::sync::DropGuard;
 
 use super::*;
 
-struct Api {
+pub struct Api {
     http: reqwest::Client,
     base: String,
     _stop: DropGuard,
 }
 
 impl Api {
-    async fn new(yard: &Yard) -> Self {
+    pub async fn new(yard: &Yard) -> Self {
         let parts = GatewayParts {
             broker: yard.broker.clone(),
             store: yard.store.clone(),
@@ -33,12 +33,12 @@ impl Api {
         Self { http: reqwest::Client::builder().no_proxy().build().unwrap(), base, _stop: stop.drop_guard() }
     }
 
-    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+    pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         let answer = self.http.post(format!("{}{path}", self.base)).json(&body).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub async fn get(&self, path: &str) -> (u16, Value) {
         let answer = self.http.get(format!("{}{path}", self.base)).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
@@ -54,7 +54,7 @@ impl Api {
         (status, body["outcome"].as_str().unwrap_or_default().to_owned())
     }
 
-    async fn explain(&self, id: &Uuid) -> Value {
+    pub async fn explain(&self, id: &Uuid) -> Value {
         let (status, body) = self.get(&format!("/v1/tasks/{id}/explain")).await;
         assert_eq!(status, 200, "{body}");
         body

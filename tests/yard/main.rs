@@ -2,6 +2,7 @@
 
 mod choice;
 mod control;
+mod quote;
 mod shadow;
 mod shards;
 

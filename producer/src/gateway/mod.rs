@@ -17,6 +17,7 @@ mod intake;
 mod metrics;
 mod openapi;
 pub mod problem;
+mod quote;
 mod records;
 mod request;
 mod routes;

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+use taskyard_shared::control::Quote;
 use taskyard_shared::{Task, TaskResult};
 
 use super::batches::BatchAnswer;
@@ -14,7 +15,7 @@ use super::health::{Alive, Ready};
 use super::problem::Code;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
-use super::{Shared, batches, control, health, openapi, state, tasks};
+use super::{Shared, batches, control, health, openapi, quote, state, tasks};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -179,6 +180,22 @@ const SELECTION_PROBLEMS: &[Code] = &[
 ];
 const EXPLAIN_PROBLEMS: &[Code] =
     &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::StoreUnavailable, Code::SchedulerUnavailable];
+const QUOTE_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::Utf8,
+    Code::Json,
+    Code::Depth,
+    Code::Shape,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::InvalidHeader,
+    Code::BodyTimeout,
+    Code::TooLarge,
+    Code::UnsupportedMediaType,
+    Code::InvalidField,
+    Code::OverCapacity,
+    Code::SchedulerUnavailable,
+];
 const PAUSE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::StoreUnavailable];
 const STATE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::StoreUnavailable];
 
@@ -286,6 +303,17 @@ pub(super) const ROUTES: &[Route] = &[
         answers: &[json(200, "Where it stands", Content::Of(of::<Explanation>))],
         problems: EXPLAIN_PROBLEMS,
         handler: |method| on(method, control::explain),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/quote",
+        operation: "quoteTask",
+        summary: "When a task would start and end, were it to be submitted now; nothing is accepted",
+        parameters: &[],
+        body: &[("application/json", Content::Of(of::<Task>))],
+        answers: &[json(200, "What would become of it", Content::Of(of::<Quote>))],
+        problems: QUOTE_PROBLEMS,
+        handler: |method| on(method, quote::post),
     },
     Route {
         method: Verb::Post,

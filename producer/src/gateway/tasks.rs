@@ -56,7 +56,7 @@ pub(super) async fn put(State(gateway): State<Arc<Shared>>, request: Request) ->
     submit(&gateway, &parts.headers, task).await
 }
 
-fn one_task(body: &[u8]) -> Result<Task, Problem> {
+pub(super) fn one_task(body: &[u8]) -> Result<Task, Problem> {
     let mut tasks = decode_tasks(body)?;
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     match (tasks.pop(), first) {

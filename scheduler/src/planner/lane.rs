@@ -1,7 +1,10 @@
 //! Lanes: the tasks of one class and tenant, in order.
 
+use taskyard_shared::Priority;
+
 use super::groups::Class;
 use super::line::{Line, Rank};
+use super::policy::CostBucket;
 use super::tasks::Handle;
 
 /// The lanes of one tenant in one model, by class. None is empty.
@@ -59,6 +62,12 @@ impl Lanes {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &(Class, Line)> {
         self.lanes.iter()
+    }
+
+    /// The lanes of a priority and cost bucket, one for each stage.
+    pub(super) fn of(&self, class: (Priority, CostBucket)) -> impl Iterator<Item = &(Class, Line)> {
+        let from = self.lanes.partition_point(|(one, _)| (one.priority, one.cost) < class);
+        self.lanes.iter().skip(from).take_while(move |(one, _)| (one.priority, one.cost) == class)
     }
 
     /// Tasks before this one in its lane, counted up to a limit.

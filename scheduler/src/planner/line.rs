@@ -36,6 +36,13 @@ impl Line {
         self.queue.len() - self.gaps + self.strays.len()
     }
 
+    /// How many of it came before this time, but for those that were told to leave and the few that came out of order. `None` when
+    /// it is not in the order of arrival.
+    pub(super) fn came_before(&self, arrival_us: u64) -> Option<usize> {
+        let ((first, _), (last, _)) = (self.queue.front()?, self.queue.back()?);
+        (first.key == last.key).then(|| self.queue.partition_point(|(rank, _)| rank.arrival_us < arrival_us))
+    }
+
     pub(super) fn first(&self) -> Option<(Rank, Handle)> {
         let queued = self.queue.front().and_then(|&(rank, task)| Some((rank, task?)));
         let stray = self.strays.first_key_value().map(|(&rank, &task)| (rank, task));

@@ -7,13 +7,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use taskyard_shared::Priority;
+
 use super::groups::{Class, Groups};
 use super::lane::{Lanes, NewHead};
 use super::line::Rank;
+use super::policy::CostBucket;
 use super::tasks::{Handle, Tasks};
 
 /// Flows that are remembered only since they were given more than others.
 const FADING_MOST: usize = 4096;
+/// As many flows are looked at one by one.
+const FEW: usize = 8;
 /// Weight of the newest dispatch in the mean run.
 const NEWEST: f64 = 1.0 / 32.0;
 
@@ -82,6 +87,20 @@ impl Shares {
 
     pub(super) fn find(&self, tenant: u32) -> Option<u32> {
         self.numbers.get(&tenant).copied()
+    }
+
+    /// How many tasks of a priority and cost bucket came before this time, of those who wait. `None` when that is not told by few
+    /// looks.
+    pub(super) fn came_before(&self, class: (Priority, CostBucket), arrival_us: u64) -> Option<usize> {
+        if self.waiting_flows() > FEW {
+            return None;
+        }
+        let flows = self.eligible.iter().chain(self.parked.iter()).map(|(_, number)| self.flow(number));
+        let mut sum = 0;
+        for (_, line) in flows.flat_map(|flow| flow.lanes.of(class)) {
+            sum += line.came_before(arrival_us)?;
+        }
+        Some(sum)
     }
 
     /// Flows that have a task in a lane.
@@ -389,6 +408,10 @@ impl Tags {
 
     fn len(&self) -> usize {
         usize::from(self.only.is_some()) + self.all.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.only.iter().chain(&self.all).copied()
     }
 
     fn first(&self) -> Option<(u64, u32)> {

@@ -377,3 +377,28 @@ fn a_row_is_compared_with_other_orders_as_the_live_scheduler_compares_itself() {
     let alone = simulate(&Scenario { policies: vec!["cmu".to_owned()], ..scenario }, None, 1).unwrap();
     assert_eq!(alone.rows[0].mean("over_fifo"), None, "there is nothing to compare with");
 }
+
+#[test]
+fn nineteen_of_twenty_start_by_the_time_that_was_predicted_for_them() {
+    let report = report(
+        r#"
+        tasks = 20000
+        seeds = 2
+        load = [0.8, 0.95]
+        policies = ["cmu", "wspt", "fifo", "strict"]
+        [[classes]]
+        name = "short"
+        share = 0.7
+        service = { distribution = "exponential", mean_ms = 20 }
+        [[classes]]
+        name = "long"
+        share = 0.3
+        service = { distribution = "exponential", mean_ms = 200 }
+        "#,
+    );
+    for row in report.rows {
+        let (middle, upper) = (row.figures["start_by_q50"].mean, row.figures["start_by_q95"].mean);
+        assert!((0.9..=0.99).contains(&upper), "{} at {}: {upper}", row.policy, row.load);
+        assert!((0.4..=0.6).contains(&middle), "{} at {}: {middle}", row.policy, row.load);
+    }
+}

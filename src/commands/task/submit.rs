@@ -7,8 +7,9 @@ use clap::Args;
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use taskyard_shared::control::{ExpectedTime, Quote};
 use taskyard_shared::process::exit::Exit;
-use taskyard_shared::{Alternative, TaskResult};
+use taskyard_shared::{Alternative, TaskResult, Timestamp};
 
 use super::input::Values;
 use super::{
@@ -152,6 +153,45 @@ pub(super) async fn run(client: &ClientArgs, arguments: &SubmitArgs) -> Result<E
         }
         Some(second) => many(client, &api, arguments, [first, second].into_iter().map(Ok).chain(bodies)).await,
     }
+}
+
+pub(super) async fn quote(client: &ClientArgs, arguments: &SubmitArgs) -> Result<Exit, Failure> {
+    if arguments.tasks.is_some() || arguments.wait.is_some() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "a quote is for one task, given by its fields, and there is nothing to wait for",
+        ));
+    }
+    let api = client.api()?;
+    let mut bodies = bodies(arguments)?;
+    let (first, second) = (bodies.next().transpose()?, bodies.next().transpose()?);
+    let (Some(body), None) = (first, second) else {
+        return Err(Failure::new(Exit::Usage, "a quote is for one task: give one input"));
+    };
+    let answer = api.post("v1/quote", "application/json", body, None).await?;
+    let quote: Quote = api.decode(&answer)?;
+    client.print(|output| output.one(&quote, quoted))?;
+    Ok(Exit::Ok)
+}
+
+fn quoted(quote: &Quote) -> Vec<(&'static str, String)> {
+    let start = |q: fn(&ExpectedTime) -> Timestamp| quote.expected_start.as_ref().map(|time| q(time).to_string());
+    let finish = |q: fn(&ExpectedTime) -> Timestamp| quote.expected_finish.as_ref().map(|time| q(time).to_string());
+    let choice = quote.choice.as_ref();
+    [
+        ("model", quote.model.clone()),
+        ("starts_by_q50", start(|time| time.q50)),
+        ("starts_by_q95", start(|time| time.q95)),
+        ("ends_by_q50", finish(|time| time.q50)),
+        ("ends_by_q95", finish(|time| time.q95)),
+        ("deadline_probability", quote.deadline_probability.map(|probability| format!("{probability:.3}"))),
+        ("chosen_by", choice.map(|choice| choice.reason.as_str().to_owned())),
+        ("candidates", choice.map(|choice| choice.candidates.to_string())),
+        ("problem", quote.problem.as_ref().map(|problem| format!("{} [{}]", problem.message, problem.code))),
+    ]
+    .into_iter()
+    .filter_map(|(name, value)| Some((name, value?)))
+    .collect()
 }
 
 type Bodies<'a> = Box<dyn Iterator<Item = Result<Vec<u8>, Failure>> + 'a>;

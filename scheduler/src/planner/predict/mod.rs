@@ -254,7 +254,7 @@ impl View<'_> {
         let traffic = &backlog.foresight.traffic;
         let classes = traffic.rows().iter().map(|row| {
             let oldest_us = backlog.oldest_of(row.example.priority, row.example.cost).unwrap_or(self.now_us);
-            Class { row, rate: traffic.rate(row), oldest_us }
+            Class { row, rate: traffic.rate(row, self.now_us), oldest_us }
         });
         classes.filter(|class| class.row.waiting > 0 || class.rate > 0.0).collect()
     }
@@ -263,19 +263,31 @@ impl View<'_> {
     fn ahead_us(&self, task: &Waiting, start_us: u64, classes: &[Class<'_>], may_go: f64) -> f64 {
         let at = Moment { now_us: start_us, ..self.model.backlog.moment(self.now_us) };
         let score = self.policy.score(task, at);
+        let seen_us = self.model.backlog.foresight.traffic.seen_us(self.now_us);
         let of_class = |&Class { row, rate, oldest_us }: &Class<'_>| {
             let goes_first = |arrival_us: u64| self.goes_before(&row.example, arrival_us, at, task, score);
-            let last_us = last_where(oldest_us.min(start_us), start_us, goes_first);
-            let Some(last_us) = last_us else { return 0.0 };
-            let span_us = self.now_us.saturating_sub(oldest_us) as f64;
-            let part = match last_us >= self.now_us || span_us <= 0.0 {
-                true => 1.0,
-                false => last_us.saturating_sub(oldest_us) as f64 / span_us,
+            let is_own = (row.example.priority, row.example.cost) == (task.priority, task.cost);
+            let last_us = match is_own && self.policy.lane_key(task).is_none() {
+                true => task.arrival_us.checked_sub(1).filter(|last_us| *last_us >= oldest_us),
+                false => last_where(oldest_us.min(start_us), start_us, goes_first),
             };
-            let coming_us = rate * last_us.saturating_sub(self.now_us) as f64;
+            let Some(last_us) = last_us else { return 0.0 };
+            let part = if last_us >= self.now_us { 1.0 } else { self.part_before(row, oldest_us, last_us) };
+            // No further ahead than is known of what was.
+            let coming_us = rate * last_us.saturating_sub(self.now_us).min(seen_us) as f64;
             row.work_us as f64 * part * may_go + coming_us
         };
         classes.iter().map(of_class).sum()
+    }
+
+    /// The part of a class that came before this time.
+    fn part_before(&self, row: &Row, oldest_us: u64, last_us: u64) -> f64 {
+        let class = (row.example.priority, row.example.cost);
+        match self.model.backlog.shares.came_before(class, last_us.saturating_add(1)) {
+            Some(count) => count as f64 / (row.waiting.max(1) as f64),
+            // As if they had come evenly.
+            None => last_us.saturating_sub(oldest_us) as f64 / (self.now_us.saturating_sub(oldest_us) as f64).max(1.0),
+        }
     }
 
     /// Whether a task like this one that comes at this time goes before the other, which has this score then.
@@ -292,8 +304,8 @@ impl View<'_> {
         let shares = &backlog.shares;
         let flow_of = shares.flow(flow);
         let is_parked = matches!(flow_of.standing, Standing::Parked | Standing::Limited);
-        if self.fairness.allowance.is_none() || flow_of.standing == Standing::Idle {
-            return (0.0, false);
+        if self.fairness.allowance.is_none() || flow_of.standing == Standing::Idle || shares.waiting_flows() < 2 {
+            return (0.0, is_parked);
         }
         let allowance_us = self.fairness.allowance_us(shares.mean_us(), capacity.slots()) as f64;
         let at = backlog.moment(self.now_us);
@@ -303,7 +315,13 @@ impl View<'_> {
             .iter()
             .filter_map(|(_, line)| {
                 let waiting = &self.tasks.get(line.first()?.1)?.waiting;
-                (self.policy.score(waiting, at) >= score).then_some(waiting.expected_seconds * 1e6 * line.len() as f64)
+                // Of its own class those that came before it, of the others all or none.
+                let before = match (waiting.priority, waiting.cost) == (task.priority, task.cost) {
+                    true => line.came_before(task.arrival_us).unwrap_or(line.len()),
+                    false if self.policy.score(waiting, at) >= score => line.len(),
+                    false => 0,
+                };
+                Some(waiting.expected_seconds * 1e6 * before as f64)
             })
             .sum();
         let weight = flow_of.weight().max(1e-3);

@@ -4,7 +4,7 @@
 
 use taskyard_shared::Priority;
 
-use crate::planner::policy::{CostBucket, Waiting};
+use super::super::policy::{CostBucket, Waiting};
 
 /// Arrivals over which the rates are averaged.
 const ARRIVALS: f64 = 512.0;
@@ -31,6 +31,7 @@ pub(super) struct Traffic {
     /// By class; at most 10 priorities times the cost buckets that there are.
     rows: Vec<Row>,
     arrivals: u64,
+    first_us: u64,
     last_us: u64,
     gap_us: f64,
 }
@@ -77,9 +78,9 @@ impl Traffic {
 
     /// It was a new one, of somebody who may go.
     pub(super) fn handle_arrival(&mut self, waiting: &Waiting, now_us: u64) {
-        if self.arrivals > 0 {
-            let gap_us = now_us.saturating_sub(self.last_us) as f64;
-            self.gap_us += (gap_us - self.gap_us) / (self.arrivals as f64).min(GAPS);
+        match self.arrivals {
+            0 => self.first_us = now_us,
+            _ => self.gap_us = self.gap_us(now_us),
         }
         self.last_us = now_us;
         self.arrivals += 1;
@@ -91,13 +92,25 @@ impl Traffic {
     }
 
     /// Work of a class that comes in a microsecond, in microseconds: its part of the load of one slot.
-    pub(super) fn rate(&self, row: &Row) -> f64 {
-        if self.gap_us <= 0.0 {
+    pub(super) fn rate(&self, row: &Row, now_us: u64) -> f64 {
+        let gap_us = self.gap_us(now_us);
+        if gap_us <= 0.0 {
             return 0.0;
         }
         // Weights of all arrivals so far: less than the full window at the start.
         let window = ARRIVALS * (1.0 - faded(1.0, self.arrivals));
-        faded(row.came_us, self.arrivals - row.as_of) / window.max(1.0) / self.gap_us
+        faded(row.came_us, self.arrivals - row.as_of) / window.max(1.0) / gap_us
+    }
+
+    /// The mean time between two arrivals, were one to come now.
+    fn gap_us(&self, now_us: u64) -> f64 {
+        let gap_us = now_us.saturating_sub(self.last_us) as f64;
+        self.gap_us + (gap_us - self.gap_us) / (self.arrivals as f64).clamp(1.0, GAPS)
+    }
+
+    /// For how long it is known what came.
+    pub(super) fn seen_us(&self, now_us: u64) -> u64 {
+        if self.arrivals == 0 { 0 } else { now_us.saturating_sub(self.first_us) }
     }
 }
 
