@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use taskyard_shared::load::ModelSpec;
-use taskyard_shared::{Envelope, ModelChoice, Target, TaskId, Timestamp};
+use taskyard_shared::{ChoiceReason, Envelope, ModelChoice, Target, TaskId, Timestamp};
 
 use crate::core::Core;
 use crate::held::Held;
@@ -38,11 +38,15 @@ impl Core {
             let (spec, choice) = (spec.clone(), envelope.choice.clone());
             return Ok(Chosen { spec, others: Vec::new(), choice, bids: Vec::new() });
         }
+        let mut is_named = true;
         let (specs, patience) = match &envelope.target {
             Target::Model(name) => match (self.named(name), self.alternatives(envelope)) {
                 (Err(unknown), (others, _)) if others.is_empty() => return Err(unknown),
                 // Nobody serves it, so it keeps a task waiting for ever.
-                (Err(_), (others, _)) => (others, Vec::new()),
+                (Err(_), (others, _)) => {
+                    is_named = false;
+                    (others, Vec::new())
+                }
                 (Ok(spec), (others, _)) if others.is_empty() && envelope.min_quality.is_none() => {
                     return Ok(Chosen { spec, others, choice: None, bids: Vec::new() });
                 }
@@ -61,7 +65,11 @@ impl Core {
         if let (Target::Capability(capability), true) = (&envelope.target, specs.is_empty()) {
             return Err(("unknown_capability", format!("no model offers the capability {capability}")));
         }
-        self.allocate(envelope, specs, &patience)
+        let mut chosen = self.allocate(envelope, specs, &patience)?;
+        if let Some(choice) = chosen.choice.as_mut().filter(|_| !is_named) {
+            choice.reason = ChoiceReason::Alternative;
+        }
+        Ok(chosen)
     }
 
     fn allocate(

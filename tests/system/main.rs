@@ -4,6 +4,7 @@
 mod harness;
 
 mod clients;
+mod control;
 mod faults;
 mod order;
 mod refusals;
