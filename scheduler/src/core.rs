@@ -153,6 +153,7 @@ impl Core {
         if let Some(late) = Late::by_name(&settings.late).filter(|_| keeps_deadlines) {
             planner.set_late(late);
         }
+        planner.set_overload(Some(settings.overload_s));
         for spec in models.values() {
             planner.handle_model(&spec.name, prior(spec));
         }
@@ -320,6 +321,7 @@ impl Core {
                 (0, Some(start)) => Some(self.clock.micros(task.envelope.accepted.max(start))),
                 _ => Some(self.clock.micros(task.envelope.accepted)),
             },
+            is_known: task.is_known || task.envelope.attempts > 0,
         };
         match self.planner.handle_arrival(arrival, self.clock.now_us()) {
             Ok(()) => {
@@ -339,7 +341,14 @@ impl Core {
                 let message = format!(
                     "it, or others of more worth per second, would miss the deadline: it would end {late:.3} s after it"
                 );
-                self.metrics.turned_away(&spec.name, refusal.as_str());
+                self.metrics.turned_away(&spec.name, refusal.as_str(), task.envelope.deadline.is_some());
+                self.refuse(task, State::Rejected, refusal.as_str(), message, false);
+            }
+            Err(refusal @ Refusal::Overloaded { seconds }) => {
+                let message = format!(
+                    "what waits takes longer than may be, and is worth more per second; {seconds:.0} s are to be worked off first"
+                );
+                self.metrics.turned_away(&spec.name, refusal.as_str(), task.envelope.deadline.is_some());
                 self.refuse(task, State::Rejected, refusal.as_str(), message, false);
             }
         }
@@ -465,8 +474,8 @@ impl Core {
                     }
                 }
                 Decision::Shed { id, model, reason } => {
-                    self.metrics.turned_away(&model, reason.as_str());
                     if let Some(task) = self.held.remove(&id) {
+                        self.metrics.turned_away(&model, reason.as_str(), task.envelope.deadline.is_some());
                         self.refuse(task, State::Rejected, reason.as_str(), shed_message(reason).into(), false);
                     }
                 }
@@ -625,6 +634,7 @@ fn prior(spec: &ModelSpec) -> Prior {
 fn shed_message(reason: ShedReason) -> &'static str {
     match reason {
         ShedReason::Deadline => "not all that wait can meet their deadlines, and this one gave way",
+        ShedReason::Overload => "what waits takes longer than may be, and this one was worth the least per second",
     }
 }
 

@@ -44,6 +44,8 @@ pub(crate) struct Intake {
 struct Taken {
     envelope: Box<Envelope>,
     receipt: Receipt,
+    /// It was read before, perhaps by a scheduler that had the shard then.
+    redelivered: bool,
 }
 
 impl Intake {
@@ -96,7 +98,11 @@ impl Intake {
                 let (mut bad, mut bad_receipts) = (Vec::new(), Vec::new());
                 for (at, (task, receipt)) in tasks.into_iter().zip(receipts.by_ref()).enumerate() {
                     match task.and_then(|task| Envelope::new(task, &carried, now)) {
-                        Ok(envelope) => taken.push(Taken { envelope: Box::new(envelope), receipt }),
+                        Ok(envelope) => taken.push(Taken {
+                            envelope: Box::new(envelope),
+                            receipt,
+                            redelivered: delivery.redelivered,
+                        }),
                         Err(invalid) => {
                             bad.push((invalid, Some(at)));
                             bad_receipts.push(receipt);
@@ -172,12 +178,12 @@ impl Intake {
         let mut done = Vec::new();
         let mut to_admit = Vec::with_capacity(taken.len());
         let mut unwanted = Vec::new();
-        for (Taken { mut envelope, receipt }, accepted) in taken.into_iter().zip(accepted) {
+        for (Taken { mut envelope, receipt, redelivered }, accepted) in taken.into_iter().zip(accepted) {
             match accepted {
-                Accepted::New => to_admit.push(held(envelope, receipt)),
+                Accepted::New => to_admit.push(held(envelope, receipt, redelivered)),
                 // Somebody asked to cancel it before it was read.
                 Accepted::Unwanted(record) if record.id == envelope.id => match record.state {
-                    State::Queued | State::Blocked => unwanted.push(held(envelope, receipt)),
+                    State::Queued | State::Blocked => unwanted.push(held(envelope, receipt, redelivered)),
                     _ => done.push(receipt),
                 },
                 Accepted::Known(record) if record.id == envelope.id && !record.state.is_terminal() => {
@@ -186,7 +192,7 @@ impl Intake {
                         State::Queued | State::Blocked => {
                             // It may have been given another one since.
                             envelope.priority = record.priority;
-                            to_admit.push(held(envelope, receipt));
+                            to_admit.push(held(envelope, receipt, redelivered));
                         }
                         // It is in a ready queue or with a worker: this copy is one too many.
                         _ => {
@@ -237,8 +243,8 @@ impl Intake {
     }
 }
 
-fn held(envelope: Box<Envelope>, receipt: Receipt) -> Held {
-    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now() }
+fn held(envelope: Box<Envelope>, receipt: Receipt, is_known: bool) -> Held {
+    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now(), is_known }
 }
 
 /// What cannot be read by what its properties say of it.

@@ -78,7 +78,7 @@ impl Metrics {
             )?,
             turned_away: registry.counters(
                 "tasks_turned_away_total",
-                "Tasks that did not run because of their deadline, by model and code: refused when they came, or shed.",
+                "Tasks that did not run because of their deadline or of too much that waits, by model and code: refused when they came, or shed.",
                 &["model", "reason"],
             )?,
             backlog: registry.gauges("backlog_tasks", "Admitted tasks that are not dispatched.", &["model"])?,
@@ -185,9 +185,11 @@ impl Metrics {
     }
 
     /// By its deadline, before it passed.
-    pub fn turned_away(&self, model: &str, reason: &str) {
+    pub fn turned_away(&self, model: &str, reason: &str, has_deadline: bool) {
         self.0.turned_away.with_label_values(&[model, reason]).inc();
-        self.0.deadline_missed.with_label_values(&[model]).inc();
+        if has_deadline {
+            self.0.deadline_missed.with_label_values(&[model]).inc();
+        }
     }
 
     pub fn dead_lettered(&self, reason: &str) {

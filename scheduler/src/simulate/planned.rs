@@ -72,6 +72,7 @@ impl Chooser for Planned {
             deadline_us: (task.deadline_us != NO_DEADLINE).then_some(task.deadline_us),
             not_before_us: None,
             arrived_us: None,
+            is_known: false,
         };
         self.planner.handle_arrival(arrival, now_us).is_ok()
     }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::{Policy, Waiting, by_name};
 use taskyard_scheduler::planner::{
-    Arrival, BANDS, Decision, DispatchReason, Estimate, Fairness, Late, Planner, Ran, Refusal, TenantLimits, WaitReason,
+    Arrival, BANDS, Decision, DispatchReason, Estimate, Fairness, Late, Planner, Ran, Refusal, ShedReason,
+    TenantLimits, WaitReason,
 };
 use taskyard_shared::{Priority, TaskId};
 
@@ -106,6 +107,8 @@ enum State {
     Moving,
     /// Its deadline passed, which is yet to be told.
     Expired,
+    /// It gave way, which is yet to be told.
+    Shed,
     Gone,
 }
 
@@ -144,6 +147,9 @@ struct Model {
     mean_us: f64,
     credits: [u128; BANDS],
     flows: BTreeMap<String, Flow>,
+    is_over: bool,
+    is_shaken: bool,
+    settled_us: u64,
 }
 
 /// The list, and the fast planner that is held against it.
@@ -151,6 +157,8 @@ pub struct Naive {
     pub planner: Planner,
     policy: Box<dyn Policy + Send>,
     fairness: Fairness,
+    /// What a slot may take for what waits.
+    overload_us: Option<u64>,
     tasks: Vec<Task>,
     models: BTreeMap<String, Model>,
     tenants: BTreeMap<String, TenantLimits>,
@@ -181,12 +189,18 @@ impl Naive {
             planner,
             policy: by_name(policy, Some(1.0)).unwrap(),
             fairness,
+            overload_us: None,
             tasks: Vec::new(),
             models: BTreeMap::from([0, 1].map(|model| (format!("m{model}"), Model::default()))),
             tenants: BTreeMap::new(),
             now_us: 0,
             arrivals: 0,
         }
+    }
+
+    pub fn with_overload(mut self, most_ms: Option<u64>) -> Self {
+        self.planner.set_overload(most_ms.map(|ms| ms as f64 / 1e3));
+        Self { overload_us: most_ms.map(|ms| ms * 1000), ..self }
     }
 
     pub fn handle(&mut self, event: &Event) -> Result<(), TestCaseError> {
@@ -217,6 +231,7 @@ impl Naive {
                         deadline_us: None,
                         not_before_us: delay_ms.map(|ms| self.now_us + u64::from(ms) * 1000),
                         arrived_us: Some(waiting.arrival_us),
+                        is_known: true,
                     };
                     self.arrive(again)?;
                 }
@@ -224,7 +239,7 @@ impl Naive {
             Event::Load { model, capacity } => {
                 let model = format!("m{model}");
                 self.planner.handle_load(&model, usize::from(capacity));
-                self.model_mut(&model).capacity = capacity.into();
+                self.set_capacity(&model, capacity.into());
                 self.forget(&model);
             }
             Event::Complete { task, ran_ms } => {
@@ -250,7 +265,9 @@ impl Naive {
                     prop_assert!(self.planner.handle_cancel(self.tasks[task].waiting.id));
                     self.leave(task, State::Moving);
                     self.go(task);
-                } else if let Some(task) = self.nth(task, |state| state.is_out() || state == State::Expired) {
+                } else if let Some(task) =
+                    self.nth(task, |state| state.is_out() || matches!(state, State::Expired | State::Shed))
+                {
                     prop_assert!(!self.planner.handle_cancel(self.tasks[task].waiting.id));
                 }
             }
@@ -294,7 +311,13 @@ impl Naive {
                 prop_assert_eq!(*reason == DispatchReason::Floor, by_floor);
                 self.dispatch(best, by_floor, needs);
             }
-            Some(Decision::Shed { .. }) => prop_assert!(false, "nothing is shed without claims"),
+            Some(Decision::Shed { id, model, reason }) => {
+                prop_assert_eq!(*reason, ShedReason::Overload, "there are no claims");
+                let task = self.tasks.iter().position(|task| task.waiting.id == *id).unwrap();
+                prop_assert_eq!(self.tasks[task].state, State::Shed, "worth more than others that wait");
+                prop_assert_eq!(&**model, &*self.tasks[task].model);
+                self.go(task);
+            }
             Some(Decision::Expire { id, model }) => {
                 let task = self.tasks.iter().position(|task| task.waiting.id == *id).unwrap();
                 prop_assert_eq!(
@@ -309,7 +332,7 @@ impl Naive {
                 let idle = self.tasks.iter().find(|task| {
                     let could_go = task.state == State::Queued && !self.is_limited(&task.tenant);
                     let has_room = self.has_credit(&task.model) && !self.models[&task.model].is_paused;
-                    task.state == State::Expired || could_go && has_room
+                    matches!(task.state, State::Expired | State::Shed) || could_go && has_room
                 });
                 prop_assert!(idle.is_none(), "left undone: {:?}", idle.map(|task| &task.waiting));
             }
@@ -331,7 +354,7 @@ impl Naive {
         for model in 0..2 {
             self.handle(&Event::Pause { model, is_paused: false })?;
             self.planner.handle_load(&format!("m{model}"), usize::MAX);
-            self.model_mut(&format!("m{model}")).capacity = usize::MAX;
+            self.set_capacity(&format!("m{model}"), usize::MAX);
         }
         self.now_us += 10 * super::SECOND;
         self.decide_all()?;
@@ -351,6 +374,11 @@ impl Naive {
     }
 
     fn arrive(&mut self, arrival: Arrival) -> Result<(), TestCaseError> {
+        if self.is_least_of_too_many(&arrival) {
+            let refused = self.planner.handle_arrival(arrival, self.now_us);
+            prop_assert!(matches!(refused, Err(Refusal::Overloaded { .. })), "instead of a refusal: {refused:?}");
+            return Ok(());
+        }
         prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Ok(()));
         prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Err(Refusal::Duplicate));
         let expected_seconds = arrival.expected.map_or(f64::NAN, |expected| expected.mean_seconds);
@@ -371,10 +399,11 @@ impl Naive {
         let Arrival { model, tenant, .. } = arrival;
         let state = if start_us > self.now_us { State::Delayed { start_us } } else { State::Moving };
         self.model_mut(&model).flows.entry(tenant.clone()).or_default();
-        self.tasks.push(Task { waiting, model, tenant, state });
+        self.tasks.push(Task { waiting, model: model.clone(), tenant, state });
         if state == State::Moving {
             self.queue(self.tasks.len() - 1);
         }
+        self.relieve(&model);
         Ok(())
     }
 
@@ -412,7 +441,81 @@ impl Naive {
                 Some(task) if self.tasks[task].waiting.deadline_us.is_some_and(|at_us| at_us <= self.now_us) => {
                     self.leave(task, State::Expired);
                 }
-                Some(task) => self.queue(task),
+                Some(task) => {
+                    self.queue(task);
+                    self.relieve(&self.tasks[task].model.clone());
+                }
+            }
+        }
+    }
+
+    fn set_capacity(&mut self, model: &str, capacity: usize) {
+        let known = self.model_mut(model);
+        known.is_shaken |= capacity < known.capacity || known.capacity == 0 && capacity > 0;
+        known.capacity = capacity;
+        self.look_at_load(model);
+    }
+
+    /// What waits for a model, by worth: whoever gives way first, first. And what it takes, in microseconds.
+    fn by_worth(&self, model: &str) -> (Vec<usize>, u128) {
+        let waits = |&task: &usize| self.tasks[task].model == model && self.tasks[task].state == State::Queued;
+        let mut tasks: Vec<usize> = (0..self.tasks.len()).filter(waits).collect();
+        tasks.sort_by(|&one, &other| {
+            let (one, other) = (&self.tasks[one].waiting, &self.tasks[other].waiting);
+            let by_age = (other.arrival_us, other.sequence).cmp(&(one.arrival_us, one.sequence));
+            worth(one.priority, one.expected_seconds)
+                .total_cmp(&worth(other.priority, other.expected_seconds))
+                .then(by_age)
+        });
+        let work_us = tasks.iter().map(|&task| expected_us(&self.tasks[task])).sum();
+        (tasks, work_us)
+    }
+
+    /// What a model's slots do in the time of the mark.
+    fn full_us(&self, model: &str) -> Option<u128> {
+        let capacity = self.models[model].capacity;
+        self.overload_us.filter(|_| capacity > 0).map(|mark_us| u128::from(mark_us) * capacity as u128)
+    }
+
+    /// Over from the mark on, until four fifths of it.
+    fn look_at_load(&mut self, model: &str) {
+        let (_, work_us) = self.by_worth(model);
+        let was_over = self.models[model].is_over;
+        self.model_mut(model).is_over = self
+            .full_us(model)
+            .is_some_and(|full_us| work_us >= full_us || was_over && work_us as f64 > full_us as f64 * 0.8);
+    }
+
+    fn is_least_of_too_many(&self, arrival: &Arrival) -> bool {
+        let model = &self.models[&arrival.model];
+        let starts_later = arrival.not_before_us.is_some_and(|at_us| at_us > self.now_us);
+        if arrival.is_known || starts_later || !model.is_over || model.is_paused {
+            return false;
+        }
+        let own = worth(arrival.priority, arrival.expected.unwrap().mean_seconds);
+        let least = self.by_worth(&arrival.model).0.first().map(|&task| &self.tasks[task].waiting);
+        least.is_some_and(|least| own <= worth(least.priority, least.expected_seconds))
+    }
+
+    /// Who is worth the least gives way while the others alone take longer than may be.
+    fn relieve(&mut self, model: &str) {
+        let now_us = self.now_us;
+        let mark_us = self.overload_us.unwrap_or(0);
+        if self.models[model].is_paused || self.models[model].capacity == 0 {
+            return;
+        }
+        for _ in 0..256 {
+            let known = self.model_mut(model);
+            if std::mem::take(&mut known.is_shaken) {
+                known.settled_us = now_us + mark_us.min(30_000_000);
+            }
+            let is_settled = now_us >= known.settled_us;
+            let (tasks, work_us) = self.by_worth(model);
+            match (self.full_us(model).filter(|_| is_settled), tasks.first()) {
+                (Some(full_us), Some(&task)) if work_us - expected_us(&self.tasks[task]) >= full_us => {
+                    self.leave(task, State::Shed);
+                }
+                _ => return,
             }
         }
     }
@@ -425,6 +528,7 @@ impl Naive {
     fn leave(&mut self, task: usize, state: State) {
         self.tasks[task].state = state;
         let (model, tenant) = (self.tasks[task].model.clone(), self.tasks[task].tenant.clone());
+        self.look_at_load(&model);
         self.refresh(&model, &tenant);
     }
 
@@ -663,6 +767,14 @@ impl Naive {
     }
 }
 
+fn worth(priority: Priority, expected_seconds: f64) -> f64 {
+    (f64::from(priority.get()) + 1.0) / expected_seconds
+}
+
+fn expected_us(task: &Task) -> u128 {
+    (task.waiting.expected_seconds * 1e6) as u128
+}
+
 /// In whole microseconds, as the planner adds them.
 fn weighted_seconds<'a>(tasks: impl Iterator<Item = &'a Task>) -> f64 {
     let weighted_us =
@@ -672,6 +784,11 @@ fn weighted_seconds<'a>(tasks: impl Iterator<Item = &'a Task>) -> f64 {
 
 pub fn any_policy() -> impl Strategy<Value = &'static str> {
     prop::sample::select(&POLICIES[..])
+}
+
+/// No mark of overload, or one that some of these events are beyond.
+pub fn any_overload() -> impl Strategy<Value = Option<u64>> {
+    prop::sample::select(&[None, Some(100), Some(300), Some(1000)][..])
 }
 
 /// Rules beside the policy, which tests have of any kind with any policy.

@@ -92,6 +92,7 @@ pub struct SchedulerSettings {
     pub floor_low: f64,
     pub floor_middle: f64,
     pub floor_high: f64,
+    pub overload_s: f64,
     pub window_tasks: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,

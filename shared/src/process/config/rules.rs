@@ -52,6 +52,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("scheduler.floor_low", Bounds::Number(0.0, 0.3)),
     ("scheduler.floor_middle", Bounds::Number(0.0, 0.3)),
     ("scheduler.floor_high", Bounds::Number(0.0, 0.3)),
+    ("scheduler.overload_s", Bounds::Number(0.0, 1e9)),
     ("scheduler.window_tasks", Bounds::Whole(1, u16::MAX as u64)),
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
     ("scheduler.report_every_ms", Bounds::Whole(10, 60_000)),
