@@ -78,6 +78,10 @@ pub fn measure(workload: &Workload, course: &Course, warm_up: f64, least_cost: f
             overall.insert("cost_after_jump_s", sum / count);
         }
     }
+    // What was done by then; what is left over is done when nothing comes any more, or was given up.
+    let kept =
+        pairs().filter(|(_, end)| end.fate == Fate::Done && (first_us..=last_arrival_us).contains(&end.ended_us));
+    overall.insert("value_per_s", kept.map(|(task, _)| task.weight()).sum::<f64>() / span_s);
     let slots: f64 = workload.models.iter().map(|model| model.slots as f64).sum();
     let within = |end: &End, from_us: u64, to_us: u64| match end.fate {
         Fate::Done => seconds(end.started_us.max(from_us), end.ended_us.min(to_us).max(end.started_us.max(from_us))),

@@ -27,6 +27,7 @@ impl Planned {
     pub fn new(spec: &PolicySpec, scenario: &Scenario, workload: &Workload) -> Option<Self> {
         let policy = policy::by_name(&spec.name, spec.ageing_s.or(scenario.planner.ageing_s))?;
         let mut planner = Planner::new(policy);
+        planner.set_overload(spec.overload_s.or(scenario.planner.overload_s));
         for tenant in &workload.tenants {
             planner.handle_tenant(&tenant.name, TenantLimits { weight: tenant.weight, running_most: None });
         }
