@@ -13,6 +13,9 @@ use super::tasks::{Handle, Place, Record};
 
 /// A model has been relieved when what waits takes no longer than this part of the mark.
 pub const LOW: f64 = 0.8;
+/// Who comes takes the place of another only when it is worth so much more: what is expected of tasks of one kind differs a
+/// little from one to the next, and that is no reason. Less than the step from the last priority but one to the last.
+const DEARER: f64 = 1.1;
 /// So long after slots went away, or the first came back, or as long as the mark is if that is less, no task that was admitted
 /// gives way: workers that are restarted one by one are no reason to. Microseconds.
 const SETTLING_US: u64 = 30_000_000;
@@ -124,7 +127,7 @@ impl Overload {
         let &(least, ..) = self.by_worth.first().filter(|_| self.is_over)?;
         let low_us = self.full_us()? as f64 * LOW;
         let seconds = (self.queued_us as f64 - low_us) / 1e6 / self.slots.max(1) as f64;
-        (worth(waiting) <= least).then(|| seconds.max(0.0))
+        (worth_per_second(waiting) <= f64::from_bits(least) * DEARER).then(|| seconds.max(0.0))
     }
 
     /// A task that has to give way: all the others take longer than may be.

@@ -144,7 +144,7 @@ fn largest(groups: BTreeMap<u32, Figures>, name: impl Fn(u32) -> String) -> BTre
 fn group<'a>(pairs: impl Iterator<Item = Pair<'a>>) -> Figures {
     let mut waits_us: Vec<u64> = Vec::new();
     let (mut tasks, mut wait_sum_s, mut slowdown_sum) = (0.0, 0.0, 0.0);
-    let (mut with_deadline, mut accepted, mut met, mut in_time, mut not_run) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    let (mut with_deadline, mut accepted, mut met, mut in_time, mut not_run, mut shed) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
     let mut slowdowns: Vec<u64> = Vec::new();
     for (task, end) in pairs {
         tasks += 1.0;
@@ -159,6 +159,7 @@ fn group<'a>(pairs: impl Iterator<Item = Pair<'a>>) -> Figures {
         }
         if !done {
             not_run += 1.0;
+            shed += f64::from(u8::from(end.fate == Fate::Shed));
             continue;
         }
         let wait_us = end.started_us.saturating_sub(task.arrival_us);
@@ -173,7 +174,7 @@ fn group<'a>(pairs: impl Iterator<Item = Pair<'a>>) -> Figures {
     slowdowns.sort_unstable();
     let wait_s = |share: f64| quantile(&waits_us, share) as f64 / 1e6;
     let ran = waits_us.len() as f64;
-    let mut figures = Figures::from([("tasks", tasks), ("in_time", in_time), ("not_run", not_run)]);
+    let mut figures = Figures::from([("tasks", tasks), ("in_time", in_time), ("not_run", not_run), ("shed", shed)]);
     if ran > 0.0 {
         figures.extend([
             ("wait_mean_s", wait_sum_s / ran),

@@ -494,7 +494,7 @@ impl Naive {
         }
         let own = worth(arrival.priority, arrival.expected.unwrap().mean_seconds);
         let least = self.by_worth(&arrival.model).0.first().map(|&task| &self.tasks[task].waiting);
-        least.is_some_and(|least| own <= worth(least.priority, least.expected_seconds))
+        least.is_some_and(|least| own <= worth(least.priority, least.expected_seconds) * 1.1)
     }
 
     /// Who is worth the least gives way while the others alone take longer than may be.
