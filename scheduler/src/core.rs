@@ -10,6 +10,7 @@ use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
 use taskyard_shared::control::Told;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
+use taskyard_shared::signal::TenantSignal;
 use taskyard_shared::store::Store;
 use taskyard_shared::{State, Target, TaskId, Timestamp, Topology};
 use tokio::sync::{mpsc, oneshot};
@@ -31,9 +32,11 @@ use crate::planner::{
     Arrival, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, Refusal, ShedReason, TenantLimits,
     policy,
 };
+use crate::quotas::quotas;
 use crate::room::Room;
 use crate::shadow::Shadow;
 use crate::shard::Shard;
+use crate::wanted::Wanted;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
@@ -56,6 +59,8 @@ pub(crate) enum Event {
     Returned(Vec<Held>),
     /// Tasks held for long, on their way round through the broker.
     CameRound(Vec<Held>),
+    /// Tasks that came beyond the rates of their tenants.
+    OverQuota(Vec<Held>),
     /// Tasks that came, or came back, and that somebody asked to cancel.
     Unwanted(Vec<Held>),
     /// Somebody asks.
@@ -71,6 +76,8 @@ pub(crate) enum Event {
         loads: Vec<LoadReport>,
         models: Option<Vec<ModelSpec>>,
         paused: HashSet<String>,
+        /// How many tasks of tenants with a quota wait on other shards.
+        elsewhere: Option<BTreeMap<String, u64>>,
     },
     /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
@@ -119,6 +126,12 @@ pub(crate) struct Core {
     /// When what is learnt was last kept, and from how many completions that was.
     kept: (Instant, u64),
     keeping: JoinSet<()>,
+    pub wanted: Wanted,
+    /// Tenants that have a quota.
+    pub quotas: BTreeMap<String, TenantSignal>,
+    /// When it was last said how much waits.
+    pub signalled: Instant,
+    pub signalling: JoinSet<()>,
     /// What other orders would have made of the same tasks; nothing when nobody wants to know.
     pub shadow: Option<Shadow>,
     pub comparing: Option<tokio::task::JoinHandle<()>>,
@@ -162,8 +175,9 @@ impl Core {
             info!(models = restored, "run times are known from before");
         }
         for (name, tenant) in &tenants {
+            let waiting_most = tenant.max_waiting.map(|most| most as usize);
             let running_most = tenant.max_running.map(|most| shard.least_one(most as usize));
-            planner.handle_tenant(name, TenantLimits { weight: tenant.weight, running_most });
+            planner.handle_tenant(name, TenantLimits { weight: tenant.weight, running_most, waiting_most });
         }
         let finisher = Finisher {
             broker: broker.clone(),
@@ -200,6 +214,10 @@ impl Core {
             acking: JoinSet::new(),
             kept: (Instant::now(), 0),
             keeping: JoinSet::new(),
+            wanted: Wanted::default(),
+            quotas: quotas(&tenants),
+            signalled: Instant::now(),
+            signalling: JoinSet::new(),
             broker,
             store,
             topology,
@@ -240,13 +258,15 @@ impl Core {
             self.decide();
             self.mark();
             self.finish();
-            self.room.is_held(self.held.len() + self.unknown.len());
+            // What is refused is in memory until that is told.
+            self.room.is_held(self.held.len() + self.unknown.len() + self.finished.len());
         }
         self.keep_learnt();
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
         while self.dispatching.join_next().await.is_some() {}
         while self.acking.join_next().await.is_some() {}
         while self.keeping.join_next().await.is_some() {}
+        while self.signalling.join_next().await.is_some() {}
         if let Some(comparing) = self.comparing {
             let _panic = comparing.await;
         }
@@ -271,12 +291,16 @@ impl Core {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
             Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
+            Event::OverQuota(tasks) => tasks.into_iter().for_each(|task| self.refuse_over_rate(task)),
             Event::Unwanted(tasks) => tasks.into_iter().for_each(|task| self.end_unwanted(task)),
             Event::Asked(asked) => self.answer(asked),
             Event::Paused { paused, answer } => self.set_paused(paused, Some(answer)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
-            Event::Loads { loads, models, paused } => {
+            Event::Loads { loads, models, paused, elsewhere } => {
                 self.set_paused(paused, None);
+                if let Some(elsewhere) = elsewhere {
+                    self.set_elsewhere(&elsewhere);
+                }
                 self.handle_loads(loads, models);
             }
             Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
@@ -344,6 +368,11 @@ impl Core {
                 self.metrics.turned_away(&spec.name, refusal.as_str(), task.envelope.deadline.is_some());
                 self.refuse(task, State::Rejected, refusal.as_str(), message, false);
             }
+            Err(refusal @ Refusal::TooManyWaiting) => {
+                let message = "as many tasks of its tenant wait as may: see max_waiting of the tenant".into();
+                self.metrics.turned_away(&spec.name, refusal.as_str(), task.envelope.deadline.is_some());
+                self.refuse(task, State::Rejected, refusal.as_str(), message, false);
+            }
             Err(refusal @ Refusal::Overloaded { seconds }) => {
                 let message = format!(
                     "what waits takes longer than may be, and is worth more per second; {seconds:.0} s are to be worked off first"
@@ -352,6 +381,13 @@ impl Core {
                 self.refuse(task, State::Rejected, refusal.as_str(), message, false);
             }
         }
+    }
+
+    fn refuse_over_rate(&mut self, task: Held) {
+        let message = "its tenant sends more in a second than it may: see max_per_second of the tenant".into();
+        let model = self.choose_model(&task.envelope).map_or_else(|_| "_unknown".to_owned(), |spec| spec.name.clone());
+        self.metrics.turned_away(&model, "quota_rate", task.envelope.deadline.is_some());
+        self.refuse(task, State::Rejected, "quota_rate", message, false);
     }
 
     fn models_may_still_come(&self) -> bool {
@@ -578,6 +614,7 @@ impl Core {
         }
         self.send_round();
         while self.keeping.try_join_next().is_some() {}
+        while self.signalling.try_join_next().is_some() {}
         if self.kept.0.elapsed() >= KEPT_EVERY && self.keeping.is_empty() {
             self.keep_learnt();
         }
@@ -589,6 +626,7 @@ impl Core {
             let _busy = requests.try_send(quiet);
         }
         self.metrics.planner(&stats, self.clock.now_us());
+        self.signal(&stats);
         self.compare();
     }
 

@@ -16,7 +16,7 @@ use crate::metrics::Metrics;
 use crate::shard::Shard;
 
 /// Codes of what another task of the same content may be spared later.
-const RETRYABLE: [&str; 1] = ["overloaded"];
+const RETRYABLE: [&str; 3] = ["overloaded", "quota_waiting", "quota_rate"];
 
 /// A task that is to end in `state` without having run.
 pub(crate) struct Finished {

@@ -10,8 +10,9 @@ use taskyard_shared::process::metrics::{GaugeVec, HistogramVec, IntCounterVec, I
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::{Kind, State};
 
-use crate::planner::{DispatchReason, Stats, WaitReason};
+use crate::planner::{Demand, DispatchReason, Stats, WaitReason};
 use crate::shadow::Regret;
+use crate::wanted::Outlook;
 
 /// Shared by all parts of the service.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ struct Inner {
     backlog: IntGaugeVec,
     oldest_age: GaugeVec,
     weighted_seconds: GaugeVec,
+    drain_seconds: GaugeVec,
+    workers_wanted: GaugeVec,
     outstanding: IntGaugeVec,
     estimate_coverage: GaugeVec,
     estimate_error: GaugeVec,
@@ -90,6 +93,16 @@ impl Metrics {
             weighted_seconds: registry.float_gauges(
                 "backlog_weighted_seconds",
                 "Sum of priority times expected execution time over the waiting tasks.",
+                &["model"],
+            )?,
+            drain_seconds: registry.float_gauges(
+                "backlog_drain_seconds",
+                "Expected execution time of the tasks that wait and may start, over the slots; one slot while there are none.",
+                &["model"],
+            )?,
+            workers_wanted: registry.float_gauges(
+                "workers_wanted",
+                "Workers that the work that comes, what waits, and the deadlines take: this shard's part of them.",
                 &["model"],
             )?,
             outstanding: registry.gauges(
@@ -248,6 +261,8 @@ impl Metrics {
             self.0.oldest_age.with_label_values(&labels).set(0.0);
             self.0.weighted_seconds.with_label_values(&labels).set(0.0);
             self.0.outstanding.with_label_values(&labels).set(0);
+            self.0.drain_seconds.with_label_values(&labels).set(0.0);
+            let _unknown = self.0.workers_wanted.remove_label_values(&labels);
         }
         for tenant in &stats.tenants {
             let labels = [&*tenant.tenant];
@@ -257,6 +272,15 @@ impl Metrics {
         }
         for reason in WaitReason::ALL {
             self.0.waiting.with_label_values(&[reason.as_str()]).set(stats.waiting(reason) as i64);
+        }
+    }
+
+    /// Once a second.
+    pub fn demand(&self, demand: &[Demand], outlooks: &[Outlook]) {
+        for (demand, outlook) in demand.iter().zip(outlooks) {
+            let labels = [&*demand.model];
+            self.0.drain_seconds.with_label_values(&labels).set(demand.queued_seconds / demand.slots.max(1) as f64);
+            self.0.workers_wanted.with_label_values(&labels).set(outlook.workers);
         }
     }
 

@@ -35,6 +35,8 @@ pub enum Refusal {
     Duplicate,
     /// It, or one of more worth that was admitted, would miss its deadline. It would have ended at this time.
     DeadlineUnreachable { finish_us: u64 },
+    /// As many tasks of its tenant wait as may.
+    TooManyWaiting,
     /// More waits for its model than may, and nothing that waits is worth less. So long it lasts if nothing else comes.
     Overloaded { seconds: f64 },
 }
@@ -44,6 +46,7 @@ impl Refusal {
         match self {
             Self::Duplicate => "duplicate",
             Self::DeadlineUnreachable { .. } => "deadline_unreachable",
+            Self::TooManyWaiting => "quota_waiting",
             Self::Overloaded { .. } => "overloaded",
         }
     }

@@ -81,6 +81,8 @@ pub struct TenantStats {
     pub tenant: Arc<str>,
     /// Its tasks in lanes, over all models.
     pub queued: usize,
+    /// All of its tasks that are here and not dispatched.
+    pub waiting: usize,
     /// Its tasks that are out.
     pub running: usize,
     /// Run time of what came back, in seconds.
@@ -134,7 +136,7 @@ impl Planner {
     }
 
     /// What a task takes that came before anything was known of its model.
-    fn expected_guess_seconds(&self, model: &str) -> f64 {
+    pub(super) fn expected_guess_seconds(&self, model: &str) -> f64 {
         self.mean_seconds(model).unwrap_or_else(|| self.expected(model, Kind::default(), None).mean_seconds)
     }
 
@@ -171,6 +173,7 @@ impl Planner {
             TenantStats {
                 tenant: name.clone(),
                 queued: limited.flows.iter().map(queued).sum(),
+                waiting: self.waiting_of(limited),
                 running: limited.running,
                 served_seconds: limited.served_us as f64 / 1e6,
             }

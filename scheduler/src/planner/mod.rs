@@ -38,6 +38,7 @@ pub use decision::{Decision, DispatchReason, ShedReason, WaitReason};
 pub use estimator::{Calibration, Estimate, Learnt, Prior, Ran};
 pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats, TenantStats};
 pub use fair::{BANDS, Fairness, TenantLimits};
+pub use overload::{Demand, LOW};
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -122,10 +123,14 @@ impl Planner {
     ///
     /// # Errors
     /// [`Refusal::Duplicate`] for an id that is waiting or dispatched, [`Refusal::DeadlineUnreachable`] for a task that is
-    /// not worth what it would make late, [`Refusal::Overloaded`] for one that is worth no more than any of too many.
+    /// not worth what it would make late, [`Refusal::Overloaded`] for one that is worth no more than any of too many,
+    /// [`Refusal::TooManyWaiting`] for one whose tenant has as many waiting as may.
     pub fn handle_arrival(&mut self, arrival: Arrival, now_us: u64) -> Result<(), Refusal> {
         if self.tasks.find(arrival.id).is_some() {
             return Err(Refusal::Duplicate);
+        }
+        if !arrival.is_known && self.has_too_many_waiting(&arrival.tenant) {
+            return Err(Refusal::TooManyWaiting);
         }
         let expected = match arrival.expected {
             Some(expected) => expected.bounded(),
@@ -139,10 +144,14 @@ impl Planner {
             && !is_guess
             && let Some(seconds) = self.is_least_of_too_many(&arrival.model, &waiting)
         {
+            if let Some(model) = self.models.find(&arrival.model) {
+                self.models.get_mut(model).overload.handle_offer(&waiting);
+            }
             return Err(Refusal::Overloaded { seconds });
         }
         self.next_sequence += 1;
         let model = self.models.acquire(&arrival.model);
+        self.models.get_mut(model).overload.handle_offer(&waiting);
         let flow = self.acquire_flow(model, &arrival.tenant);
         let place = Place::Delayed { start_us: start_us.unwrap_or(now_us) };
         let cost = arrival.cost.map_or(f32::NAN, |cost| cost as f32);

@@ -5,9 +5,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use super::Planner;
 use super::decision::ShedReason;
+use super::models::Model;
 use super::policy::Waiting;
 use super::tasks::{Handle, Place, Record};
 
@@ -35,6 +37,8 @@ pub(super) struct Overload {
     queued_us: u128,
     /// Tasks in lanes of which nothing is.
     unknown: usize,
+    /// Σ expected time of all tasks that came.
+    offered_us: u128,
     by_worth: BTreeSet<Key>,
     is_over: bool,
     /// Slots went away, or the first came, and nobody has looked since.
@@ -62,6 +66,11 @@ fn key(waiting: &Waiting, task: Handle) -> Key {
 impl Overload {
     pub(super) fn new(mark_us: Option<u64>) -> Self {
         Self { mark_us, ..Self::default() }
+    }
+
+    /// A task came, whatever becomes of it.
+    pub(super) fn handle_offer(&mut self, waiting: &Waiting) {
+        self.offered_us += expected_us(waiting);
     }
 
     /// A task came to a lane.
@@ -152,12 +161,40 @@ impl Overload {
     }
 }
 
+/// What there is to do for one model, and what with.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Demand {
+    pub model: Arc<str>,
+    /// Σ expected seconds of all tasks that came since the model was last forgotten, those included that were refused because
+    /// too much waits.
+    pub offered_seconds: f64,
+    /// Σ expected seconds of the tasks that may start now.
+    pub queued_seconds: f64,
+    /// How many slots the waiting deadlines take: the most that any of them takes, with all that is due before it.
+    pub deadline_slots: f64,
+    /// Tasks that the workers run at once.
+    pub slots: usize,
+}
+
 impl Planner {
     /// How long the slots of a model may take for all that waits for it, in seconds; with `None` nothing gives way. To be said
     /// before the first task comes.
     pub fn set_overload(&mut self, most_seconds: Option<f64>) {
         let mark_us = most_seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0);
         self.models.set_overload_us(mark_us.map(|seconds| ((seconds * 1e6) as u64).max(1)));
+    }
+
+    /// How much work each model has, by name.
+    pub fn demand(&self, now_us: u64) -> Vec<Demand> {
+        let demand = self.models.by_name().into_iter().map(|(name, Model { overload, deadlines, .. })| Demand {
+            model: name.clone(),
+            offered_seconds: overload.offered_us as f64 / 1e6,
+            queued_seconds: overload.queued_us as f64 / 1e6
+                + overload.unknown as f64 * self.expected_guess_seconds(name),
+            deadline_slots: deadlines.slots_wanted(now_us),
+            slots: overload.slots,
+        });
+        demand.collect()
     }
 
     /// Whether a new task is worth too little for what waits, and for how many seconds that is expected to last.

@@ -29,7 +29,7 @@ impl Planned {
         let mut planner = Planner::new(policy);
         planner.set_overload(spec.overload_s.or(scenario.planner.overload_s));
         for tenant in &workload.tenants {
-            planner.handle_tenant(&tenant.name, TenantLimits { weight: tenant.weight, running_most: None });
+            planner.handle_tenant(&tenant.name, TenantLimits { weight: tenant.weight, ..TenantLimits::default() });
         }
         Some(Self {
             planner,

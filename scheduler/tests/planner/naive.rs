@@ -56,6 +56,12 @@ pub enum Event {
         tenant: u8,
         weight: f64,
         running_most: Option<usize>,
+        waiting_most: Option<usize>,
+    },
+    /// So many tasks of a tenant wait at another scheduler.
+    Elsewhere {
+        tenant: u8,
+        waiting: u8,
     },
     Pass {
         ms: u16,
@@ -81,9 +87,10 @@ pub fn events(most: usize) -> impl Strategy<Value = Vec<Event>> {
         4 => (any::<u16>(), prop::option::of(0..400u16)).prop_map(|(task, ran_ms)| Event::Complete { task, ran_ms }),
         1 => (any::<u16>(), 0..10u8).prop_map(|(task, priority)| Event::Reprioritize { task, priority }),
         1 => (0..2u8, any::<bool>()).prop_map(|(model, is_paused)| Event::Pause { model, is_paused }),
-        1 => (0..4u8, prop::sample::select(&[0.5, 1.0, 2.0, 3.0][..]), prop::option::of(0..4usize)).prop_map(
-            |(tenant, weight, running_most)| Event::Tenant { tenant, weight, running_most }
+        1 => (0..4u8, prop::sample::select(&[0.5, 1.0, 2.0, 3.0][..]), prop::option::of(0..4usize), prop::option::of(0..8usize)).prop_map(
+            |(tenant, weight, running_most, waiting_most)| Event::Tenant { tenant, weight, running_most, waiting_most }
         ),
+        1 => (0..4u8, 0..4u8).prop_map(|(tenant, waiting)| Event::Elsewhere { tenant, waiting }),
         1 => any::<u16>().prop_map(|task| Event::FailDispatch { task }),
         1 => any::<u16>().prop_map(|task| Event::Cancel { task }),
         4 => (0..300u16).prop_map(|ms| Event::Pass { ms }),
@@ -162,6 +169,7 @@ pub struct Naive {
     tasks: Vec<Task>,
     models: BTreeMap<String, Model>,
     tenants: BTreeMap<String, TenantLimits>,
+    elsewhere: BTreeMap<String, usize>,
     pub now_us: u64,
     arrivals: u64,
 }
@@ -193,6 +201,7 @@ impl Naive {
             tasks: Vec::new(),
             models: BTreeMap::from([0, 1].map(|model| (format!("m{model}"), Model::default()))),
             tenants: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
             now_us: 0,
             arrivals: 0,
         }
@@ -286,7 +295,17 @@ impl Naive {
                 prop_assert_eq!(self.planner.handle_pause(&model, is_paused), is_paused != was_paused);
                 self.forget(&model);
             }
-            Event::Tenant { tenant, weight, running_most } => self.limit(&format!("t{tenant}"), weight, running_most),
+            Event::Tenant { tenant, weight, running_most, waiting_most } => {
+                self.limit(&format!("t{tenant}"), weight, running_most, waiting_most);
+            }
+            Event::Elsewhere { tenant, waiting } => {
+                let tenant = format!("t{tenant}");
+                self.planner.handle_elsewhere(&tenant, waiting.into());
+                // Of others nobody has to know.
+                if self.tenants.get(&tenant).is_some_and(|limits| *limits != TenantLimits::default()) {
+                    self.elsewhere.insert(tenant, waiting.into());
+                }
+            }
             Event::Pass { ms } => self.now_us += u64::from(ms) * 1000,
             Event::Decide { most } => {
                 for _ in 0..most {
@@ -349,7 +368,7 @@ impl Naive {
     /// Gives every model room without end, and time until nothing is delayed: everything must come out.
     pub fn let_all_out(&mut self) -> Result<(), TestCaseError> {
         for tenant in 0..4 {
-            self.limit(&format!("t{tenant}"), 1.0, None);
+            self.limit(&format!("t{tenant}"), 1.0, None, None);
         }
         for model in 0..2 {
             self.handle(&Event::Pause { model, is_paused: false })?;
@@ -374,6 +393,10 @@ impl Naive {
     }
 
     fn arrive(&mut self, arrival: Arrival) -> Result<(), TestCaseError> {
+        if self.has_too_many_waiting(&arrival) {
+            prop_assert_eq!(self.planner.handle_arrival(arrival, self.now_us), Err(Refusal::TooManyWaiting));
+            return Ok(());
+        }
         if self.is_least_of_too_many(&arrival) {
             let refused = self.planner.handle_arrival(arrival, self.now_us);
             prop_assert!(matches!(refused, Err(Refusal::Overloaded { .. })), "instead of a refusal: {refused:?}");
@@ -407,10 +430,13 @@ impl Naive {
         Ok(())
     }
 
-    fn limit(&mut self, tenant: &str, weight: f64, running_most: Option<usize>) {
-        let limits = TenantLimits { weight, running_most };
+    fn limit(&mut self, tenant: &str, weight: f64, running_most: Option<usize>, waiting_most: Option<usize>) {
+        let limits = TenantLimits { weight, running_most, waiting_most };
         self.planner.handle_tenant(tenant, limits);
         self.tenants.insert(tenant.to_owned(), limits);
+        if limits == TenantLimits::default() {
+            self.elsewhere.remove(tenant);
+        }
         self.refresh_all(tenant);
     }
 
@@ -484,6 +510,17 @@ impl Naive {
         self.model_mut(model).is_over = self
             .full_us(model)
             .is_some_and(|full_us| work_us >= full_us || was_over && work_us as f64 > full_us as f64 * 0.8);
+    }
+
+    fn waiting_of(&self, tenant: &str) -> usize {
+        let waits = |task: &&Task| task.tenant == tenant && !task.state.is_out() && task.state != State::Gone;
+        self.tasks.iter().filter(waits).count()
+    }
+
+    fn has_too_many_waiting(&self, arrival: &Arrival) -> bool {
+        let most = self.tenants.get(&arrival.tenant).and_then(|limits| limits.waiting_most);
+        let elsewhere = self.elsewhere.get(&arrival.tenant).copied().unwrap_or(0);
+        !arrival.is_known && most.is_some_and(|most| self.waiting_of(&arrival.tenant) + elsewhere >= most)
     }
 
     fn is_least_of_too_many(&self, arrival: &Arrival) -> bool {
@@ -760,6 +797,7 @@ impl Naive {
         }
         for tenant in &stats.tenants {
             let of_tenant = || self.tasks.iter().filter(|task| *task.tenant == *tenant.tenant);
+            prop_assert_eq!(tenant.waiting, self.waiting_of(&tenant.tenant));
             prop_assert_eq!(tenant.running, of_tenant().filter(|task| task.state.is_out()).count());
             prop_assert_eq!(tenant.queued, of_tenant().filter(|task| task.state == State::Queued).count());
         }
