@@ -10,14 +10,14 @@ use tokio_util::sync::DropGuard;
 
 use super::*;
 
-struct Api {
+pub(super) struct Api {
     http: reqwest::Client,
     base: String,
     _stop: DropGuard,
 }
 
 impl Api {
-    async fn new(yard: &Yard) -> Self {
+    pub(super) async fn new(yard: &Yard) -> Self {
         let parts = GatewayParts {
             broker: yard.broker.clone(),
             store: yard.store.clone(),
@@ -33,12 +33,12 @@ impl Api {
         Self { http: reqwest::Client::builder().no_proxy().build().unwrap(), base, _stop: stop.drop_guard() }
     }
 
-    async fn post(&self, path: &str, body: Value) -> (u16, Value) {
+    pub(super) async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         let answer = self.http.post(format!("{}{path}", self.base)).json(&body).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
 
-    async fn get(&self, path: &str) -> (u16, Value) {
+    pub(super) async fn get(&self, path: &str) -> (u16, Value) {
         let answer = self.http.get(format!("{}{path}", self.base)).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }

@@ -1,6 +1,7 @@
 //! Scheduler and workers on the embedded broker and store: what a task goes through, with models written for the test.
 
 mod control;
+mod overload;
 mod shadow;
 mod shards;
 
