@@ -24,7 +24,7 @@ fn model(capabilities: &[&str]) -> ModelSignal {
 /// Tasks take as many seconds as their cost says, and one without; what waits is worth 5 a second.
 fn overloaded(capabilities: &[&str], retry_after_s: u32) -> ModelSignal {
     let times = BTreeMap::from([(Kind::Prediction, Times::of(|cost| cost.unwrap_or(1.0)))]);
-    let overload = Some(Overload { least_worth: 5.0, retry_after_s, times });
+    let overload = Some(Overload { least_worth: 5.0, retry_after_s, tenants: None, times });
     ModelSignal { drain_seconds: Some(99.0), overload, ..model(capabilities) }
 }
 
@@ -89,6 +89,20 @@ async fn what_is_worth_too_little_is_refused_before_it_is_accepted() {
     // The same id, once it is over.
     heard(&yard, &gateway, vec![signal(0, 1)], 4.0).await;
     assert_eq!(gateway.put(&path, &task(4)).await.status, 202);
+}
+
+#[tokio::test]
+async fn those_that_do_not_crowd_the_model_come_in() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let mut one = signal(0, 1);
+    let mut crowded = overloaded(&[], 17);
+    crowded.overload.as_mut().unwrap().tenants = Some(vec!["flood".into()]);
+    one.models.insert("slow".into(), crowded);
+    heard(&yard, &gateway, vec![one], 3.0).await;
+    let task = |tenant: &str| json!({"model": "slow", "input": 1, "priority": 0, "tenant": tenant});
+    assert_eq!(gateway.post("/v1/tasks", &task("flood")).await.status, 429);
+    assert_eq!(gateway.post("/v1/tasks", &task("quiet")).await.status, 202);
 }
 
 #[tokio::test]

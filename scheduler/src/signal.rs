@@ -16,6 +16,8 @@ use crate::wanted::Outlook;
 
 /// While nothing waits and nothing is limited, it is said so often: that is well within the time after which it is too old.
 const QUIET: Duration = Duration::from_secs(4);
+/// When more tenants than this crowd a model, no names are said.
+const TENANTS: usize = 256;
 /// A signal of another shard that is older says nothing of now; milliseconds.
 const OLD_MS: f64 = 10_000.0;
 
@@ -92,7 +94,9 @@ impl Core {
             let seconds = |cost| self.planner.expected(&model.model, kind, cost).mean_seconds;
             (kind, Times::of(seconds))
         });
-        Some(Overload { least_worth, retry_after_s: outlook.retry_after_s, times: times.into() })
+        let tenants = self.planner.crowding(&model.model, TENANTS);
+        let tenants = tenants.map(|tenants| tenants.iter().map(ToString::to_string).collect());
+        Some(Overload { least_worth, retry_after_s: outlook.retry_after_s, tenants, times: times.into() })
     }
 }
 

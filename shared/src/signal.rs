@@ -52,6 +52,9 @@ pub struct Overload {
     pub least_worth: f64,
     /// When it is expected to be over; seconds.
     pub retry_after_s: u32,
+    /// Whose tasks are refused. None: everybody's.
+    #[serde(default)]
+    pub tenants: Option<Vec<String>>,
     pub times: BTreeMap<Kind, Times>,
 }
 
@@ -113,7 +116,10 @@ impl Times {
 
 impl Overload {
     /// Whether a new task would be worth too little.
-    pub fn refuses(&self, kind: Kind, priority: Priority, cost: Option<f64>) -> bool {
+    pub fn refuses(&self, tenant: &str, kind: Kind, priority: Priority, cost: Option<f64>) -> bool {
+        if self.tenants.as_ref().is_some_and(|tenants| !tenants.iter().any(|crowding| crowding == tenant)) {
+            return false;
+        }
         let Some(seconds) = self.times.get(&kind).map(|times| times.seconds(cost)).filter(|seconds| *seconds > 0.0)
         else {
             return false;
@@ -145,11 +151,15 @@ mod tests {
     #[test]
     fn what_is_worth_clearly_more_comes_in() {
         let times = BTreeMap::from([(Kind::Prediction, Times::of(|cost| cost.unwrap_or(1.0)))]);
-        let overload = Overload { least_worth: 5.0, retry_after_s: 3, times };
-        let refuses = |priority: u8, cost| overload.refuses(Kind::Prediction, priority.try_into().unwrap(), cost);
+        let mut overload = Overload { least_worth: 5.0, retry_after_s: 3, tenants: None, times };
+        let refuses =
+            |priority: u8, cost| overload.refuses("shop", Kind::Prediction, priority.try_into().unwrap(), cost);
         assert!(refuses(0, None) && refuses(4, None));
         assert!(!refuses(5, None), "6 per second against 5");
         assert!(!refuses(0, Some(0.1)) && refuses(9, Some(4.0)));
-        assert!(!overload.refuses(Kind::Training, 0.try_into().unwrap(), None), "nothing is known of these");
+        assert!(!overload.refuses("shop", Kind::Training, 0.try_into().unwrap(), None), "nothing is known of these");
+        overload.tenants = Some(vec!["bank".into()]);
+        let refuses = |tenant| overload.refuses(tenant, Kind::Prediction, 0.try_into().unwrap(), None);
+        assert!(refuses("bank") && !refuses("shop"));
     }
 }

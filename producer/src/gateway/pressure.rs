@@ -147,7 +147,8 @@ impl Heard {
     /// Whichever shard reads the task, so the worst of them.
     fn refused(&self, envelope: &Envelope, model: &str) -> Option<u32> {
         let overloads = self.of_model(model).filter_map(|model| model.overload.as_ref());
-        let refusing = overloads.filter(|o| o.refuses(envelope.kind, envelope.priority, envelope.cost));
+        let refusing =
+            overloads.filter(|o| o.refuses(&envelope.tenant, envelope.kind, envelope.priority, envelope.cost));
         refusing.map(|overload| overload.retry_after_s).max()
     }
 

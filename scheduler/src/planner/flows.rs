@@ -32,7 +32,9 @@ impl Planner {
         let is_at_limit = limited.as_ref().is_some_and(Limited::is_at_limit);
         self.tenants.set(name, limited);
         for &(model, flow) in &flows {
-            self.models.get_mut(model).backlog.shares.set_weight(flow, limits.weight, is_counted);
+            let Model { backlog, overload, .. } = self.models.get_mut(model);
+            backlog.shares.set_weight(flow, limits.weight, is_counted);
+            overload.set_weight(flow, backlog.shares.flow(flow).weight());
             self.set_flow_limited(model, flow, is_at_limit);
         }
     }

@@ -142,7 +142,7 @@ impl Planner {
         if !arrival.is_known
             && start_us.is_none()
             && !is_guess
-            && let Some(seconds) = self.is_least_of_too_many(&arrival.model, &waiting)
+            && let Some(seconds) = self.is_least_of_too_many(&arrival.model, &arrival.tenant, &waiting)
         {
             if let Some(model) = self.models.find(&arrival.model) {
                 self.models.get_mut(model).overload.handle_offer(&waiting);
@@ -470,7 +470,7 @@ impl Planner {
         let is_limited = backlog.shares.flow(flow).is_counted
             && self.tenants.limited(backlog.shares.flow(flow).tenant).is_some_and(Limited::is_at_limit);
         let begin = Begin { is_limited, is_idle: capacity.outstanding() == 0 };
-        overload.insert(record, task);
+        overload.insert(record, task, backlog.shares.flow(flow).weight());
         backlog.insert(task, &mut self.tasks, &*self.policy, now_us, begin);
         self.models.refresh_ready(model);
         self.models.handle_came(model);

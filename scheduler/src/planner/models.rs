@@ -11,7 +11,7 @@ use super::capacity::{Capacity, Room};
 use super::deadlines::Deadlines;
 use super::decision::WaitReason;
 use super::names::Names;
-use super::overload::Overload;
+use super::overload::{Mark, Overload};
 
 #[derive(Default)]
 pub(super) struct Model {
@@ -48,8 +48,8 @@ pub(super) struct Models {
     turn: u32,
     /// Tasks it has had in this turn.
     had: usize,
-    /// How long a slot may take for what waits.
-    overload_us: Option<u64>,
+    /// When tasks give way to others.
+    mark: Option<Mark>,
 }
 
 impl Models {
@@ -61,7 +61,7 @@ impl Models {
             pressing: BTreeSet::new(),
             turn: 0,
             had: 0,
-            overload_us: None,
+            mark: None,
         }
     }
 
@@ -85,7 +85,7 @@ impl Models {
     pub(super) fn acquire(&mut self, name: &str) -> u32 {
         let is_new = self.names.find(name).is_none();
         let model = self.names.acquire(name);
-        let new = || Model { overload: Overload::new(self.overload_us), ..Model::default() };
+        let new = || Model { overload: Overload::new(self.mark), ..Model::default() };
         match self.models.get_mut(model as usize) {
             Some(known) if is_new => *known = new(),
             Some(_) => {}
@@ -116,8 +116,8 @@ impl Models {
         }
     }
 
-    pub(super) fn set_overload_us(&mut self, overload_us: Option<u64>) {
-        self.overload_us = overload_us;
+    pub(super) fn set_mark(&mut self, mark: Option<Mark>) {
+        self.mark = mark;
     }
 
     /// Answers whether that was a change.

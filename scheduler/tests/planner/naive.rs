@@ -2,7 +2,7 @@
 //!
 //! Fast and naive planner are given the same events; each decision of the fast one is checked against the list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::{Policy, Waiting, by_name};
@@ -482,10 +482,31 @@ impl Naive {
         self.look_at_load(model);
     }
 
-    /// What waits for a model, by worth: whoever gives way first, first. And what it takes, in microseconds.
-    fn by_worth(&self, model: &str) -> (Vec<usize>, u128) {
+    /// What waits of a tenant, over its weight; in microseconds.
+    fn load(&self, model: &str, tenant: &str, more_us: u128) -> f64 {
+        let waits = |task: &&Task| task.model == model && task.tenant == tenant && task.state == State::Queued;
+        let waiting_us = self.tasks.iter().filter(waits).map(expected_us).sum::<u128>() + more_us;
+        waiting_us as f64 / self.weight(tenant)
+    }
+
+    /// Tenants that have little waiting, next to whoever has the most, do not crowd a model.
+    fn crowds(&self, model: &str, tenant: &str, more_us: u128) -> bool {
+        let tenants: BTreeSet<&String> = self.tasks.iter().map(|task| &task.tenant).collect();
+        let most = tenants.into_iter().map(|tenant| self.load(model, tenant, 0)).fold(0.0, f64::max);
+        self.fairness.allowance.is_none() || self.load(model, tenant, more_us) >= most * 0.8
+    }
+
+    /// What waits for a model of those that crowd it, and of this tenant, by worth: whoever gives way first, first. And what all
+    /// that waits takes, in microseconds.
+    fn by_worth(&self, model: &str, also: Option<&str>) -> (Vec<usize>, u128) {
         let waits = |&task: &usize| self.tasks[task].model == model && self.tasks[task].state == State::Queued;
+        let work_us = (0..self.tasks.len()).filter(waits).map(|task| expected_us(&self.tasks[task])).sum();
+        let crowding: BTreeSet<&str> = {
+            let tenants: BTreeSet<&str> = self.tasks.iter().map(|task| &*task.tenant).collect();
+            tenants.into_iter().filter(|tenant| self.crowds(model, tenant, 0) || also == Some(tenant)).collect()
+        };
         let mut tasks: Vec<usize> = (0..self.tasks.len()).filter(waits).collect();
+        tasks.retain(|&task| crowding.contains(&*self.tasks[task].tenant));
         tasks.sort_by(|&one, &other| {
             let (one, other) = (&self.tasks[one].waiting, &self.tasks[other].waiting);
             let by_age = (other.arrival_us, other.sequence).cmp(&(one.arrival_us, one.sequence));
@@ -493,7 +514,6 @@ impl Naive {
                 .total_cmp(&worth(other.priority, other.expected_seconds))
                 .then(by_age)
         });
-        let work_us = tasks.iter().map(|&task| expected_us(&self.tasks[task])).sum();
         (tasks, work_us)
     }
 
@@ -505,7 +525,7 @@ impl Naive {
 
     /// Over from the mark on, until four fifths of it.
     fn look_at_load(&mut self, model: &str) {
-        let (_, work_us) = self.by_worth(model);
+        let (_, work_us) = self.by_worth(model, None);
         let was_over = self.models[model].is_over;
         self.model_mut(model).is_over = self
             .full_us(model)
@@ -529,8 +549,13 @@ impl Naive {
         if arrival.is_known || starts_later || !model.is_over || model.is_paused {
             return false;
         }
+        let own_us = (arrival.expected.unwrap().mean_seconds * 1e6) as u128;
+        if !self.crowds(&arrival.model, &arrival.tenant, own_us) {
+            return false;
+        }
         let own = worth(arrival.priority, arrival.expected.unwrap().mean_seconds);
-        let least = self.by_worth(&arrival.model).0.first().map(|&task| &self.tasks[task].waiting);
+        let least =
+            self.by_worth(&arrival.model, Some(&arrival.tenant)).0.first().map(|&task| &self.tasks[task].waiting);
         least.is_some_and(|least| own <= worth(least.priority, least.expected_seconds) * 1.1)
     }
 
@@ -547,8 +572,9 @@ impl Naive {
                 known.settled_us = now_us + mark_us.min(30_000_000);
             }
             let is_settled = now_us >= known.settled_us;
-            let (tasks, work_us) = self.by_worth(model);
-            match (self.full_us(model).filter(|_| is_settled), tasks.first()) {
+            let is_over = known.is_over;
+            let (tasks, work_us) = self.by_worth(model, None);
+            match (self.full_us(model).filter(|_| is_settled && is_over), tasks.first()) {
                 (Some(full_us), Some(&task)) if work_us - expected_us(&self.tasks[task]) >= full_us => {
                     self.leave(task, State::Shed);
                 }

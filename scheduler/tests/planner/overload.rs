@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::by_name;
-use taskyard_scheduler::planner::{Arrival, Decision, Planner, Prior, Ran, Refusal, ShedReason, WaitReason};
+use taskyard_scheduler::planner::{
+    Arrival, Decision, Planner, Prior, Ran, Refusal, ShedReason, TenantLimits, WaitReason,
+};
 use taskyard_shared::TaskId;
 
 use super::{SECOND, arrival, id, planner};
@@ -172,6 +174,46 @@ fn tasks_of_which_nothing_is_known_are_not_judged() {
     planner.handle_model("m", Prior { expected_seconds: Some(2.0) });
     let came = (0..10).filter(|&number| planner.handle_arrival(new(number), LATER).is_ok()).count();
     assert!((5..=6).contains(&came), "what the settings say is believed: {came}");
+}
+
+#[test]
+fn one_that_floods_takes_nobody_elses_place() {
+    let mut planner = Planner::new(by_name("cmu", None).unwrap());
+    planner.set_overload(Some(10.0));
+    planner.handle_tenant("twice", TenantLimits { weight: 2.0, ..TenantLimits::default() });
+    planner.handle_load("m", 1);
+    let of =
+        |tenant: &str, number: u128, priority: u8| Arrival { tenant: tenant.into(), ..arrival(number, priority, 1.0) };
+    let flood = (0..30).filter(|&number| planner.handle_arrival(of("flood", number, 9), LATER).is_ok()).count();
+    assert_eq!(flood, 10);
+    // Worth less, and yet it comes in while its tenant has less than four fifths of what the other has.
+    for number in 100..103 {
+        assert_eq!(planner.handle_arrival(of("quiet", number, 0), 2 * LATER), Ok(()), "{number}");
+    }
+    let told = shed(&mut planner, 2 * LATER);
+    assert!(
+        told.len() == 3 && told.iter().all(|&told| told > id(4) && told < id(30)),
+        "the newest of the flood: {told:?}"
+    );
+    assert!(is_overloaded(planner.handle_arrival(of("flood", 50, 9), 2 * LATER)));
+    assert_eq!(planner.crowding("m", 9), Some(vec!["flood".into()]));
+    assert_eq!(planner.crowding("m", 0), None, "more than are asked for");
+    // Now it has as much, and is judged by what it is worth.
+    let more = (103..120).filter(|&number| planner.handle_arrival(of("quiet", number, 0), 2 * LATER).is_ok()).count();
+    assert!((1..=2).contains(&more), "{more}");
+    for number in 200..204 {
+        assert_eq!(planner.handle_arrival(of("twice", number, 0), 2 * LATER), Ok(()), "{number}");
+    }
+}
+
+#[test]
+fn where_tenants_do_not_matter_worth_alone_counts() {
+    let mut planner = yard(1);
+    for number in 0..10 {
+        planner.handle_arrival(Arrival { tenant: "flood".into(), ..arrival(number, 4, 1.0) }, LATER).unwrap();
+    }
+    assert!(is_overloaded(planner.handle_arrival(arrival(20, 4, 1.0), LATER)));
+    assert_eq!(planner.crowding("m", 9), None);
 }
 
 #[test]
