@@ -78,6 +78,8 @@ pub(crate) enum Event {
         paused: HashSet<String>,
         /// How many tasks of tenants with a quota wait on other shards.
         elsewhere: Option<BTreeMap<String, u64>>,
+        /// Messages in intake.
+        unread: Option<u64>,
     },
     /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
@@ -296,10 +298,13 @@ impl Core {
             Event::Asked(asked) => self.answer(asked),
             Event::Paused { paused, answer } => self.set_paused(paused, Some(answer)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
-            Event::Loads { loads, models, paused, elsewhere } => {
+            Event::Loads { loads, models, paused, elsewhere, unread } => {
                 self.set_paused(paused, None);
                 if let Some(elsewhere) = elsewhere {
                     self.set_elsewhere(&elsewhere);
+                }
+                if let Some(messages) = unread {
+                    self.set_unread(messages);
                 }
                 self.handle_loads(loads, models);
             }

@@ -31,6 +31,8 @@ pub(crate) struct LoadWatch {
     pub closing: CancellationToken,
     /// The shard, when a tenant has a quota of waiting tasks that others count for as well.
     pub shared_quotas: Option<Shard>,
+    /// What waits in intake matters.
+    pub counts_intake: bool,
 }
 
 impl LoadWatch {
@@ -97,7 +99,12 @@ impl LoadWatch {
             Some(Shard { number, of }) => Some(waiting_elsewhere(&*self.store, number, of).await),
             None => None,
         };
-        Ok(Event::Loads { loads, models, paused, elsewhere })
+        let unread = match self.counts_intake && models.is_some() {
+            // Not to be known for a moment is as good as nothing: it is asked again.
+            true => self.broker.queue_state(&self.topology.intake()).await.ok().flatten().map(|state| state.ready),
+            false => None,
+        };
+        Ok(Event::Loads { loads, models, paused, elsewhere, unread })
     }
 
     /// Here and nowhere else, so that what was read first is never in force last.

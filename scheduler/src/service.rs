@@ -141,6 +141,7 @@ impl Scheduler {
             metrics: self.metrics.clone(),
             events: events.clone(),
             closing: closing.clone(),
+            counts_intake: self.settings.overload_s > 0.0,
             shared_quotas: Some(shard)
                 .filter(|shard| shard.of > 1 && self.tenants.values().any(|tenant| tenant.max_waiting.is_some())),
         };

@@ -51,6 +51,13 @@ impl Core {
         }
     }
 
+    /// So many messages are in intake. While there is room they are about to be read; else this shard has its part of them.
+    pub fn set_unread(&mut self, messages: u64) {
+        let is_full = self.held.len() + self.unknown.len() >= self.settings.window_tasks / 10 * 9;
+        let part = usize::try_from(messages / u64::from(self.shard.of.max(1))).unwrap_or(usize::MAX);
+        self.planner.handle_unread(if is_full { part } else { 0 });
+    }
+
     fn signal_of(&self, stats: &Stats, demand: &[Demand], outlooks: &[Outlook]) -> Signal {
         let mut models: BTreeMap<String, ModelSignal> = self
             .models

@@ -183,6 +183,11 @@ impl Models {
         models.filter_map(|(number, model)| Some((number, model.backlog.shares.find(tenant)?))).collect()
     }
 
+    /// All that were ever known at once, in no order that means anything.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Model> {
+        self.models.iter_mut()
+    }
+
     /// The known ones, by name.
     pub(super) fn by_name(&self) -> Vec<(&Arc<str>, &Model)> {
         let mut models: Vec<_> = self.names.iter().map(|(number, name)| (name, self.get(number))).collect();

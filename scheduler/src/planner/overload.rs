@@ -56,6 +56,8 @@ pub(super) struct Overload {
     slots: usize,
     /// Σ expected time of the tasks in lanes, of those of which something is known.
     queued_us: u128,
+    /// What the tasks are believed to take that wait where the planner does not see them.
+    unread_us: u128,
     /// Tasks in lanes of which nothing is.
     unknown: usize,
     /// Σ expected time of all tasks that came.
@@ -154,14 +156,14 @@ impl Overload {
         self.refresh();
     }
 
-    /// How long the slots take for what waits, in seconds, where this is what a task takes of which nothing is known. `None`
+    /// How long the slots take for what waits, read or not, in seconds, where this is what a task takes of which nothing is known. `None`
     /// without slots.
     pub(super) fn drain_seconds(&self, mean_seconds: f64) -> Option<f64> {
         (self.slots > 0).then(|| self.queued_seconds(mean_seconds) / self.slots as f64)
     }
 
     fn queued_seconds(&self, mean_seconds: f64) -> f64 {
-        self.queued_us as f64 / 1e6 + self.unknown as f64 * mean_seconds
+        (self.queued_us + self.unread_us) as f64 / 1e6 + self.unknown as f64 * mean_seconds
     }
 
     /// Whether more waited than may, and has not come down to the low mark since.
@@ -206,7 +208,7 @@ impl Overload {
         }
         let (least, ..) = self.least(crowd)?;
         let low_us = self.full_us()? as f64 * LOW;
-        let seconds = (self.queued_us as f64 - low_us) / 1e6 / self.slots.max(1) as f64;
+        let seconds = ((self.queued_us + self.unread_us) as f64 - low_us) / 1e6 / self.slots.max(1) as f64;
         (worth(waiting) <= f64::from_bits(least) * DEARER).then(|| seconds.max(0.0))
     }
 
@@ -247,9 +249,10 @@ impl Overload {
     }
 
     fn refresh(&mut self) {
-        self.is_over = self.full_us().is_some_and(|full_us| {
-            self.queued_us >= full_us || self.is_over && self.queued_us as f64 > full_us as f64 * LOW
-        });
+        let all_us = self.queued_us + self.unread_us;
+        self.is_over = self
+            .full_us()
+            .is_some_and(|full_us| all_us >= full_us || self.is_over && all_us as f64 > full_us as f64 * LOW);
     }
 }
 
@@ -275,6 +278,16 @@ impl Planner {
         let by_tenant = self.fairness.allowance.is_some();
         let most = most_seconds.filter(|seconds| seconds.is_finite() && *seconds > 0.0);
         self.models.set_mark(most.map(|seconds| Mark { us: ((seconds * 1e6) as u64).max(1), by_tenant }));
+    }
+
+    /// So many tasks wait that were not read yet, since what waits here fills the room there is for it. They are believed to be
+    /// like those that wait here. Nothing gives way for them, but new tasks are refused.
+    pub fn handle_unread(&mut self, tasks: usize) {
+        let all = self.waiting().max(1) as u128;
+        for model in self.models.iter_mut() {
+            model.overload.unread_us = model.overload.queued_us * tasks as u128 / all;
+            model.overload.refresh();
+        }
     }
 
     /// How much work each model has, by name.

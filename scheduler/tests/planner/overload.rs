@@ -228,6 +228,21 @@ fn a_task_that_is_made_urgent_is_no_longer_the_first_to_give_way() {
     assert_eq!(shed(&mut planner, LATER), [id(4)]);
 }
 
+#[test]
+fn what_was_not_read_yet_keeps_new_tasks_out_and_sheds_none() {
+    let mut planner = yard(1);
+    for number in 0..5 {
+        planner.handle_arrival(arrival(number, 4, 1.0), LATER).unwrap();
+    }
+    planner.handle_unread(20);
+    assert_eq!(drain_seconds(&planner), 25.0, "twenty more of the same");
+    assert!(is_overloaded(planner.handle_arrival(arrival(5, 4, 1.0), LATER)));
+    assert_eq!(planner.handle_arrival(arrival(6, 9, 1.0), LATER), Ok(()));
+    assert_eq!(shed(&mut planner, LATER), []);
+    planner.handle_unread(0);
+    assert_eq!(planner.handle_arrival(arrival(7, 0, 1.0), LATER), Ok(()));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
