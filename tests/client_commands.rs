@@ -263,7 +263,7 @@ async fn models_workers_and_queues_are_printed() {
     assert_eq!(queues.len(), 5);
     assert_eq!((&queues[0]["queue"], &queues[0]["ready"]), (&json!("intake"), &json!(1)));
     let model = json!({
-        "queue": "ready.echo", "model": "echo", "paused": false, "ready": 0, "takers": 1, "slots": 2, "busy": 1, "held": 3,
+        "queue": "ready.echo", "model": "echo", "paused": false, "ready": 0, "takers": 1, "slots": 2, "busy": 1, "held": 3, "drain_seconds": null, "workers_wanted": null,
     });
     assert_eq!(queues[4], model);
 

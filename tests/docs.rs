@@ -100,9 +100,11 @@ fn codes_of_the_scheduler_are_those_it_refuses_with() {
     let decision = source("scheduler/src/planner/decision.rs");
     let (_, shed) = decision.split_once("impl ShedReason").unwrap();
     let (shed, _) = shed.split_once("pub enum DispatchReason").unwrap();
-    let late = &after(&source("scheduler/src/planner/admit.rs"), &["Self::DeadlineUnreachable { .. } => \""])
-        | &after(shed, &["=> \""]);
-    assert_eq!(named(&page, "### Of the scheduler"), &refused | &late);
+    let admit = source("scheduler/src/planner/admit.rs");
+    let marks =
+        ["Self::DeadlineUnreachable { .. } => \"", "Self::TooManyWaiting => \"", "Self::Overloaded { .. } => \""];
+    let turned_away = &after(&admit, &marks) | &after(shed, &["=> \""]);
+    assert_eq!(named(&page, "### Of the scheduler"), &refused | &turned_away);
     assert_eq!(after(&source("worker/src/attempt.rs"), &["State::Expired, \""]), set(["expired"]));
 }
 
@@ -141,7 +143,7 @@ fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with
     assert_eq!(written, &scheduler | &worker);
     let messages = source("shared/src/messages.rs");
     let headers = after_any(&messages, "_HEADER: &str = \"");
-    assert!(headers.len() == 4, "{headers:?}");
+    assert!(headers.len() == 5, "{headers:?}");
     for header in headers {
         assert!(reference().contains(&header), "{header}");
     }

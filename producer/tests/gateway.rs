@@ -390,8 +390,10 @@ async fn models_workers_and_queues_tell_the_yards_state() {
     let got = gateway.get("/v1/queues").await;
     assert_eq!(got.status, 200);
     let expected = json!([
-        {"model": "echo", "ready": 0, "workers": 1, "slots": 2, "busy": 2, "held": 4, "paused": false},
-        {"model": "idle", "ready": 0, "workers": 0, "slots": 0, "busy": 0, "held": 0, "paused": false},
+        {"model": "echo", "ready": 0, "workers": 1, "slots": 2, "busy": 2, "held": 4, "paused": false,
+            "drain_seconds": null, "workers_wanted": null, "overloaded": false},
+        {"model": "idle", "ready": 0, "workers": 0, "slots": 0, "busy": 0, "held": 0, "paused": false,
+            "drain_seconds": null, "workers_wanted": null, "overloaded": false},
     ]);
     assert_eq!(got.json["models"], expected);
     let queues = got.json["queues"].as_array().unwrap();

@@ -48,6 +48,7 @@ impl Scenario {
             deadline_us: self.deadlines.then(|| number + waiting + 10_000_000 * (1 + number * 7919 % 100)),
             not_before_us: None,
             arrived_us: None,
+            is_known: false,
         }
     }
 

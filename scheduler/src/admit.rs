@@ -52,13 +52,18 @@ impl Core {
                 }
                 // The same task twice: one of them is enough, and the store knows whom to tell.
                 Err(Refusal::Duplicate) => return self.ack(task.receipt.into_iter().collect()),
+                // Of its tenant, whatever the model.
+                Err(refusal @ Refusal::TooManyWaiting) => break refusal,
                 Err(refusal) => match others.next() {
-                    // Another may have the time.
+                    // Another may have the time, or the room.
                     Some(other) => {
                         task.model = other.name.clone();
                         let bid = bids.iter().find(|(model, _)| **model == *other.name);
                         if let (Some(choice), Some((_, bid))) = (&mut task.envelope.choice, bid) {
-                            choice.reason = ChoiceReason::Deadline;
+                            choice.reason = match refusal {
+                                Refusal::Overloaded { .. } => ChoiceReason::Overload,
+                                _ => ChoiceReason::Deadline,
+                            };
                             choice.run_seconds = bid.run_seconds;
                             choice.queue_seconds = Some(bid.queue_seconds).filter(|seconds| seconds.is_finite());
                             choice.load_seconds = bid.load_seconds;
@@ -76,10 +81,24 @@ impl Core {
                     "it, or others of more worth per second, would miss the deadline: it would end {late:.3} s after it"
                 )
             }
+            Refusal::TooManyWaiting => {
+                "as many tasks of its tenant wait as may: see max_waiting of the tenant".to_owned()
+            }
+            Refusal::Overloaded { seconds } => format!(
+                "what waits takes longer than may be, and is worth more per second; {seconds:.0} s are to be worked off first"
+            ),
             Refusal::Duplicate => String::new(),
         };
-        self.metrics.turned_away(&task.model, refusal.as_str());
+        self.metrics.turned_away(&task.model, refusal.as_str(), task.envelope.deadline.is_some());
         self.refuse(task, State::Rejected, refusal.as_str(), message, false);
+    }
+
+    pub fn refuse_over_rate(&mut self, task: Held) {
+        let message = "its tenant sends more in a second than it may: see max_per_second of the tenant".into();
+        let chosen = self.choose_model(&task.envelope);
+        let model = chosen.map_or_else(|_| "_unknown".to_owned(), |chosen| chosen.spec.name.clone());
+        self.metrics.turned_away(&model, "quota_rate", task.envelope.deadline.is_some());
+        self.refuse(task, State::Rejected, "quota_rate", message, false);
     }
 
     pub fn arrival(&self, task: &Held) -> Arrival {
@@ -100,6 +119,7 @@ impl Core {
                 (0, Some(start)) => Some(self.clock.micros(envelope.accepted.max(start))),
                 _ => Some(self.clock.micros(envelope.accepted)),
             },
+            is_known: task.is_known || envelope.attempts > 0,
         }
     }
 

@@ -10,6 +10,7 @@ use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
 use taskyard_shared::control::Told;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
+use taskyard_shared::signal::TenantSignal;
 use taskyard_shared::store::Store;
 use taskyard_shared::{State, TaskId, Timestamp, Topology};
 use tokio::sync::{mpsc, oneshot};
@@ -32,9 +33,11 @@ use crate::planner::{
     AllocationRegret, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, ShedReason, TenantLimits,
     policy,
 };
+use crate::quotas::quotas;
 use crate::room::Room;
 use crate::shadow::Shadow;
 use crate::shard::Shard;
+use crate::wanted::Wanted;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
@@ -57,6 +60,8 @@ pub(crate) enum Event {
     Returned(Vec<Held>),
     /// Tasks held for long, on their way round through the broker.
     CameRound(Vec<Held>),
+    /// Tasks that came beyond the rates of their tenants.
+    OverQuota(Vec<Held>),
     /// Tasks that came, or came back, and that somebody asked to cancel.
     Unwanted(Vec<Held>),
     /// Somebody asks.
@@ -72,6 +77,10 @@ pub(crate) enum Event {
         loads: Vec<LoadReport>,
         models: Option<Vec<ModelSpec>>,
         paused: HashSet<String>,
+        /// How many tasks of tenants with a quota wait on other shards.
+        elsewhere: Option<BTreeMap<String, u64>>,
+        /// Messages in intake.
+        unread: Option<u64>,
     },
     /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
@@ -124,6 +133,12 @@ pub(crate) struct Core {
     /// When what is learnt was last kept, and from how many completions that was.
     kept: (Instant, u64),
     keeping: JoinSet<()>,
+    pub wanted: Wanted,
+    /// Tenants that have a quota.
+    pub quotas: BTreeMap<String, TenantSignal>,
+    /// When it was last said how much waits.
+    pub signalled: Instant,
+    pub signalling: JoinSet<()>,
     /// What other orders would have made of the same tasks; nothing when nobody wants to know.
     pub shadow: Option<Shadow>,
     pub comparing: Option<tokio::task::JoinHandle<()>>,
@@ -158,6 +173,7 @@ impl Core {
         if let Some(late) = Late::by_name(&settings.late).filter(|_| keeps_deadlines) {
             planner.set_late(late);
         }
+        planner.set_overload(Some(settings.overload_s));
         for spec in models.values() {
             planner.handle_model(&spec.name, prior(spec));
         }
@@ -166,8 +182,9 @@ impl Core {
             info!(models = restored, "run times are known from before");
         }
         for (name, tenant) in &tenants {
+            let waiting_most = tenant.max_waiting.map(|most| most as usize);
             let running_most = tenant.max_running.map(|most| shard.least_one(most as usize));
-            planner.handle_tenant(name, TenantLimits { weight: tenant.weight, running_most });
+            planner.handle_tenant(name, TenantLimits { weight: tenant.weight, running_most, waiting_most });
         }
         let finisher = Finisher {
             broker: broker.clone(),
@@ -206,6 +223,10 @@ impl Core {
             acking: JoinSet::new(),
             kept: (Instant::now(), 0),
             keeping: JoinSet::new(),
+            wanted: Wanted::default(),
+            quotas: quotas(&tenants),
+            signalled: Instant::now(),
+            signalling: JoinSet::new(),
             broker,
             store,
             topology,
@@ -247,13 +268,15 @@ impl Core {
             self.decide();
             self.mark();
             self.finish();
-            self.room.is_held(self.held.len() + self.unknown.len());
+            // What is refused is in memory until that is told.
+            self.room.is_held(self.held.len() + self.unknown.len() + self.finished.len());
         }
         self.keep_learnt();
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
         while self.dispatching.join_next().await.is_some() {}
         while self.acking.join_next().await.is_some() {}
         while self.keeping.join_next().await.is_some() {}
+        while self.signalling.join_next().await.is_some() {}
         if let Some(comparing) = self.comparing {
             let _panic = comparing.await;
         }
@@ -278,12 +301,19 @@ impl Core {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
             Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
+            Event::OverQuota(tasks) => tasks.into_iter().for_each(|task| self.refuse_over_rate(task)),
             Event::Unwanted(tasks) => tasks.into_iter().for_each(|task| self.end_unwanted(task)),
             Event::Asked(asked) => self.answer(asked),
             Event::Paused { paused, answer } => self.set_paused(paused, Some(answer)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
-            Event::Loads { loads, models, paused } => {
+            Event::Loads { loads, models, paused, elsewhere, unread } => {
                 self.set_paused(paused, None);
+                if let Some(elsewhere) = elsewhere {
+                    self.set_elsewhere(&elsewhere);
+                }
+                if let Some(messages) = unread {
+                    self.set_unread(messages);
+                }
                 self.handle_loads(loads, models);
             }
             Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
@@ -375,8 +405,8 @@ impl Core {
                     }
                 }
                 Decision::Shed { id, model, reason } => {
-                    self.metrics.turned_away(&model, reason.as_str());
                     if let Some(task) = self.held.remove(&id) {
+                        self.metrics.turned_away(&model, reason.as_str(), task.envelope.deadline.is_some());
                         self.refuse(task, State::Rejected, reason.as_str(), shed_message(reason).into(), false);
                     }
                 }
@@ -479,6 +509,7 @@ impl Core {
         }
         self.send_round();
         while self.keeping.try_join_next().is_some() {}
+        while self.signalling.try_join_next().is_some() {}
         if self.kept.0.elapsed() >= KEPT_EVERY && self.keeping.is_empty() {
             self.keep_learnt();
         }
@@ -490,6 +521,7 @@ impl Core {
             let _busy = requests.try_send(quiet);
         }
         self.metrics.planner(&stats, self.clock.now_us());
+        self.signal(&stats);
         self.compare();
     }
 
@@ -535,6 +567,7 @@ fn prior(spec: &ModelSpec) -> Prior {
 fn shed_message(reason: ShedReason) -> &'static str {
     match reason {
         ShedReason::Deadline => "not all that wait can meet their deadlines, and this one gave way",
+        ShedReason::Overload => "what waits takes longer than may be, and this one was worth the least per second",
     }
 }
 

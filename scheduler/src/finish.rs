@@ -15,6 +15,9 @@ use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::shard::Shard;
 
+/// Codes of what another task of the same content may be spared later.
+const RETRYABLE: [&str; 3] = ["overloaded", "quota_waiting", "quota_rate"];
+
 /// A task that is to end in `state` without having run.
 pub(crate) struct Finished {
     pub task: Held,
@@ -30,7 +33,8 @@ pub(crate) struct Finished {
 impl Finished {
     fn result(&self) -> TaskResult {
         let mut result = self.task.envelope.result(self.state);
-        result.error = Some(TaskError { code: self.code.into(), message: self.message.clone(), retryable: false });
+        let retryable = RETRYABLE.contains(&self.code);
+        result.error = Some(TaskError { code: self.code.into(), message: self.message.clone(), retryable });
         let now = Timestamp::now();
         result.timings.finished = Some(now);
         result.timings.waited_ms = Some(now.ms_since(self.task.envelope.accepted).max(0.0));

@@ -12,6 +12,8 @@ pub(crate) struct Held {
     /// Nothing while a task held for long is on its way round through the broker.
     pub receipt: Option<Receipt>,
     pub since: Instant,
+    /// It came back, or is read again: it is not refused for others that wait.
+    pub is_known: bool,
     /// The model it was admitted for.
     pub model: String,
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
 };
-use taskyard_shared::messages::{self, RESULTS_HEADER};
+use taskyard_shared::messages::{self, COUNTED_HEADER, RESULTS_HEADER};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::{Accept, Accepted, Store};
 use taskyard_shared::{
@@ -22,6 +22,7 @@ use tracing::{debug, warn};
 use crate::core::Event;
 use crate::held::Held;
 use crate::metrics::Metrics;
+use crate::quotas::Quotas;
 use crate::room::Room;
 
 /// Most messages read at once.
@@ -36,6 +37,7 @@ pub(crate) struct Intake {
     pub room: Room,
     pub events: mpsc::Sender<Event>,
     pub closing: CancellationToken,
+    pub quotas: Quotas,
     /// The core has ended: nothing is acked any more.
     pub ended: CancellationToken,
 }
@@ -44,6 +46,10 @@ pub(crate) struct Intake {
 struct Taken {
     envelope: Box<Envelope>,
     receipt: Receipt,
+    /// It was read before, perhaps by a scheduler that had the shard then.
+    redelivered: bool,
+    /// A gateway counted it against its tenant's rate.
+    is_counted: bool,
 }
 
 impl Intake {
@@ -94,9 +100,13 @@ impl Intake {
                 // One message id names one task.
                 let carried = Carried { message_id: carried.message_id.filter(|_| tasks.len() == 1), ..carried };
                 let (mut bad, mut bad_receipts) = (Vec::new(), Vec::new());
+                let redelivered = delivery.redelivered;
+                let is_counted = delivery.properties.headers.contains_key(COUNTED_HEADER);
                 for (at, (task, receipt)) in tasks.into_iter().zip(receipts.by_ref()).enumerate() {
                     match task.and_then(|task| Envelope::new(task, &carried, now)) {
-                        Ok(envelope) => taken.push(Taken { envelope: Box::new(envelope), receipt }),
+                        Ok(envelope) => {
+                            taken.push(Taken { envelope: Box::new(envelope), receipt, redelivered, is_counted })
+                        }
                         Err(invalid) => {
                             bad.push((invalid, Some(at)));
                             bad_receipts.push(receipt);
@@ -172,12 +182,19 @@ impl Intake {
         let mut done = Vec::new();
         let mut to_admit = Vec::with_capacity(taken.len());
         let mut unwanted = Vec::new();
-        for (Taken { mut envelope, receipt }, accepted) in taken.into_iter().zip(accepted) {
+        let mut to_count = Vec::new();
+        for (Taken { mut envelope, receipt, redelivered, is_counted }, accepted) in taken.into_iter().zip(accepted) {
             match accepted {
-                Accepted::New => to_admit.push(held(envelope, receipt)),
+                Accepted::New => {
+                    let task = held(envelope, receipt, redelivered);
+                    match redelivered || is_counted || !self.quotas.is_limited(&task.envelope.tenant) {
+                        true => to_admit.push(task),
+                        false => to_count.push(task),
+                    }
+                }
                 // Somebody asked to cancel it before it was read.
                 Accepted::Unwanted(record) if record.id == envelope.id => match record.state {
-                    State::Queued | State::Blocked => unwanted.push(held(envelope, receipt)),
+                    State::Queued | State::Blocked => unwanted.push(held(envelope, receipt, redelivered)),
                     _ => done.push(receipt),
                 },
                 Accepted::Known(record) if record.id == envelope.id && !record.state.is_terminal() => {
@@ -186,7 +203,7 @@ impl Intake {
                         State::Queued | State::Blocked => {
                             // It may have been given another one since.
                             envelope.priority = record.priority;
-                            to_admit.push(held(envelope, receipt));
+                            to_admit.push(held(envelope, receipt, redelivered));
                         }
                         // It is in a ready queue or with a worker: this copy is one too many.
                         _ => {
@@ -220,6 +237,10 @@ impl Intake {
                 }
             }
         }
+        let over = self.quotas.count(to_count, &mut to_admit).await;
+        if !over.is_empty() && self.events.send(Event::OverQuota(over)).await.is_err() {
+            return false;
+        }
         self.room.take(to_admit.len());
         if !to_admit.is_empty() && self.events.send(Event::Arrived(to_admit)).await.is_err() {
             return false;
@@ -237,8 +258,8 @@ impl Intake {
     }
 }
 
-fn held(envelope: Box<Envelope>, receipt: Receipt) -> Held {
-    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now() }
+fn held(envelope: Box<Envelope>, receipt: Receipt, is_known: bool) -> Held {
+    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now(), is_known }
 }
 
 /// What cannot be read by what its properties say of it.

@@ -3,7 +3,8 @@
 //! [`planner`] is pure. Around it, one file for each step of a task's way: `intake` reads and takes in, `core` owns the
 //! planner, `choose` finds the model, `admit` takes in or refuses, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs,
 //! `lost` finds what nobody holds. Beside them `load_watch` reads what workers say, `offers` keeps what that is room for,
-//! `memory` keeps what is learnt, `control` and `quote` answer what gateways ask, and `shadow` says what other orders would have made of it.
+//! `memory` keeps what is learnt, `control` and `quote` answer what gateways ask, `quotas` counts what tenants send, `signal` says
+//! once a second how much waits and `wanted` how many workers that takes, and `shadow` says what other orders would have made of it.
 
 mod admit;
 mod choose;
@@ -21,12 +22,15 @@ mod memory;
 mod metrics;
 mod offers;
 pub mod planner;
+mod quotas;
 mod quote;
 mod returns;
 mod room;
 mod service;
 mod shadow;
 mod shard;
+mod signal;
 pub mod simulate;
+mod wanted;
 
 pub use service::Scheduler;

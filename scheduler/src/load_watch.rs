@@ -15,6 +15,8 @@ use tracing::{debug, info, warn};
 use crate::core::Event;
 use crate::lost::Quiet;
 use crate::metrics::Metrics;
+use crate::shard::Shard;
+use crate::signal::waiting_elsewhere;
 
 /// The announcements are read once in so many reads of the loads.
 const MODELS_EVERY: u32 = 2;
@@ -27,6 +29,10 @@ pub(crate) struct LoadWatch {
     pub metrics: Metrics,
     pub events: mpsc::Sender<Event>,
     pub closing: CancellationToken,
+    /// The shard, when a tenant has a quota of waiting tasks that others count for as well.
+    pub shared_quotas: Option<Shard>,
+    /// What waits in intake matters.
+    pub counts_intake: bool,
 }
 
 impl LoadWatch {
@@ -89,7 +95,16 @@ impl LoadWatch {
             _ => None,
         };
         let paused = self.store.paused().await?.into_iter().collect();
-        Ok(Event::Loads { loads, models, paused })
+        let elsewhere = match self.shared_quotas.filter(|_| models.is_some()) {
+            Some(Shard { number, of }) => Some(waiting_elsewhere(&*self.store, number, of).await),
+            None => None,
+        };
+        let unread = match self.counts_intake && models.is_some() {
+            // Not to be known for a moment is as good as nothing: it is asked again.
+            true => self.broker.queue_state(&self.topology.intake()).await.ok().flatten().map(|state| state.ready),
+            false => None,
+        };
+        Ok(Event::Loads { loads, models, paused, elsewhere, unread })
     }
 
     /// Here and nowhere else, so that what was read first is never in force last.

@@ -10,8 +10,9 @@ use taskyard_shared::process::metrics::{CounterVec, GaugeVec, HistogramVec, IntC
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::{ChoiceReason, Kind, State};
 
-use crate::planner::{Compared, DispatchReason, Stats, WaitReason};
+use crate::planner::{Compared, Demand, DispatchReason, Stats, WaitReason};
 use crate::shadow::Regret;
+use crate::wanted::Outlook;
 
 /// Shared by all parts of the service.
 #[derive(Clone)]
@@ -27,6 +28,8 @@ struct Inner {
     backlog: IntGaugeVec,
     oldest_age: GaugeVec,
     weighted_seconds: GaugeVec,
+    drain_seconds: GaugeVec,
+    workers_wanted: GaugeVec,
     outstanding: IntGaugeVec,
     estimate_coverage: GaugeVec,
     estimate_error: GaugeVec,
@@ -81,7 +84,7 @@ impl Metrics {
             )?,
             turned_away: registry.counters(
                 "tasks_turned_away_total",
-                "Tasks that did not run because of their deadline, by model and code: refused when they came, or shed.",
+                "Tasks that did not run because of their deadline or of too much that waits, by model and code: refused when they came, or shed.",
                 &["model", "reason"],
             )?,
             backlog: registry.gauges("backlog_tasks", "Admitted tasks that are not dispatched.", &["model"])?,
@@ -93,6 +96,16 @@ impl Metrics {
             weighted_seconds: registry.float_gauges(
                 "backlog_weighted_seconds",
                 "Sum of priority times expected execution time over the waiting tasks.",
+                &["model"],
+            )?,
+            drain_seconds: registry.float_gauges(
+                "backlog_drain_seconds",
+                "Expected execution time of the tasks that wait and may start, over the slots; one slot while there are none.",
+                &["model"],
+            )?,
+            workers_wanted: registry.float_gauges(
+                "workers_wanted",
+                "Workers that the work that comes, what waits, and the deadlines take: this shard's part of them.",
                 &["model"],
             )?,
             outstanding: registry.gauges(
@@ -213,9 +226,11 @@ impl Metrics {
         self.0.allocated_seconds.with_label_values(&["exact"]).inc_by(exact_seconds);
     }
 
-    pub fn turned_away(&self, model: &str, reason: &str) {
+    pub fn turned_away(&self, model: &str, reason: &str, has_deadline: bool) {
         self.0.turned_away.with_label_values(&[model, reason]).inc();
-        self.0.deadline_missed.with_label_values(&[model]).inc();
+        if has_deadline {
+            self.0.deadline_missed.with_label_values(&[model]).inc();
+        }
     }
 
     pub fn dead_lettered(&self, reason: &str) {
@@ -280,6 +295,8 @@ impl Metrics {
             self.0.oldest_age.with_label_values(&labels).set(0.0);
             self.0.weighted_seconds.with_label_values(&labels).set(0.0);
             self.0.outstanding.with_label_values(&labels).set(0);
+            self.0.drain_seconds.with_label_values(&labels).set(0.0);
+            let _unknown = self.0.workers_wanted.remove_label_values(&labels);
         }
         for tenant in &stats.tenants {
             let labels = [&*tenant.tenant];
@@ -289,6 +306,15 @@ impl Metrics {
         }
         for reason in WaitReason::ALL {
             self.0.waiting.with_label_values(&[reason.as_str()]).set(stats.waiting(reason) as i64);
+        }
+    }
+
+    /// Once a second.
+    pub fn demand(&self, demand: &[Demand], outlooks: &[Outlook]) {
+        for (demand, outlook) in demand.iter().zip(outlooks) {
+            let labels = [&*demand.model];
+            self.0.drain_seconds.with_label_values(&labels).set(demand.queued_seconds / demand.slots.max(1) as f64);
+            self.0.workers_wanted.with_label_values(&labels).set(outlook.workers);
         }
     }
 

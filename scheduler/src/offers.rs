@@ -55,6 +55,11 @@ impl Offers {
         self.by_model.get(model).map_or(0, |offer| offer.slots)
     }
 
+    /// Tasks that one of its workers runs at once, on average; `None` when there are none.
+    pub fn per_worker(&self, model: &str) -> Option<f64> {
+        self.by_model.get(model).map(|offer| offer.slots as f64 / offer.workers.max(1) as f64)
+    }
+
     /// Calls of the handler that its workers run at once: a shard's part of them.
     pub fn calls(&self, model: &str, shard: Shard) -> usize {
         self.by_model.get(model).map_or(0, |offer| shard.part(Room::from(offer.calls)).slots)

@@ -30,7 +30,8 @@ impl Core {
             }
         };
         let model = chosen.spec.name.clone();
-        let held = Held { envelope: Box::new(envelope), receipt: None, since: std::time::Instant::now(), model };
+        let (envelope, since) = (Box::new(envelope), std::time::Instant::now());
+        let held = Held { envelope, receipt: None, since, model, is_known: false };
         let prediction = self.planner.quote(&self.arrival(&held), self.clock.now_us());
         let problem = match prediction {
             Some(_) => None,

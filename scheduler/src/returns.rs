@@ -68,6 +68,7 @@ impl Returns {
                             envelope: Box::new(envelope),
                             receipt,
                             since: Instant::now(),
+                            is_known: true,
                             model: String::new(),
                         });
                     }

@@ -24,6 +24,7 @@ use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::quotas::Quotas;
 use crate::returns::Returns;
 use crate::room::Room;
 use crate::shard::Shard;
@@ -140,6 +141,9 @@ impl Scheduler {
             metrics: self.metrics.clone(),
             events: events.clone(),
             closing: closing.clone(),
+            counts_intake: self.settings.overload_s > 0.0,
+            shared_quotas: Some(shard)
+                .filter(|shard| shard.of > 1 && self.tenants.values().any(|tenant| tenant.max_waiting.is_some())),
         };
         readers.spawn(async move {
             watch.run(asked, to_pause).await;
@@ -153,6 +157,7 @@ impl Scheduler {
             room: room.clone(),
             events: events.clone(),
             closing: closing.clone(),
+            quotas: Quotas::new(self.store.clone(), &self.tenants, shard.of),
             ended: ended.clone(),
         };
         readers.spawn(intake.run(prefetch));

@@ -11,6 +11,7 @@ pub mod load;
 pub mod outcome;
 pub mod retry;
 pub mod schema;
+pub mod signal;
 pub mod task;
 pub mod time;
 pub mod topology;

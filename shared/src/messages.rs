@@ -19,6 +19,9 @@ pub const DETAIL_HEADER: &str = "x-taskyard-detail";
 /// The publisher takes several results in one message, as a JSON array, when this header says `array`.
 pub const RESULTS_HEADER: &str = "x-taskyard-results";
 
+/// The tasks were counted against the rates of their tenants, by a gateway: the scheduler does not count them again.
+pub const COUNTED_HEADER: &str = "x-taskyard-counted";
+
 /// The worker begins these tasks before what it was sent earlier and has not begun.
 pub const PASSES_HEADER: &str = "x-taskyard-passes";
 

@@ -81,13 +81,22 @@ pub enum ChoiceReason {
     Quality,
     /// One of less cost would miss the deadline.
     Deadline,
+    /// One of less cost turned it away, since too much waits there.
+    Overload,
     /// The named one would keep the task waiting longer than it said, or has.
     Alternative,
 }
 
 impl ChoiceReason {
-    pub const ALL: [ChoiceReason; 6] =
-        [Self::OnlyCandidate, Self::Named, Self::LeastCost, Self::Quality, Self::Deadline, Self::Alternative];
+    pub const ALL: [ChoiceReason; 7] = [
+        Self::OnlyCandidate,
+        Self::Named,
+        Self::LeastCost,
+        Self::Quality,
+        Self::Deadline,
+        Self::Alternative,
+        Self::Overload,
+    ];
 
     /// As on the wire, and as a metric label.
     pub fn as_str(self) -> &'static str {
@@ -98,6 +107,7 @@ impl ChoiceReason {
             Self::Quality => "quality",
             Self::Deadline => "deadline",
             Self::Alternative => "alternative",
+            Self::Overload => "overload",
         }
     }
 }

@@ -63,6 +63,10 @@ struct ModelQueue {
     ready: u64,
     #[serde(flatten)]
     now: Capacity,
+    #[serde(default)]
+    drain_seconds: Option<f64>,
+    #[serde(default)]
+    workers_wanted: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -86,16 +90,30 @@ struct Row {
     slots: Option<u32>,
     busy: Option<u32>,
     held: Option<u32>,
+    /// How long its slots take for what waits.
+    drain_seconds: Option<f64>,
+    workers_wanted: Option<f64>,
 }
 
 impl From<YardQueue> for Row {
     fn from(YardQueue { name, ready, consumers }: YardQueue) -> Self {
-        Self { queue: name, model: None, paused: None, ready, takers: consumers, slots: None, busy: None, held: None }
+        Self {
+            queue: name,
+            model: None,
+            paused: None,
+            ready,
+            takers: consumers,
+            slots: None,
+            busy: None,
+            held: None,
+            drain_seconds: None,
+            workers_wanted: None,
+        }
     }
 }
 
 impl From<ModelQueue> for Row {
-    fn from(ModelQueue { model, paused, ready, now }: ModelQueue) -> Self {
+    fn from(ModelQueue { model, paused, ready, now, drain_seconds, workers_wanted }: ModelQueue) -> Self {
         Self {
             queue: format!("ready.{model}"),
             model: Some(model),
@@ -105,6 +123,8 @@ impl From<ModelQueue> for Row {
             slots: Some(now.slots),
             busy: Some(now.busy),
             held: Some(now.held),
+            drain_seconds,
+            workers_wanted,
         }
     }
 }
@@ -141,7 +161,7 @@ async fn list(client: &ClientArgs) -> Result<Exit, Failure> {
     let page: Page = client.api()?.get("v1/queues", &[], Duration::ZERO).await?;
     let rows: Vec<Row> = page.queues.into_iter().map(Row::from).chain(page.models.into_iter().map(Row::from)).collect();
     client.print(|output| {
-        output.rows(&["queue", "ready", "takers", "slots", "busy", "held", "paused"], &rows, |row| {
+        output.rows(&["queue", "ready", "takers", "slots", "busy", "held", "drain", "wanted", "paused"], &rows, |row| {
             let maybe = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
             vec![
                 row.queue.clone(),
@@ -150,6 +170,8 @@ async fn list(client: &ClientArgs) -> Result<Exit, Failure> {
                 maybe(row.slots),
                 maybe(row.busy),
                 maybe(row.held),
+                row.drain_seconds.map_or_else(|| "-".to_owned(), |seconds| format!("{seconds:.1} s")),
+                row.workers_wanted.map_or_else(|| "-".to_owned(), |workers| format!("{workers:.0}")),
                 row.paused.map_or("-", |paused| if paused { "yes" } else { "no" }).to_owned(),
             ]
         })

@@ -150,10 +150,14 @@ impl From<CostArg> for Declared {
     }
 }
 
+/// Shown where tasks were refused or given up: otherwise each policy does the same in the end.
+const VALUE: &str = "value_per_s";
+
 /// A column of the table: its head, and the figure's name.
-const COLUMNS: [(&str, &str); 19] = [
+const COLUMNS: [(&str, &str); 20] = [
     ("in time", "attainment"),
     ("of accepted", "attainment_accepted"),
+    ("value", VALUE),
     ("cost", "cost_ratio"),
     ("over fifo", "over_fifo"),
     ("over oracle", "over_oracle"),
@@ -174,8 +178,11 @@ const COLUMNS: [(&str, &str); 19] = [
 ];
 
 fn print_policies(output: &mut Output<'_>, rows: &[Row]) -> Result<(), Failure> {
-    let used: Vec<_> =
-        COLUMNS.iter().filter(|(_, name)| rows.iter().any(|row| row.figures.contains_key(name))).collect();
+    let is_told =
+        |row: &Row, name: &str| name != VALUE || row.figures.get("not_run").is_some_and(|not_run| not_run.mean > 0.0);
+    let used =
+        COLUMNS.iter().filter(|(_, name)| rows.iter().any(|row| row.figures.contains_key(name) && is_told(row, name)));
+    let used: Vec<_> = used.collect();
     let mut headers = vec!["policy", "load"];
     for (head, name) in &used {
         headers.push(head);

@@ -2,6 +2,7 @@
 
 mod choice;
 mod control;
+mod overload;
 mod quote;
 mod shadow;
 mod shards;

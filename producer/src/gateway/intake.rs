@@ -6,7 +6,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use taskyard_shared::broker::PublishError;
+use taskyard_shared::broker::{Message, PublishError};
+use taskyard_shared::messages::COUNTED_HEADER;
 use taskyard_shared::store::{Accept, Accepted};
 use taskyard_shared::{Envelope, Reply, State, TaskId, TaskResult};
 
@@ -41,6 +42,7 @@ impl Shared {
         let mut taken: Vec<Option<Taken>> = Vec::new();
         taken.resize_with(incoming.len(), || None);
         self.answer_known(&incoming, reply.as_ref(), &mut taken).await;
+        let is_counted = self.push_back(&incoming, &mut taken).await;
 
         let mut fresh: Vec<(usize, Bytes)> = Vec::with_capacity(incoming.len());
         for (index, incoming) in
@@ -51,7 +53,7 @@ impl Shared {
                 Err(invalid) => taken[index] = Some(Err(invalid.into())),
             }
         }
-        self.publish(&incoming, &mut fresh, reply.as_ref(), &mut taken).await;
+        self.publish(&incoming, &mut fresh, (reply.as_ref(), is_counted), &mut taken).await;
         self.record(&incoming, &fresh, &mut taken).await;
         let lost = || Err(Problem::new(Code::Internal, "the task was lost on the way in"));
         taken.into_iter().map(|taken| taken.unwrap_or_else(lost)).collect()
@@ -89,7 +91,7 @@ impl Shared {
         &self,
         incoming: &[Incoming],
         fresh: &mut Vec<(usize, Bytes)>,
-        reply: Option<&Reply>,
+        (reply, is_counted): (Option<&Reply>, bool),
         taken: &mut [Option<Taken>],
     ) {
         if fresh.is_empty() {
@@ -103,11 +105,14 @@ impl Shared {
         }
         let (confirms, groups) = if let [(index, body)] = fresh.as_slice() {
             let message = self.publisher.single(&incoming[*index].envelope, body.clone(), reply);
+            let message = counted(message, is_counted);
             (self.publisher.publish(vec![message], PUBLISH_LIMIT).await, std::iter::once(0..1).collect::<Vec<_>>())
         } else {
             let bodies: Vec<&[u8]> = fresh.iter().map(|(_, body)| body.as_ref()).collect();
-            let (messages, groups) =
-                pack(&bodies).into_iter().map(|pack| (self.publisher.array(pack.body, reply), pack.tasks)).unzip();
+            let (messages, groups) = pack(&bodies)
+                .into_iter()
+                .map(|pack| (counted(self.publisher.array(pack.body, reply), is_counted), pack.tasks))
+                .unzip();
             (self.publisher.publish(messages, BATCH_PUBLISH_LIMIT).await, groups)
         };
         for (group, confirm) in groups.into_iter().zip(&confirms) {
@@ -144,6 +149,14 @@ impl Shared {
             }
         }
     }
+}
+
+/// Says that the scheduler need not count its tasks.
+fn counted(mut message: Message, is_counted: bool) -> Message {
+    if is_counted {
+        message.properties.headers.insert(COUNTED_HEADER.to_owned(), "1".to_owned());
+    }
+    message
 }
 
 fn accept(envelope: &Envelope, follower: Option<Reply>) -> Accept {

@@ -12,6 +12,7 @@ pub(super) struct GatewayMetrics {
     pub(super) connections_refused: IntCounter,
     pub(super) waiters: IntGauge,
     pub(super) unrecorded: IntCounter,
+    pub(super) pushed_back: IntCounterVec,
     pub(super) rechecked: IntCounter,
     /// As the scheduler and the workers count them.
     pub(super) finished: IntCounterVec,
@@ -41,6 +42,11 @@ impl GatewayMetrics {
                 "tasks_finished_total",
                 "Tasks that reached a terminal state, by model and state.",
                 &["model", "outcome"],
+            )?,
+            pushed_back: registry.counters(
+                "gateway_tasks_pushed_back_total",
+                "Tasks answered with 429 because schedulers would refuse them, by code.",
+                &["code"],
             )?,
             unrecorded: registry.counter(
                 "gateway_tasks_unrecorded_total",

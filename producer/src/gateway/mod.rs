@@ -3,6 +3,7 @@
 //! ```text
 //! routes    every call, in one table       serve     connections and their limits
 //! request   reading one, bounded           problem   every error, with its code
+//! pressure  what the schedulers would refuse
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
 //! ask       questions to the schedulers, and their answers
 //! tasks · batches · control · state · health · openapi   what answers the calls
@@ -16,6 +17,7 @@ mod health;
 mod intake;
 mod metrics;
 mod openapi;
+mod pressure;
 pub mod problem;
 mod quote;
 mod records;
@@ -49,6 +51,7 @@ use uuid::Uuid;
 
 use self::ask::Desk;
 use self::metrics::GatewayMetrics;
+use self::pressure::Pressure;
 use self::problem::{Code, Problem};
 use self::records::Records;
 use self::request::{BodyRoom, Held, Parameters};
@@ -85,6 +88,7 @@ struct Shared {
     publisher: Publisher,
     inbox: Inbox,
     desk: Desk,
+    pressure: Pressure,
     bodies: BodyRoom,
     declared: watch::Sender<bool>,
     declare_again: Notify,
@@ -104,6 +108,7 @@ impl Gateway {
             shared: Arc::new(Shared {
                 publisher: Publisher::new(broker.clone(), &topology),
                 broker,
+                pressure: Pressure::new(store.clone()),
                 records: Records::new(store),
                 metrics: GatewayMetrics::register(&registry)?,
                 registry,
@@ -146,6 +151,10 @@ impl Gateway {
             let (shared, background) = (shared.clone(), background.clone());
             async move { background.run_until_cancelled(shared.recheck()).await }
         });
+        let feeling = tokio::spawn({
+            let (shared, background) = (shared.clone(), background.clone());
+            async move { background.run_until_cancelled(shared.feel()).await }
+        });
         let declaring = tokio::spawn({
             let (shared, background) = (shared.clone(), background.clone());
             async move { background.run_until_cancelled(shared.declare()).await }
@@ -164,7 +173,7 @@ impl Gateway {
         };
         serve::serve(listener, self.router(), limits, counts, shutdown).await;
         drop(keep);
-        let _ = tokio::join!(receiving, asking, rechecking, declaring, stopping);
+        let _ = tokio::join!(receiving, asking, rechecking, feeling, declaring, stopping);
     }
 }
 

@@ -57,6 +57,12 @@ pub enum Code {
     OverCapacity,
     /// 429. As many requests wait for results as may. Nothing was accepted.
     TooManyWaiters,
+    /// 429. So much waits for the model that a task of this worth is not taken. Nothing was accepted.
+    Overloaded,
+    /// 429. As many tasks of the tenant wait as may. Nothing was accepted.
+    QuotaWaiting,
+    /// 429. The tenant sends more in a second than it may. Nothing was accepted.
+    QuotaRate,
     /// 500. A fault of the gateway.
     Internal,
     /// 503. The broker did not confirm. The task counts as not accepted: send it again, with the id in `task_id`.
@@ -70,7 +76,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 26] = [
+    pub const ALL: [Code; 29] = [
         Code::Empty,
         Code::Utf8,
         Code::Json,
@@ -92,6 +98,9 @@ impl Code {
         Code::InvalidField,
         Code::OverCapacity,
         Code::TooManyWaiters,
+        Code::Overloaded,
+        Code::QuotaWaiting,
+        Code::QuotaRate,
         Code::Internal,
         Code::BrokerUnavailable,
         Code::StoreUnavailable,
@@ -112,7 +121,9 @@ impl Code {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::OverCapacity | Self::TooManyWaiters => StatusCode::TOO_MANY_REQUESTS,
+            Self::OverCapacity | Self::TooManyWaiters | Self::Overloaded | Self::QuotaWaiting | Self::QuotaRate => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BrokerUnavailable
             | Self::StoreUnavailable
@@ -144,6 +155,9 @@ impl Code {
             Self::InvalidField => "A field of the task cannot be taken",
             Self::OverCapacity => "Over capacity",
             Self::TooManyWaiters => "Too many requests wait for results",
+            Self::Overloaded => "Too much waits for the model",
+            Self::QuotaWaiting => "Too many tasks of the tenant wait",
+            Self::QuotaRate => "The tenant sends too much",
             Self::Internal => "Internal error",
             Self::BrokerUnavailable => "The broker did not confirm",
             Self::StoreUnavailable => "The store did not answer",
@@ -156,6 +170,7 @@ impl Code {
     fn retry_after_s(self) -> Option<u32> {
         match self {
             Self::OverCapacity | Self::TooManyWaiters | Self::TooManyConnections => Some(1),
+            Self::Overloaded | Self::QuotaWaiting | Self::QuotaRate => Some(1),
             Self::BrokerUnavailable | Self::StoreUnavailable | Self::SchedulerUnavailable => Some(2),
             _ => None,
         }
@@ -190,6 +205,9 @@ pub struct Problem {
     /// The task that is meant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_id: Option<TaskId>,
+    /// When to try again, in seconds, as `Retry-After` has it: for a task of a batch, which has no headers of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_after_s: Option<u32>,
     /// What came of what was asked, as the answers that are no problems have it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<Outcome>,
@@ -213,12 +231,19 @@ impl Problem {
             detail,
             field: None,
             task_id: None,
+            retry_after_s: code.retry_after_s(),
             outcome: None,
         }
     }
 
     pub fn at(mut self, field: impl Into<String>) -> Self {
         self.field = Some(field.into());
+        self
+    }
+
+    /// To be tried again after so many seconds.
+    pub fn after(mut self, seconds: u32) -> Self {
+        self.retry_after_s = Some(seconds);
         self
     }
 
@@ -254,7 +279,7 @@ impl IntoResponse for Problem {
         let mut response = (self.code.status(), body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(seconds) = self.code.retry_after_s() {
+        if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }
         response

@@ -146,6 +146,9 @@ const BODY_PROBLEMS: &[Code] = &[
     Code::InvalidField,
     Code::OverCapacity,
     Code::TooManyWaiters,
+    Code::Overloaded,
+    Code::QuotaWaiting,
+    Code::QuotaRate,
     Code::BrokerUnavailable,
 ];
 const ONE_PROBLEMS: &[Code] =

@@ -58,6 +58,13 @@ pub(super) struct ModelQueue {
     ready: u64,
     #[serde(flatten)]
     now: Capacity,
+    /// How long the slots take for what waits and may start, in seconds, by what it is expected to take; `null` without workers,
+    /// or when no scheduler said so lately.
+    drain_seconds: Option<f64>,
+    /// Workers that the work that comes, what waits, and the deadlines take; `null` when no scheduler said so lately.
+    workers_wanted: Option<f64>,
+    /// So much waits that tasks of little worth are refused.
+    overloaded: bool,
 }
 
 /// A queue that is not a model's.
@@ -96,7 +103,16 @@ pub(super) async fn queues(State(gateway): State<Arc<Shared>>) -> Result<Json<Qu
         .map(|model| async {
             let (ready, _) = gateway.depth(&topology.ready(&model)).await?;
             let (now, paused) = (capacities.get(&model).copied().unwrap_or_default(), paused.contains(&model));
-            Ok::<_, Problem>(ModelQueue { now, paused, ready, model })
+            let load = gateway.pressure.load(&model);
+            Ok::<_, Problem>(ModelQueue {
+                now,
+                paused,
+                ready,
+                drain_seconds: load.and_then(|load| load.drain_seconds),
+                workers_wanted: load.map(|load| load.workers_wanted),
+                overloaded: load.is_some_and(|load| load.overloaded),
+                model,
+            })
         })
         .buffered(AT_ONCE)
         .try_collect()

@@ -13,7 +13,7 @@ use taskyard_shared::load::{LoadReport, ModelSpec};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
     Accept, Accepted, Claim, Claimed, Filter, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
-    StoreError,
+    StoreError, TakeTokens, TokensTaken,
 };
 use taskyard_shared::{Priority, Reply, TaskId, TaskResult};
 use tokio::sync::watch;
@@ -236,6 +236,7 @@ checked! {
     async fn models(&self) -> Vec<ModelSpec>;
     async fn pause(&self, model: &str, paused: bool) -> ();
     async fn paused(&self) -> Vec<String>;
+    async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Vec<TokensTaken>;
     async fn put(&self, key: &str, value: Bytes) -> ();
     async fn fetch(&self, key: &str) -> Option<Bytes>;
     async fn ping(&self) -> String;

@@ -24,15 +24,21 @@ pub struct Arrival {
     /// Since when it waits, for a task that is not new: a retry, or one read again after a restart. Without it a
     /// task's wait counts from now, or from `not_before_us` when that is later.
     pub arrived_us: Option<u64>,
+    /// It was taken in before: a retry, or one read again. It is not refused for others that wait.
+    pub is_known: bool,
 }
 
 /// The planner refused an event.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Refusal {
     /// The id is already waiting or dispatched.
     Duplicate,
     /// It, or one of more worth that was admitted, would miss its deadline. It would have ended at this time.
     DeadlineUnreachable { finish_us: u64 },
+    /// As many tasks of its tenant wait as may.
+    TooManyWaiting,
+    /// More waits for its model than may, and nothing that waits is worth less. So long it lasts if nothing else comes.
+    Overloaded { seconds: f64 },
 }
 
 impl Refusal {
@@ -40,6 +46,8 @@ impl Refusal {
         match self {
             Self::Duplicate => "duplicate",
             Self::DeadlineUnreachable { .. } => "deadline_unreachable",
+            Self::TooManyWaiting => "quota_waiting",
+            Self::Overloaded { .. } => "overloaded",
         }
     }
 }

@@ -33,8 +33,6 @@ pub(super) struct Backlog {
     pub(super) delayed: usize,
     /// Σ priority × expected time over both, in microseconds: whole numbers add up without drift.
     weighted_us: u128,
-    /// Σ expected time over those in lanes, likewise.
-    queued_us: u128,
 }
 
 /// The task to dispatch now.
@@ -68,11 +66,6 @@ impl Backlog {
         self.weighted_us as f64 / 1e6
     }
 
-    /// What the tasks in lanes are expected to take.
-    pub(super) fn queued_seconds(&self) -> f64 {
-        self.queued_us as f64 / 1e6
-    }
-
     /// Since when the longest waiting of the tasks that may start waits.
     pub(super) fn oldest_arrival_us(&self, tasks: &Tasks) -> Option<u64> {
         let heads = self.groups.heads().iter().map(|head| head.arrival_us);
@@ -101,7 +94,6 @@ impl Backlog {
         let (waiting, flow) = (&record.waiting, record.flow);
         self.queued += 1;
         self.weighted_us += weighted_us(waiting);
-        self.queued_us += expected_us(waiting);
         self.floors.handle_came(waiting);
         self.foresight.handle_came(waiting);
         let key = policy.lane_key(waiting);
@@ -121,7 +113,6 @@ impl Backlog {
         let waiting = &record.waiting;
         self.queued -= 1;
         self.weighted_us -= weighted_us(waiting);
-        self.queued_us -= expected_us(waiting);
         self.floors.handle_left(waiting);
         self.foresight.handle_left(waiting);
         let key = policy.lane_key(waiting);

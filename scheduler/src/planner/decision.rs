@@ -22,15 +22,18 @@ pub enum Decision {
 pub enum ShedReason {
     /// It, or another of more worth, would miss its deadline.
     Deadline,
+    /// More waits for its model than may, and it is worth the least.
+    Overload,
 }
 
 impl ShedReason {
-    pub const ALL: [Self; 1] = [Self::Deadline];
+    pub const ALL: [Self; 2] = [Self::Deadline, Self::Overload];
 
     /// Its code in results.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Deadline => "deadline_shed",
+            Self::Overload => "overloaded",
         }
     }
 }

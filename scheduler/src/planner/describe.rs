@@ -58,10 +58,12 @@ impl Planner {
                 capacity.iter().try_for_each(|&(_, task)| self.write_task(out, self.tasks.get(task)))?;
             }
         }
-        for (told, leaving) in [("expired", &self.expired), ("gave way", &self.shed)] {
+        let expired: Vec<_> = self.expired.iter().copied().collect();
+        let shed: Vec<_> = self.shed.iter().map(|&(task, _)| task).collect();
+        for (told, leaving) in [("expired", expired), ("gave way", shed)] {
             if !leaving.is_empty() {
                 writeln!(out, "{told}, to be told")?;
-                leaving.iter().try_for_each(|&task| self.write_task(out, self.tasks.get(task)))?;
+                leaving.into_iter().try_for_each(|task| self.write_task(out, self.tasks.get(task)))?;
             }
         }
         Ok(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use taskyard_shared::TaskId;
+use taskyard_shared::{Kind, TaskId};
 
 use super::Planner;
 use super::decision::WaitReason;
@@ -54,6 +54,12 @@ pub struct ModelStats {
     pub oldest_arrival_us: Option<u64>,
     /// Σ priority × expected execution time over the waiting tasks, in seconds.
     pub weighted_seconds: f64,
+    /// How long its slots take for what may start now, in seconds. `None` without workers.
+    pub drain_seconds: Option<f64>,
+    /// So much waits that tasks that are worth no more than [`Self::least_worth`] are refused.
+    pub is_overloaded: bool,
+    /// The least weight per expected second of those that wait; `None` while there is no mark of overload.
+    pub least_worth: Option<f64>,
     /// How many dispatched tasks its workers can hold together.
     pub capacity: usize,
     /// Tasks dispatched and not come back.
@@ -78,6 +84,8 @@ pub struct TenantStats {
     pub tenant: Arc<str>,
     /// Its tasks in lanes, over all models.
     pub queued: usize,
+    /// All of its tasks that are here and not dispatched.
+    pub waiting: usize,
     /// Its tasks that are out.
     pub running: usize,
     /// Run time of what came back, in seconds.
@@ -130,10 +138,15 @@ impl Planner {
         })
     }
 
+    /// What a task takes that came before anything was known of its model.
+    pub(super) fn expected_guess_seconds(&self, model: &str) -> f64 {
+        self.mean_seconds(model).unwrap_or_else(|| self.expected(model, Kind::default(), None).mean_seconds)
+    }
+
     /// How each model stands. Takes time in the number of models, their classes and the lanes of tenants that may not go.
     pub fn stats(&self) -> Stats {
         let models = self.models.by_name().into_iter().map(|(name, model)| {
-            let Model { backlog, capacity, .. } = model;
+            let Model { backlog, capacity, overload, .. } = model;
             let reason = model.wait_reason();
             // Where nothing goes at all, tenants are not what the others wait for.
             let (over_share, limited) = match reason {
@@ -149,6 +162,9 @@ impl Planner {
                 reason,
                 oldest_arrival_us: backlog.oldest_arrival_us(&self.tasks),
                 weighted_seconds: backlog.weighted_seconds(),
+                drain_seconds: overload.drain_seconds(self.expected_guess_seconds(name)),
+                is_overloaded: overload.is_over(),
+                least_worth: overload.least_worth(),
                 capacity: capacity.total,
                 outstanding: capacity.outstanding(),
                 calibration: self.estimator.calibration(name),
@@ -161,6 +177,7 @@ impl Planner {
             TenantStats {
                 tenant: name.clone(),
                 queued: limited.flows.iter().map(queued).sum(),
+                waiting: self.waiting_of(limited),
                 running: limited.running,
                 served_seconds: limited.served_us as f64 / 1e6,
             }

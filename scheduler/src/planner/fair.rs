@@ -60,18 +60,21 @@ pub struct TenantLimits {
     pub weight: f64,
     /// Most of its tasks that are out at once, over all models. At least 1.
     pub running_most: Option<usize>,
+    /// Most of its tasks that wait, over all models and [elsewhere](super::Planner::handle_elsewhere): a new one beyond that is
+    /// refused.
+    pub waiting_most: Option<usize>,
 }
 
 impl Default for TenantLimits {
     fn default() -> Self {
-        Self { weight: 1.0, running_most: None }
+        Self { weight: 1.0, running_most: None, waiting_most: None }
     }
 }
 
 impl TenantLimits {
     pub(super) fn sound(self) -> Self {
         let weight = if self.weight.is_finite() { self.weight.clamp(0.01, 100.0) } else { 1.0 };
-        Self { weight, running_most: self.running_most.map(|most| most.max(1)) }
+        Self { weight, running_most: self.running_most.map(|most| most.max(1)), ..self }
     }
 }
 

@@ -21,7 +21,7 @@ impl Planner {
                     matches!(record.place, Place::Dispatched { .. }) && flows.contains(&(record.model, record.flow))
                 };
                 let running = self.tasks.iter().filter(|(_, record)| is_running(record)).count();
-                Limited { limits, running, flows, served_us: 0 }
+                Limited { limits, running, flows, ..Limited::default() }
             }
         });
         let is_counted = limited.is_some();
@@ -32,9 +32,33 @@ impl Planner {
         let is_at_limit = limited.as_ref().is_some_and(Limited::is_at_limit);
         self.tenants.set(name, limited);
         for &(model, flow) in &flows {
-            self.models.get_mut(model).backlog.shares.set_weight(flow, limits.weight, is_counted);
+            let Model { backlog, overload, .. } = self.models.get_mut(model);
+            backlog.shares.set_weight(flow, limits.weight, is_counted);
+            overload.set_weight(flow, backlog.shares.flow(flow).weight());
             self.set_flow_limited(model, flow, is_at_limit);
         }
+    }
+
+    /// How many tasks of a tenant wait at other schedulers: they count where a limit says how many may wait.
+    pub fn handle_elsewhere(&mut self, name: &str, waiting: usize) {
+        if let Some(limited) = self.tenants.find(name).and_then(|tenant| self.tenants.limited_mut(tenant)) {
+            limited.elsewhere = waiting;
+        }
+    }
+
+    /// Tasks of a tenant with limits that are here and not dispatched.
+    pub(super) fn waiting_of(&self, limited: &Limited) -> usize {
+        let uses = |&(model, flow): &(u32, u32)| self.models.get(model).backlog.shares.flow(flow).uses as usize;
+        limited.flows.iter().map(uses).sum::<usize>().saturating_sub(limited.running)
+    }
+
+    /// Whether as many tasks of a tenant wait as may.
+    pub(super) fn has_too_many_waiting(&self, name: &str) -> bool {
+        let limited = self.tenants.find(name).and_then(|tenant| self.tenants.limited(tenant));
+        limited.is_some_and(|limited| {
+            let most = limited.limits.waiting_most;
+            most.is_some_and(|most| self.waiting_of(limited).saturating_add(limited.elsewhere) >= most)
+        })
     }
 
     pub(super) fn acquire_flow(&mut self, model: u32, name: &str) -> u32 {

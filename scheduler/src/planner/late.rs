@@ -4,7 +4,7 @@
 
 use super::backlog::Choice;
 use super::deadlines::{Admission, Late, Runs};
-use super::decision::DispatchReason;
+use super::decision::{DispatchReason, ShedReason};
 use super::models::Model;
 use super::shares::Standing;
 use super::tasks::{Handle, NEVER, Place};
@@ -104,7 +104,7 @@ impl Planner {
         record.claim_us = NEVER;
         if self.late == Late::Refuse {
             record.place = Place::Leaving;
-            self.shed.push_back(task);
+            self.shed.push_back((task, ShedReason::Deadline));
         } else {
             record.waiting.deadline_us = None;
             match record.place {

@@ -25,6 +25,7 @@ mod line;
 mod models;
 mod names;
 mod oldest;
+mod overload;
 mod pace;
 pub mod policy;
 mod predict;
@@ -40,6 +41,7 @@ pub use decision::{Decision, DispatchReason, ShedReason, WaitReason};
 pub use estimator::{Calibration, Estimate, Learnt, Prior, Ran};
 pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats, TenantStats};
 pub use fair::{BANDS, Fairness, TenantLimits};
+pub use overload::{Demand, LOW};
 pub use predict::{Prediction, StartCalibration};
 
 use std::collections::{BTreeMap, VecDeque};
@@ -66,7 +68,7 @@ pub struct Planner {
     /// Tasks whose deadline passed, which is yet to be told.
     expired: VecDeque<Handle>,
     /// Tasks that gave way, which is yet to be told.
-    shed: VecDeque<Handle>,
+    shed: VecDeque<(Handle, ShedReason)>,
     /// The last decision told of a deadline, so it is a dispatch's turn.
     told: bool,
     /// Tasks with a claim that have ended since time was last told.
@@ -125,25 +127,42 @@ impl Planner {
     ///
     /// # Errors
     /// [`Refusal::Duplicate`] for an id that is waiting or dispatched, [`Refusal::DeadlineUnreachable`] for a task that is
-    /// not worth what it would make late.
+    /// not worth what it would make late, [`Refusal::Overloaded`] for one that is worth no more than any of too many,
+    /// [`Refusal::TooManyWaiting`] for one whose tenant has as many waiting as may.
     pub fn handle_arrival(&mut self, arrival: Arrival, now_us: u64) -> Result<(), Refusal> {
         if self.tasks.find(arrival.id).is_some() {
             return Err(Refusal::Duplicate);
+        }
+        if !arrival.is_known && self.has_too_many_waiting(&arrival.tenant) {
+            return Err(Refusal::TooManyWaiting);
         }
         let expected = match arrival.expected {
             Some(expected) => expected.bounded(),
             None => self.estimator.handle_arrival(&arrival.model, arrival.kind, arrival.cost),
         };
+        let is_guess = arrival.expected.is_none() && !self.estimator.knows(&arrival.model);
         let waiting = arrival.waiting(expected, now_us, self.next_sequence);
+        let start_us = arrival.start_us(now_us);
+        if !arrival.is_known
+            && start_us.is_none()
+            && !is_guess
+            && let Some(seconds) = self.is_least_of_too_many(&arrival.model, &arrival.tenant, &waiting)
+        {
+            if let Some(model) = self.models.find(&arrival.model) {
+                self.models.get_mut(model).overload.handle_offer(&waiting);
+            }
+            return Err(Refusal::Overloaded { seconds });
+        }
         self.next_sequence += 1;
         let model = self.models.acquire(&arrival.model);
+        self.models.get_mut(model).overload.handle_offer(&waiting);
         let flow = self.acquire_flow(model, &arrival.tenant);
-        let start_us = arrival.start_us(now_us);
         let place = Place::Delayed { start_us: start_us.unwrap_or(now_us) };
         let cost = arrival.cost.map_or(f32::NAN, |cost| cost as f32);
         let deviation_seconds = expected.deviation_seconds as f32;
         let expires_us = waiting.deadline_us.unwrap_or(NEVER);
-        let record = Record { waiting, model, flow, cost, deviation_seconds, claim_us: NEVER, expires_us, place };
+        let record =
+            Record { waiting, model, flow, cost, deviation_seconds, claim_us: NEVER, expires_us, is_guess, place };
         let task = self.tasks.insert(record);
         match start_us {
             Some(_) => {
@@ -164,11 +183,13 @@ impl Planner {
                 self.forget(task);
                 Err(Refusal::DeadlineUnreachable { finish_us })
             }
-            Some(_) => {
-                self.give_up(task, now_us);
+            late => {
+                if late.is_some() {
+                    self.give_up(task, now_us);
+                }
+                self.relieve(model, now_us);
                 Ok(())
             }
-            None => Ok(()),
         }
     }
 
@@ -227,7 +248,7 @@ impl Planner {
     pub fn handle_reprioritize(&mut self, id: TaskId, priority: Priority) -> bool {
         let Some(task) = self.tasks.find(id) else { return false };
         let Some(record) = self.tasks.get_mut(task) else { return false };
-        let Model { backlog, deadlines, .. } = self.models.get_mut(record.model);
+        let Model { backlog, deadlines, overload, .. } = self.models.get_mut(record.model);
         match record.place {
             Place::Delayed { .. } => {
                 backlog.uncount_delayed(&record.waiting);
@@ -240,9 +261,13 @@ impl Planner {
                 if has_claim {
                     deadlines.remove(&record.waiting);
                 }
+                overload.unrank(record, task);
                 backlog.set_priority(task, priority, &mut self.tasks, &*self.policy);
-                if has_claim && let Some(record) = self.tasks.get(task) {
-                    deadlines.insert(&record.waiting, task);
+                if let Some(record) = self.tasks.get(task) {
+                    overload.rank(record, task);
+                    if has_claim {
+                        deadlines.insert(&record.waiting, task);
+                    }
                 }
                 self.models.handle_came(model);
             }
@@ -384,16 +409,16 @@ impl Planner {
 
     /// Of a task that is not to run.
     fn tell(&mut self) -> Option<Decision> {
-        let (task, is_shed) = match self.expired.pop_front() {
-            Some(task) => (task, false),
-            None => (self.shed.pop_front()?, true),
+        let (task, shed) = match self.expired.pop_front() {
+            Some(task) => (task, None),
+            None => self.shed.pop_front().map(|(task, reason)| (task, Some(reason)))?,
         };
         let record = self.tasks.get(task)?;
         let (id, model) = (record.waiting.id, self.models.name(record.model).clone());
         self.forget(task);
-        Some(match is_shed {
-            true => Decision::Shed { id, model, reason: ShedReason::Deadline },
-            false => Decision::Expire { id, model },
+        Some(match shed {
+            Some(reason) => Decision::Shed { id, model, reason },
+            None => Decision::Expire { id, model },
         })
     }
 
@@ -415,11 +440,13 @@ impl Planner {
                     self.expired.push_back(task);
                 }
             } else if record.is_delayed() {
+                let model = record.model;
                 self.withdraw(task);
                 self.enqueue(task, now_us);
                 if self.check(task, now_us).is_some() {
                     self.give_up(task, now_us);
                 }
+                self.relieve(model, now_us);
             } else if !self.models.get(record.model).can_run() {
                 // Nobody knows when workers come, so it is not known to be late.
                 record.claim_us = record.expires_us;
@@ -441,7 +468,7 @@ impl Planner {
     fn enqueue(&mut self, task: Handle, now_us: u64) {
         let Some(record) = self.tasks.get_mut(task) else { return };
         let (model, flow) = (record.model, record.flow);
-        let Model { backlog, capacity, deadlines, .. } = self.models.get_mut(model);
+        let Model { backlog, capacity, deadlines, overload, .. } = self.models.get_mut(model);
         if self.late != Late::Keep {
             let claim_us = deadlines.insert(&record.waiting, task);
             // When that has passed, it is told at the next decision, and not before.
@@ -451,6 +478,7 @@ impl Planner {
         let is_limited = backlog.shares.flow(flow).is_counted
             && self.tenants.limited(backlog.shares.flow(flow).tenant).is_some_and(Limited::is_at_limit);
         let begin = Begin { is_limited, is_idle: capacity.outstanding() == 0 };
+        overload.insert(record, task, backlog.shares.flow(flow).weight());
         backlog.insert(task, &mut self.tasks, &*self.policy, now_us, begin);
         self.models.refresh_ready(model);
         self.models.handle_came(model);
@@ -460,13 +488,16 @@ impl Planner {
     /// Takes a waiting task from where it waits. Answers whether it waited; its place is then the caller's to set.
     fn withdraw(&mut self, task: Handle) -> bool {
         let Some(record) = self.tasks.get(task) else { return false };
-        let Model { backlog, deadlines, .. } = self.models.get_mut(record.model);
+        let Model { backlog, deadlines, overload, .. } = self.models.get_mut(record.model);
         if record.has_claim() {
             deadlines.remove(&record.waiting);
         }
         match record.place {
             Place::Delayed { .. } => backlog.uncount_delayed(&record.waiting),
-            Place::Lane { stage } => backlog.remove(task, stage, &self.tasks, &*self.policy),
+            Place::Lane { stage } => {
+                overload.remove(record, task);
+                backlog.remove(task, stage, &self.tasks, &*self.policy);
+            }
             Place::Dispatched { .. } | Place::Leaving => return false,
         }
         if let Some(at_us) = record.alarm_us() {
@@ -561,6 +592,7 @@ mod tests {
                 deadline_us: None,
                 not_before_us: None,
                 arrived_us: None,
+                is_known: false,
             };
             assert_eq!(planner.handle_arrival(task, 0), Ok(()));
         }

@@ -11,12 +11,14 @@ use super::capacity::{Capacity, Room};
 use super::deadlines::Deadlines;
 use super::decision::WaitReason;
 use super::names::Names;
+use super::overload::{Mark, Overload};
 
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) backlog: Backlog,
     pub(super) capacity: Capacity,
     pub(super) deadlines: Deadlines,
+    pub(super) overload: Overload,
     /// None of its tasks is dispatched.
     pub(super) is_paused: bool,
     is_ready: bool,
@@ -46,6 +48,8 @@ pub(super) struct Models {
     turn: u32,
     /// Tasks it has had in this turn.
     had: usize,
+    /// When tasks give way to others.
+    mark: Option<Mark>,
 }
 
 impl Models {
@@ -57,6 +61,7 @@ impl Models {
             pressing: BTreeSet::new(),
             turn: 0,
             had: 0,
+            mark: None,
         }
     }
 
@@ -80,10 +85,11 @@ impl Models {
     pub(super) fn acquire(&mut self, name: &str) -> u32 {
         let is_new = self.names.find(name).is_none();
         let model = self.names.acquire(name);
+        let new = || Model { overload: Overload::new(self.mark), ..Model::default() };
         match self.models.get_mut(model as usize) {
-            Some(known) if is_new => *known = Model::default(),
+            Some(known) if is_new => *known = new(),
             Some(_) => {}
-            None => self.models.push(Model::default()),
+            None => self.models.push(new()),
         }
         model
     }
@@ -103,10 +109,15 @@ impl Models {
             _ => self.acquire(name),
         };
         self.get_mut(model).capacity.set_room(room);
+        self.get_mut(model).overload.set_slots(if total > 0 { room.slots.max(1) } else { 0 });
         self.refresh_ready(model);
         if total == 0 {
             self.release(model);
         }
+    }
+
+    pub(super) fn set_mark(&mut self, mark: Option<Mark>) {
+        self.mark = mark;
     }
 
     /// Answers whether that was a change.
@@ -170,6 +181,11 @@ impl Models {
     pub(super) fn flows_of(&self, tenant: u32) -> BTreeSet<(u32, u32)> {
         let models = (0..).zip(&self.models);
         models.filter_map(|(number, model)| Some((number, model.backlog.shares.find(tenant)?))).collect()
+    }
+
+    /// All that were ever known at once, in no order that means anything.
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Model> {
+        self.models.iter_mut()
     }
 
     /// The known ones, by name.

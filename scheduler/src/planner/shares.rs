@@ -42,7 +42,7 @@ pub(super) struct Flow {
     /// Its tenant has limits of its own.
     pub(super) is_counted: bool,
     /// Tasks of it, wherever they are.
-    uses: u32,
+    pub(super) uses: u32,
     /// Those of them in lanes.
     pub(super) waiting: u32,
     weight: f32,

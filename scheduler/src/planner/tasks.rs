@@ -21,6 +21,8 @@ pub(super) struct Record {
     pub(super) claim_us: u64,
     /// When it is of no more use; [`NEVER`] without a deadline.
     pub(super) expires_us: u64,
+    /// Nothing was known of its model when it came, and so not what it takes.
+    pub(super) is_guess: bool,
     pub(super) place: Place,
 }
 

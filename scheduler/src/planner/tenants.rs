@@ -12,6 +12,8 @@ pub(super) struct Limited {
     pub(super) limits: TenantLimits,
     /// Its tasks that are out, over all models.
     pub(super) running: usize,
+    /// Its tasks that wait at other schedulers.
+    pub(super) elsewhere: usize,
     /// Run time of what it was given, in microseconds: as expected, then as measured.
     pub(super) served_us: u128,
     /// Its models, and its flow in each.

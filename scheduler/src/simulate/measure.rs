@@ -78,6 +78,10 @@ pub fn measure(workload: &Workload, course: &Course, warm_up: f64, least_cost: f
             overall.insert("cost_after_jump_s", sum / count);
         }
     }
+    // What was done by then; what is left over is done when nothing comes any more, or was given up.
+    let kept =
+        pairs().filter(|(_, end)| end.fate == Fate::Done && (first_us..=last_arrival_us).contains(&end.ended_us));
+    overall.insert("value_per_s", kept.map(|(task, _)| task.weight()).sum::<f64>() / span_s);
     let slots: f64 = workload.models.iter().map(|model| model.slots as f64).sum();
     let within = |end: &End, from_us: u64, to_us: u64| match end.fate {
         Fate::Done => seconds(end.started_us.max(from_us), end.ended_us.min(to_us).max(end.started_us.max(from_us))),
@@ -140,7 +144,7 @@ fn largest(groups: BTreeMap<u32, Figures>, name: impl Fn(u32) -> String) -> BTre
 fn group<'a>(pairs: impl Iterator<Item = Pair<'a>>) -> Figures {
     let mut waits_us: Vec<u64> = Vec::new();
     let (mut tasks, mut wait_sum_s, mut slowdown_sum) = (0.0, 0.0, 0.0);
-    let (mut with_deadline, mut accepted, mut met, mut in_time, mut not_run) = (0.0, 0.0, 0.0, 0.0, 0.0);
+    let (mut with_deadline, mut accepted, mut met, mut in_time, mut not_run, mut shed) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
     let mut slowdowns: Vec<u64> = Vec::new();
     for (task, end) in pairs {
         tasks += 1.0;
@@ -155,6 +159,7 @@ fn group<'a>(pairs: impl Iterator<Item = Pair<'a>>) -> Figures {
         }
         if !done {
             not_run += 1.0;
+            shed += f64::from(u8::from(end.fate == Fate::Shed));
             continue;
         }
         let wait_us = end.started_us.saturating_sub(task.arrival_us);
@@ -169,7 +174,7 @@ fn group<'a>(pairs: impl Iterator<Item = Pair<'a>>) -> Figures {
     slowdowns.sort_unstable();
     let wait_s = |share: f64| quantile(&waits_us, share) as f64 / 1e6;
     let ran = waits_us.len() as f64;
-    let mut figures = Figures::from([("tasks", tasks), ("in_time", in_time), ("not_run", not_run)]);
+    let mut figures = Figures::from([("tasks", tasks), ("in_time", in_time), ("not_run", not_run), ("shed", shed)]);
     if ran > 0.0 {
         figures.extend([
             ("wait_mean_s", wait_sum_s / ran),

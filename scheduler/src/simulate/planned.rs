@@ -28,8 +28,9 @@ impl Planned {
     pub fn new(spec: &PolicySpec, scenario: &Scenario, workload: &Workload) -> Option<Self> {
         let policy = policy::by_name(&spec.name, spec.ageing_s.or(scenario.planner.ageing_s))?;
         let mut planner = Planner::new(policy);
+        planner.set_overload(spec.overload_s.or(scenario.planner.overload_s));
         for tenant in &workload.tenants {
-            planner.handle_tenant(&tenant.name, TenantLimits { weight: tenant.weight, running_most: None });
+            planner.handle_tenant(&tenant.name, TenantLimits { weight: tenant.weight, ..TenantLimits::default() });
         }
         Some(Self {
             planner,
@@ -73,6 +74,7 @@ impl Chooser for Planned {
             deadline_us: (task.deadline_us != NO_DEADLINE).then_some(task.deadline_us),
             not_before_us: None,
             arrived_us: None,
+            is_known: false,
         };
         self.planner.handle_arrival(arrival, now_us).is_ok()
     }

@@ -1,8 +1,9 @@
-//! The policies of a run, by name: `NAME[:AGEING_SECONDS][@TOLD]`.
+//! The policies of a run, by name: `NAME[:AGEING_SECONDS][@TOLD][/OVERLOAD_SECONDS]`.
 //!
 //! `NAME` is one of the planner's, or `moore-hodgson`, which exists here alone. `TOLD` says what the planner knows of a
 //! task's time: nothing but what it learns (the default), `class` the true mean of the task's class, `true` the task's
-//! own time, `noisy` the task's own time times a factor whose logarithm has the standard deviation `cost.sigma`.
+//! own time, `noisy` the task's own time times a factor whose logarithm has the standard deviation `cost.sigma`. With
+//! `OVERLOAD_SECONDS` what takes the slots longer to work off gives way, least worth first.
 
 use std::fmt;
 
@@ -31,6 +32,8 @@ pub struct PolicySpec {
     /// Instead of the scenario's.
     pub ageing_s: Option<f64>,
     pub told: Told,
+    /// How long the slots may take for what waits, instead of the scenario's.
+    pub overload_s: Option<f64>,
 }
 
 impl PolicySpec {
@@ -62,8 +65,12 @@ impl std::str::FromStr for PolicySpec {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
-        let (rest, told) = match text.split_once('@') {
-            None => (text, Told::Learnt),
+        let (whole, overload_s) = match text.split_once('/') {
+            None => (text, None),
+            Some((whole, number)) => (whole, Some(seconds(text, number, "after / come seconds that may wait")?)),
+        };
+        let (rest, told) = match whole.split_once('@') {
+            None => (whole, Told::Learnt),
             Some((rest, word)) => {
                 let known = Told::NAMED.into_iter().find(|&(_, name)| name == word);
                 let words = Told::NAMED.map(|(_, name)| name).join(", ");
@@ -72,17 +79,22 @@ impl std::str::FromStr for PolicySpec {
         };
         let (name, ageing_s) = match rest.split_once(':') {
             None => (rest, None),
-            Some((name, number)) => {
-                let seconds = number.parse().ok().filter(|&seconds: &f64| seconds.is_finite() && seconds > 0.0);
-                (name, Some(seconds.ok_or_else(|| format!("{text:?}: after : come seconds of ageing, over 0"))?))
-            }
+            Some((name, number)) => (name, Some(seconds(text, number, "after : come seconds of ageing")?)),
         };
         if name != MOORE_HODGSON && policy::by_name(name, None).is_none() {
             return Err(format!("{name:?} is no policy: there are cmu, fifo, strict, edf, wspt and {MOORE_HODGSON}"));
         }
         let told = if name == MOORE_HODGSON { Told::True } else { told };
-        Ok(Self { text: text.to_owned(), name: name.to_owned(), ageing_s, told })
+        if name == MOORE_HODGSON && overload_s.is_some() {
+            return Err(format!("{text:?}: {MOORE_HODGSON} has no mark of overload"));
+        }
+        Ok(Self { text: text.to_owned(), name: name.to_owned(), ageing_s, told, overload_s })
     }
+}
+
+fn seconds(text: &str, number: &str, what: &str) -> Result<f64, String> {
+    let seconds = number.parse().ok().filter(|&seconds: &f64| seconds.is_finite() && seconds > 0.0);
+    seconds.ok_or_else(|| format!("{text:?}: {what}, over 0"))
 }
 
 /// All that a scenario has a use for.
@@ -101,10 +113,14 @@ mod tests {
         assert_eq!((spec.name.as_str(), spec.ageing_s, spec.told), ("cmu", Some(2.5), Told::Class));
         assert_eq!(spec.to_string(), "cmu:2.5@class");
         assert_eq!("moore-hodgson".parse::<PolicySpec>().unwrap().told, Told::True);
+        let spec: PolicySpec = "wspt@true/30".parse().unwrap();
+        assert_eq!((spec.told, spec.ageing_s, spec.overload_s), (Told::True, None, Some(30.0)));
         for (text, words) in [
             ("best", "is no policy"),
             ("wspt@guess", "one of learnt, class"),
             ("cmu:-1", "over 0"),
+            ("cmu/soon", "seconds that may wait, over 0"),
+            ("moore-hodgson/3", "no mark"),
             ("", "is no policy"),
         ] {
             let error = text.parse::<PolicySpec>().unwrap_err();

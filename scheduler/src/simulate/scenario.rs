@@ -207,6 +207,8 @@ pub struct Jump {
 #[serde(default, deny_unknown_fields)]
 pub struct PlannerSettings {
     pub ageing_s: Option<f64>,
+    /// How long the slots of a model may take for what waits for it, in seconds. Without it nothing gives way.
+    pub overload_s: Option<f64>,
 }
 
 impl Default for Scenario {
@@ -321,6 +323,7 @@ impl Scenario {
             ((1..=MODELS_MOST).contains(&self.models.slots), format!("models.slots: from 1 to {MODELS_MOST}")),
             (natural(self.cost.sigma) && self.cost.sigma <= 10.0, "cost.sigma: from 0 to 10".to_owned()),
             (self.planner.ageing_s.is_none_or(positive), "planner.ageing_s: a number over 0".to_owned()),
+            (self.planner.overload_s.is_none_or(positive), "planner.overload_s: a number over 0".to_owned()),
             (
                 self.priorities.len() <= 10
                     && self.priorities.iter().all(|&part| natural(part))

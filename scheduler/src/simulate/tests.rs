@@ -75,6 +75,41 @@ fn four_slots_wait_as_long_as_erlang_says() {
     agrees(report.rows[0].figures["wait_mean_s"], delayed * 0.1 / (4.0 * 0.2), "M/M/4");
 }
 
+/// What comes beyond what can be done does not add up to waits, and what is done is worth no less.
+#[test]
+fn in_overload_waits_stay_bounded_and_the_value_is_kept() {
+    let overload = |tasks: usize| {
+        report(&format!(
+            r#"
+            tasks = {tasks}
+            seeds = 2
+            load = [1.5]
+            policies = ["cmu", "cmu/5", "fifo", "fifo/5"]
+            [models]
+            slots = 4
+            [[classes]]
+            name = "short"
+            share = 0.7
+            service = {{ distribution = "exponential", mean_ms = 20 }}
+            [[classes]]
+            name = "long"
+            share = 0.3
+            service = {{ distribution = "exponential", mean_ms = 200 }}
+            "#
+        ))
+    };
+    let (brief, long) = (overload(10_000), overload(40_000));
+    let figure = |report: &Report, row: usize, name: &str| report.rows[row].figures[name].mean;
+    for row in [1, 3] {
+        assert!(figure(&long, row, "value_per_s") > 0.97 * figure(&long, row - 1, "value_per_s"), "row {row}");
+        assert!(figure(&long, row, "not_run") > 1000.0);
+        let (before, after) = (figure(&brief, row, "wait_p99_s"), figure(&long, row, "wait_p99_s"));
+        assert!(after < 1.25 * before && after < 5.0 * 5.0, "row {row}: {before} s, then {after} s");
+        assert!(figure(&long, row - 1, "wait_p99_s") > 3.0 * figure(&brief, row - 1, "wait_p99_s"));
+    }
+    assert!(figure(&long, 3, "value_per_s") > 1.3 * figure(&long, 2, "value_per_s"), "fifo itself wastes it");
+}
+
 #[test]
 fn strict_priorities_wait_as_long_as_cobham_says() {
     let report = report(

@@ -4,6 +4,7 @@ mod allocation;
 mod deadlines;
 mod fairness;
 mod naive;
+mod overload;
 mod properties;
 mod scripts;
 mod snapshots;
@@ -32,6 +33,7 @@ fn arrival(number: u128, priority: u8, expected_seconds: f64) -> Arrival {
         deadline_us: None,
         not_before_us: None,
         arrived_us: None,
+        is_known: false,
     }
 }
 

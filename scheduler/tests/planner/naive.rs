@@ -2,12 +2,13 @@
 //!
 //! Fast and naive planner are given the same events; each decision of the fast one is checked against the list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::{Policy, Waiting, by_name};
 use taskyard_scheduler::planner::{
-    Arrival, BANDS, Decision, DispatchReason, Estimate, Fairness, Late, Planner, Ran, Refusal, TenantLimits, WaitReason,
+    Arrival, BANDS, Decision, DispatchReason, Estimate, Fairness, Late, Planner, Ran, Refusal, ShedReason,
+    TenantLimits, WaitReason,
 };
 use taskyard_shared::{Priority, TaskId};
 
@@ -55,6 +56,12 @@ pub enum Event {
         tenant: u8,
         weight: f64,
         running_most: Option<usize>,
+        waiting_most: Option<usize>,
+    },
+    /// So many tasks of a tenant wait at another scheduler.
+    Elsewhere {
+        tenant: u8,
+        waiting: u8,
     },
     Pass {
         ms: u16,
@@ -80,9 +87,10 @@ pub fn events(most: usize) -> impl Strategy<Value = Vec<Event>> {
         4 => (any::<u16>(), prop::option::of(0..400u16)).prop_map(|(task, ran_ms)| Event::Complete { task, ran_ms }),
         1 => (any::<u16>(), 0..10u8).prop_map(|(task, priority)| Event::Reprioritize { task, priority }),
         1 => (0..2u8, any::<bool>()).prop_map(|(model, is_paused)| Event::Pause { model, is_paused }),
-        1 => (0..4u8, prop::sample::select(&[0.5, 1.0, 2.0, 3.0][..]), prop::option::of(0..4usize)).prop_map(
-            |(tenant, weight, running_most)| Event::Tenant { tenant, weight, running_most }
+        1 => (0..4u8, prop::sample::select(&[0.5, 1.0, 2.0, 3.0][..]), prop::option::of(0..4usize), prop::option::of(0..8usize)).prop_map(
+            |(tenant, weight, running_most, waiting_most)| Event::Tenant { tenant, weight, running_most, waiting_most }
         ),
+        1 => (0..4u8, 0..4u8).prop_map(|(tenant, waiting)| Event::Elsewhere { tenant, waiting }),
         1 => any::<u16>().prop_map(|task| Event::FailDispatch { task }),
         1 => any::<u16>().prop_map(|task| Event::Cancel { task }),
         4 => (0..300u16).prop_map(|ms| Event::Pass { ms }),
@@ -106,6 +114,8 @@ enum State {
     Moving,
     /// Its deadline passed, which is yet to be told.
     Expired,
+    /// It gave way, which is yet to be told.
+    Shed,
     Gone,
 }
 
@@ -144,6 +154,9 @@ struct Model {
     mean_us: f64,
     credits: [u128; BANDS],
     flows: BTreeMap<String, Flow>,
+    is_over: bool,
+    is_shaken: bool,
+    settled_us: u64,
 }
 
 /// The list, and the fast planner that is held against it.
@@ -151,9 +164,12 @@ pub struct Naive {
     pub planner: Planner,
     policy: Box<dyn Policy + Send>,
     fairness: Fairness,
+    /// What a slot may take for what waits.
+    overload_us: Option<u64>,
     tasks: Vec<Task>,
     models: BTreeMap<String, Model>,
     tenants: BTreeMap<String, TenantLimits>,
+    elsewhere: BTreeMap<String, usize>,
     pub now_us: u64,
     arrivals: u64,
 }
@@ -181,12 +197,19 @@ impl Naive {
             planner,
             policy: by_name(policy, Some(1.0)).unwrap(),
             fairness,
+            overload_us: None,
             tasks: Vec::new(),
             models: BTreeMap::from([0, 1].map(|model| (format!("m{model}"), Model::default()))),
             tenants: BTreeMap::new(),
+            elsewhere: BTreeMap::new(),
             now_us: 0,
             arrivals: 0,
         }
+    }
+
+    pub fn with_overload(mut self, most_ms: Option<u64>) -> Self {
+        self.planner.set_overload(most_ms.map(|ms| ms as f64 / 1e3));
+        Self { overload_us: most_ms.map(|ms| ms * 1000), ..self }
     }
 
     pub fn handle(&mut self, event: &Event) -> Result<(), TestCaseError> {
@@ -217,6 +240,7 @@ impl Naive {
                         deadline_us: None,
                         not_before_us: delay_ms.map(|ms| self.now_us + u64::from(ms) * 1000),
                         arrived_us: Some(waiting.arrival_us),
+                        is_known: true,
                     };
                     self.arrive(again)?;
                 }
@@ -224,7 +248,7 @@ impl Naive {
             Event::Load { model, capacity } => {
                 let model = format!("m{model}");
                 self.planner.handle_load(&model, usize::from(capacity));
-                self.model_mut(&model).capacity = capacity.into();
+                self.set_capacity(&model, capacity.into());
                 self.forget(&model);
             }
             Event::Complete { task, ran_ms } => {
@@ -250,7 +274,9 @@ impl Naive {
                     prop_assert!(self.planner.handle_cancel(self.tasks[task].waiting.id));
                     self.leave(task, State::Moving);
                     self.go(task);
-                } else if let Some(task) = self.nth(task, |state| state.is_out() || state == State::Expired) {
+                } else if let Some(task) =
+                    self.nth(task, |state| state.is_out() || matches!(state, State::Expired | State::Shed))
+                {
                     prop_assert!(!self.planner.handle_cancel(self.tasks[task].waiting.id));
                 }
             }
@@ -269,7 +295,17 @@ impl Naive {
                 prop_assert_eq!(self.planner.handle_pause(&model, is_paused), is_paused != was_paused);
                 self.forget(&model);
             }
-            Event::Tenant { tenant, weight, running_most } => self.limit(&format!("t{tenant}"), weight, running_most),
+            Event::Tenant { tenant, weight, running_most, waiting_most } => {
+                self.limit(&format!("t{tenant}"), weight, running_most, waiting_most);
+            }
+            Event::Elsewhere { tenant, waiting } => {
+                let tenant = format!("t{tenant}");
+                self.planner.handle_elsewhere(&tenant, waiting.into());
+                // Of others nobody has to know.
+                if self.tenants.get(&tenant).is_some_and(|limits| *limits != TenantLimits::default()) {
+                    self.elsewhere.insert(tenant, waiting.into());
+                }
+            }
             Event::Pass { ms } => self.now_us += u64::from(ms) * 1000,
             Event::Decide { most } => {
                 for _ in 0..most {
@@ -294,7 +330,13 @@ impl Naive {
                 prop_assert_eq!(*reason == DispatchReason::Floor, by_floor);
                 self.dispatch(best, by_floor, needs);
             }
-            Some(Decision::Shed { .. }) => prop_assert!(false, "nothing is shed without claims"),
+            Some(Decision::Shed { id, model, reason }) => {
+                prop_assert_eq!(*reason, ShedReason::Overload, "there are no claims");
+                let task = self.tasks.iter().position(|task| task.waiting.id == *id).unwrap();
+                prop_assert_eq!(self.tasks[task].state, State::Shed, "worth more than others that wait");
+                prop_assert_eq!(&**model, &*self.tasks[task].model);
+                self.go(task);
+            }
             Some(Decision::Expire { id, model }) => {
                 let task = self.tasks.iter().position(|task| task.waiting.id == *id).unwrap();
                 prop_assert_eq!(
@@ -309,7 +351,7 @@ impl Naive {
                 let idle = self.tasks.iter().find(|task| {
                     let could_go = task.state == State::Queued && !self.is_limited(&task.tenant);
                     let has_room = self.has_credit(&task.model) && !self.models[&task.model].is_paused;
-                    task.state == State::Expired || could_go && has_room
+                    matches!(task.state, State::Expired | State::Shed) || could_go && has_room
                 });
                 prop_assert!(idle.is_none(), "left undone: {:?}", idle.map(|task| &task.waiting));
             }
@@ -326,12 +368,12 @@ impl Naive {
     /// Gives every model room without end, and time until nothing is delayed: everything must come out.
     pub fn let_all_out(&mut self) -> Result<(), TestCaseError> {
         for tenant in 0..4 {
-            self.limit(&format!("t{tenant}"), 1.0, None);
+            self.limit(&format!("t{tenant}"), 1.0, None, None);
         }
         for model in 0..2 {
             self.handle(&Event::Pause { model, is_paused: false })?;
             self.planner.handle_load(&format!("m{model}"), usize::MAX);
-            self.model_mut(&format!("m{model}")).capacity = usize::MAX;
+            self.set_capacity(&format!("m{model}"), usize::MAX);
         }
         self.now_us += 10 * super::SECOND;
         self.decide_all()?;
@@ -351,6 +393,15 @@ impl Naive {
     }
 
     fn arrive(&mut self, arrival: Arrival) -> Result<(), TestCaseError> {
+        if self.has_too_many_waiting(&arrival) {
+            prop_assert_eq!(self.planner.handle_arrival(arrival, self.now_us), Err(Refusal::TooManyWaiting));
+            return Ok(());
+        }
+        if self.is_least_of_too_many(&arrival) {
+            let refused = self.planner.handle_arrival(arrival, self.now_us);
+            prop_assert!(matches!(refused, Err(Refusal::Overloaded { .. })), "instead of a refusal: {refused:?}");
+            return Ok(());
+        }
         prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Ok(()));
         prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Err(Refusal::Duplicate));
         let expected_seconds = arrival.expected.map_or(f64::NAN, |expected| expected.mean_seconds);
@@ -371,17 +422,21 @@ impl Naive {
         let Arrival { model, tenant, .. } = arrival;
         let state = if start_us > self.now_us { State::Delayed { start_us } } else { State::Moving };
         self.model_mut(&model).flows.entry(tenant.clone()).or_default();
-        self.tasks.push(Task { waiting, model, tenant, state });
+        self.tasks.push(Task { waiting, model: model.clone(), tenant, state });
         if state == State::Moving {
             self.queue(self.tasks.len() - 1);
         }
+        self.relieve(&model);
         Ok(())
     }
 
-    fn limit(&mut self, tenant: &str, weight: f64, running_most: Option<usize>) {
-        let limits = TenantLimits { weight, running_most };
+    fn limit(&mut self, tenant: &str, weight: f64, running_most: Option<usize>, waiting_most: Option<usize>) {
+        let limits = TenantLimits { weight, running_most, waiting_most };
         self.planner.handle_tenant(tenant, limits);
         self.tenants.insert(tenant.to_owned(), limits);
+        if limits == TenantLimits::default() {
+            self.elsewhere.remove(tenant);
+        }
         self.refresh_all(tenant);
     }
 
@@ -412,7 +467,118 @@ impl Naive {
                 Some(task) if self.tasks[task].waiting.deadline_us.is_some_and(|at_us| at_us <= self.now_us) => {
                     self.leave(task, State::Expired);
                 }
-                Some(task) => self.queue(task),
+                Some(task) => {
+                    self.queue(task);
+                    self.relieve(&self.tasks[task].model.clone());
+                }
+            }
+        }
+    }
+
+    fn set_capacity(&mut self, model: &str, capacity: usize) {
+        let known = self.model_mut(model);
+        known.is_shaken |= capacity < known.capacity || known.capacity == 0 && capacity > 0;
+        known.capacity = capacity;
+        self.look_at_load(model);
+    }
+
+    /// What waits of a tenant, over its weight; in microseconds.
+    fn load(&self, model: &str, tenant: &str, more_us: u128) -> f64 {
+        let waits = |task: &&Task| task.model == model && task.tenant == tenant && task.state == State::Queued;
+        let waiting_us = self.tasks.iter().filter(waits).map(expected_us).sum::<u128>() + more_us;
+        waiting_us as f64 / self.weight(tenant)
+    }
+
+    /// Tenants that have little waiting, next to whoever has the most, do not crowd a model.
+    fn crowds(&self, model: &str, tenant: &str, more_us: u128) -> bool {
+        let tenants: BTreeSet<&String> = self.tasks.iter().map(|task| &task.tenant).collect();
+        let most = tenants.into_iter().map(|tenant| self.load(model, tenant, 0)).fold(0.0, f64::max);
+        self.fairness.allowance.is_none() || self.load(model, tenant, more_us) >= most * 0.8
+    }
+
+    /// What waits for a model of those that crowd it, and of this tenant, by worth: whoever gives way first, first. And what all
+    /// that waits takes, in microseconds.
+    fn by_worth(&self, model: &str, also: Option<&str>) -> (Vec<usize>, u128) {
+        let waits = |&task: &usize| self.tasks[task].model == model && self.tasks[task].state == State::Queued;
+        let work_us = (0..self.tasks.len()).filter(waits).map(|task| expected_us(&self.tasks[task])).sum();
+        let crowding: BTreeSet<&str> = {
+            let tenants: BTreeSet<&str> = self.tasks.iter().map(|task| &*task.tenant).collect();
+            tenants.into_iter().filter(|tenant| self.crowds(model, tenant, 0) || also == Some(tenant)).collect()
+        };
+        let mut tasks: Vec<usize> = (0..self.tasks.len()).filter(waits).collect();
+        tasks.retain(|&task| crowding.contains(&*self.tasks[task].tenant));
+        tasks.sort_by(|&one, &other| {
+            let (one, other) = (&self.tasks[one].waiting, &self.tasks[other].waiting);
+            let by_age = (other.arrival_us, other.sequence).cmp(&(one.arrival_us, one.sequence));
+            worth(one.priority, one.expected_seconds)
+                .total_cmp(&worth(other.priority, other.expected_seconds))
+                .then(by_age)
+        });
+        (tasks, work_us)
+    }
+
+    /// What a model's slots do in the time of the mark.
+    fn full_us(&self, model: &str) -> Option<u128> {
+        let capacity = self.models[model].capacity;
+        self.overload_us.filter(|_| capacity > 0).map(|mark_us| u128::from(mark_us) * capacity as u128)
+    }
+
+    /// Over from the mark on, until four fifths of it.
+    fn look_at_load(&mut self, model: &str) {
+        let (_, work_us) = self.by_worth(model, None);
+        let was_over = self.models[model].is_over;
+        self.model_mut(model).is_over = self
+            .full_us(model)
+            .is_some_and(|full_us| work_us >= full_us || was_over && work_us as f64 > full_us as f64 * 0.8);
+    }
+
+    fn waiting_of(&self, tenant: &str) -> usize {
+        let waits = |task: &&Task| task.tenant == tenant && !task.state.is_out() && task.state != State::Gone;
+        self.tasks.iter().filter(waits).count()
+    }
+
+    fn has_too_many_waiting(&self, arrival: &Arrival) -> bool {
+        let most = self.tenants.get(&arrival.tenant).and_then(|limits| limits.waiting_most);
+        let elsewhere = self.elsewhere.get(&arrival.tenant).copied().unwrap_or(0);
+        !arrival.is_known && most.is_some_and(|most| self.waiting_of(&arrival.tenant) + elsewhere >= most)
+    }
+
+    fn is_least_of_too_many(&self, arrival: &Arrival) -> bool {
+        let model = &self.models[&arrival.model];
+        let starts_later = arrival.not_before_us.is_some_and(|at_us| at_us > self.now_us);
+        if arrival.is_known || starts_later || !model.is_over || model.is_paused {
+            return false;
+        }
+        let own_us = (arrival.expected.unwrap().mean_seconds * 1e6) as u128;
+        if !self.crowds(&arrival.model, &arrival.tenant, own_us) {
+            return false;
+        }
+        let own = worth(arrival.priority, arrival.expected.unwrap().mean_seconds);
+        let least =
+            self.by_worth(&arrival.model, Some(&arrival.tenant)).0.first().map(|&task| &self.tasks[task].waiting);
+        least.is_some_and(|least| own <= worth(least.priority, least.expected_seconds) * 1.1)
+    }
+
+    /// Who is worth the least gives way while the others alone take longer than may be.
+    fn relieve(&mut self, model: &str) {
+        let now_us = self.now_us;
+        let mark_us = self.overload_us.unwrap_or(0);
+        if self.models[model].is_paused || self.models[model].capacity == 0 {
+            return;
+        }
+        for _ in 0..256 {
+            let known = self.model_mut(model);
+            if std::mem::take(&mut known.is_shaken) {
+                known.settled_us = now_us + mark_us.min(30_000_000);
+            }
+            let is_settled = now_us >= known.settled_us;
+            let is_over = known.is_over;
+            let (tasks, work_us) = self.by_worth(model, None);
+            match (self.full_us(model).filter(|_| is_settled && is_over), tasks.first()) {
+                (Some(full_us), Some(&task)) if work_us - expected_us(&self.tasks[task]) >= full_us => {
+                    self.leave(task, State::Shed);
+                }
+                _ => return,
             }
         }
     }
@@ -425,6 +591,7 @@ impl Naive {
     fn leave(&mut self, task: usize, state: State) {
         self.tasks[task].state = state;
         let (model, tenant) = (self.tasks[task].model.clone(), self.tasks[task].tenant.clone());
+        self.look_at_load(&model);
         self.refresh(&model, &tenant);
     }
 
@@ -656,11 +823,20 @@ impl Naive {
         }
         for tenant in &stats.tenants {
             let of_tenant = || self.tasks.iter().filter(|task| *task.tenant == *tenant.tenant);
+            prop_assert_eq!(tenant.waiting, self.waiting_of(&tenant.tenant));
             prop_assert_eq!(tenant.running, of_tenant().filter(|task| task.state.is_out()).count());
             prop_assert_eq!(tenant.queued, of_tenant().filter(|task| task.state == State::Queued).count());
         }
         Ok(())
     }
+}
+
+fn worth(priority: Priority, expected_seconds: f64) -> f64 {
+    (f64::from(priority.get()) + 1.0) / expected_seconds
+}
+
+fn expected_us(task: &Task) -> u128 {
+    (task.waiting.expected_seconds * 1e6) as u128
 }
 
 /// In whole microseconds, as the planner adds them.
@@ -672,6 +848,11 @@ fn weighted_seconds<'a>(tasks: impl Iterator<Item = &'a Task>) -> f64 {
 
 pub fn any_policy() -> impl Strategy<Value = &'static str> {
     prop::sample::select(&POLICIES[..])
+}
+
+/// No mark of overload, or one that some of these events are beyond.
+pub fn any_overload() -> impl Strategy<Value = Option<u64>> {
+    prop::sample::select(&[None, Some(100), Some(300), Some(1000)][..])
 }
 
 /// Rules beside the policy, which tests have of any kind with any policy.

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use taskyard_scheduler::planner::{Arrival, Decision, Fairness};
 
-use super::naive::{Naive, any_fairness, any_policy, events};
+use super::naive::{Naive, any_fairness, any_overload, any_policy, events};
 use super::{SECOND, arrival, dispatched, drain, id, planner};
 
 proptest! {
@@ -11,8 +11,8 @@ proptest! {
 
     /// No task is lost, none is dispatched twice or beyond credit, and each choice is the best of all tasks there are.
     #[test]
-    fn every_decision_is_what_a_scan_of_all_tasks_gives(policy in any_policy(), fairness in any_fairness(), events in events(150)) {
-        let mut yard = Naive::new(policy, fairness, 0);
+    fn every_decision_is_what_a_scan_of_all_tasks_gives(policy in any_policy(), fairness in any_fairness(), overload in any_overload(), events in events(150)) {
+        let mut yard = Naive::new(policy, fairness, 0).with_overload(overload);
         for event in &events {
             yard.handle(event)?;
         }
@@ -23,7 +23,8 @@ proptest! {
 
     #[test]
     fn the_seed_changes_no_decision(policy in any_policy(), fairness in any_fairness(), seed in any::<u64>(), events in events(100)) {
-        let (mut yard, mut other) = (Naive::new(policy, fairness, 0), Naive::new(policy, fairness, seed));
+        let (yard, other) = (Naive::new(policy, fairness, 0), Naive::new(policy, fairness, seed));
+        let (mut yard, mut other) = (yard.with_overload(Some(300)), other.with_overload(Some(300)));
         for event in &events {
             yard.handle(event)?;
             other.handle(event)?;

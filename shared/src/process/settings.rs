@@ -92,6 +92,9 @@ pub struct SchedulerSettings {
     pub floor_low: f64,
     pub floor_middle: f64,
     pub floor_high: f64,
+    pub overload_s: f64,
+    pub target_wait_s: f64,
+    pub workers_most: u32,
     pub window_tasks: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,
@@ -161,6 +164,21 @@ pub struct TenantSettings {
     /// Most of its tasks that are with workers at once.
     #[serde(default)]
     pub max_running: Option<u32>,
+    /// Most of its tasks that wait at once.
+    #[serde(default)]
+    pub max_waiting: Option<u32>,
+    /// Most of its tasks that come in a second, in the long run.
+    #[serde(default)]
+    pub max_per_second: Option<f64>,
+    /// Most of its tasks that come at once after a while without any; else what comes in a second.
+    #[serde(default)]
+    pub burst: Option<u32>,
+}
+
+impl Default for TenantSettings {
+    fn default() -> Self {
+        Self { weight: default_weight(), max_running: None, max_waiting: None, max_per_second: None, burst: None }
+    }
 }
 
 /// `[models.<name>]`. The table of the handler's name is read by the handler.
@@ -336,6 +354,14 @@ impl Settings {
             unfinished_ms: self.store.unfinished_hours.saturating_mul(HOUR_MS),
             listed: self.store.listed_tasks,
         }
+    }
+}
+
+impl TenantSettings {
+    /// How many of its tasks may come, if that is limited.
+    pub fn rate(&self) -> Option<crate::signal::Rate> {
+        let per_second = self.max_per_second?;
+        Some(crate::signal::Rate { per_second, burst: self.burst.map_or(per_second, f64::from).max(1.0) })
     }
 }
 

@@ -24,6 +24,7 @@ mod random;
 mod release;
 mod rest;
 mod settle;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -51,6 +52,7 @@ pub use random::*;
 pub use release::*;
 pub use rest::*;
 pub use settle::*;
+pub use tokens::*;
 
 /// One promise, to be shown by a store. It panics where the store breaks it.
 pub type Check = fn(Arc<dyn Store>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -124,6 +126,11 @@ macro_rules! store_contract {
             a_waiting_task_is_given_another_priority
             of_a_cancellation_and_a_claim_at_once_one_is_first
             a_paused_model_stays_paused
+            a_bucket_is_full_at_first_and_then_empty
+            a_bucket_fills_again_at_its_rate_and_no_further
+            of_many_takers_at_once_no_two_get_one_token
+            buckets_do_not_meet_and_a_batch_sees_what_it_took
+            a_bucket_holds_no_more_than_its_newest_size
             batches_of_a_thousand_answer_in_order
             an_empty_batch_answers_nothing
             it_says_what_it_is

@@ -10,9 +10,11 @@ pub mod contract;
 mod cursor;
 pub mod embedded;
 mod pack;
+mod rates;
 pub mod redis;
 mod surely;
 
+pub use rates::{Grant, Rates, Want};
 pub use surely::until_answered;
 
 use std::collections::BTreeMap;
@@ -186,6 +188,24 @@ pub struct Page {
     pub cursor: Option<String>,
 }
 
+/// Tokens wanted of one bucket.
+#[derive(Clone, PartialEq, Debug)]
+pub struct TakeTokens {
+    pub bucket: String,
+    pub tokens: u32,
+    /// So many come in a second; above 0.
+    pub per_second: f64,
+    /// The bucket holds so many at most; at least 1.
+    pub burst: f64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TokensTaken {
+    pub taken: u32,
+    /// When there is one more, if fewer were taken than wanted; milliseconds.
+    pub next_ms: u64,
+}
+
 /// One task's record cannot be larger than this: a larger output is a failure of its task.
 pub const RECORD_BYTES: usize = 4 << 20;
 
@@ -248,6 +268,9 @@ pub trait Store: Send + Sync {
 
     /// The models that are paused, by name.
     async fn paused(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Takes tokens out of buckets that all processes share, as many as there are. A bucket is full when it is first asked for.
+    async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Result<Vec<TokensTaken>, StoreError>;
 
     /// A small value of the scheduler's own, such as what the estimator has learnt.
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError>;

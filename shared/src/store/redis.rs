@@ -22,7 +22,7 @@ use self::link::{Link, array, bytes, optional_bytes, unexpected};
 use self::script::Entry;
 use super::{
     Accept, Accepted, Claim, Claimed, FOLLOWERS, Filter, MISSED_MS, Page, Release, Released, Renew, Renewed, Retention,
-    Settle, Settled, Store, StoreError, cursor, pack,
+    Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
@@ -65,6 +65,7 @@ struct Keys {
     models: String,
     paused: String,
     value: String,
+    tokens: String,
 }
 
 impl Keys {
@@ -94,6 +95,7 @@ impl RedisStore {
                 models: topology.key("models"),
                 paused: topology.key("paused"),
                 value: topology.key("value:"),
+                tokens: topology.key("tokens:"),
             },
             finished_ms: retention.finished_ms.clamp(1, LONGEST_MS).to_string(),
             unfinished_ms: retention.unfinished_ms.clamp(1, LONGEST_MS).to_string(),
@@ -376,6 +378,21 @@ impl Store for RedisStore {
             .collect::<Result<Vec<_>, StoreError>>()?;
         models.sort_unstable();
         Ok(models)
+    }
+
+    async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Result<Vec<TokensTaken>, StoreError> {
+        let entries = takes.iter().map(|take| Entry {
+            key: [&self.keys.tokens, take.bucket.as_str()].concat(),
+            arguments: [number(take.tokens), number(take.per_second), number(take.burst)],
+        });
+        let entries: Vec<Entry<3>> = entries.collect();
+        let answers = script::TAKE_TOKENS.batch(&self.link, &[], &[], &entries).await?;
+        let read = |answer| {
+            let [taken, next_ms] = pair(answer)?;
+            let taken = count(taken)?.try_into().map_err(|_| unexpected("a number of tokens"))?;
+            Ok(TokensTaken { taken, next_ms: count(next_ms)? })
+        };
+        answers.into_iter().map(read).collect()
     }
 
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {

@@ -121,7 +121,7 @@ async fn live(
     settings.scheduler.policy.clone_from(&policy.name);
     settings.scheduler.ageing_s = policy.ageing_s.unwrap_or(settings.scheduler.ageing_s);
     for (name, weight) in drawn.tenants() {
-        settings.tenants.insert(name.to_owned(), TenantSettings { weight, max_running: None });
+        settings.tenants.insert(name.to_owned(), TenantSettings { weight, ..TenantSettings::default() });
     }
     let models: Vec<String> = drawn.models().map(|(name, _)| name.to_owned()).collect();
     let slots = drawn.models().map(|(_, slots)| slots).max().unwrap_or(1);

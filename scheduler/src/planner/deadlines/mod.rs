@@ -196,6 +196,18 @@ impl Deadlines {
         late.map(|_| first.task)
     }
 
+    /// How many slots the claims take: the most of, for each, the work that is due by then over the time until then. Looked at in
+    /// steps of √2 from a quarter of a second to two days.
+    pub(super) fn slots_wanted(&self, now_us: u64) -> f64 {
+        if self.is_empty() {
+            return 0.0;
+        }
+        let horizons_us = (0..40).map(|step| 250_000.0 * f64::powf(2.0, f64::from(step) / 2.0));
+        horizons_us
+            .map(|horizon_us| self.tree.work_before_us((now_us.saturating_add(horizon_us as u64), 0)) / horizon_us)
+            .fold(0.0, f64::max)
+    }
+
     /// A task that had a claim when it was dispatched has ended.
     pub(super) fn handle_end(&mut self, is_late: bool, ran_us: f64, expected_us: f64) {
         self.mean_us =

@@ -119,6 +119,11 @@ impl Estimator {
         }
     }
 
+    /// Whether anything was measured or said of a model's run times.
+    pub(super) fn knows(&self, model: &str) -> bool {
+        self.find(model).is_some_and(|model| model.mean_seconds.is_some() || model.prior_seconds().1)
+    }
+
     /// A task is about to wait; as [`Self::estimate`]. While none of its class has run, those that come tell which cost is
     /// typical.
     pub(super) fn handle_arrival(&mut self, model: &str, kind: Kind, cost: Option<f64>) -> Estimate {

@@ -429,7 +429,8 @@ impl Planner {
             return f64::INFINITY;
         }
         let each_seconds = self.mean_seconds(name).unwrap_or(unknown_seconds);
-        let before_seconds = out.saturating_sub(slots) as f64 * each_seconds + model.backlog.queued_seconds();
+        let before_seconds =
+            out.saturating_sub(slots) as f64 * each_seconds + model.overload.queued_seconds(each_seconds);
         self.view(number, now_us).first_us() / 1e6 + before_seconds / slots as f64
     }
 

@@ -52,6 +52,9 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("scheduler.floor_low", Bounds::Number(0.0, 0.3)),
     ("scheduler.floor_middle", Bounds::Number(0.0, 0.3)),
     ("scheduler.floor_high", Bounds::Number(0.0, 0.3)),
+    ("scheduler.overload_s", Bounds::Number(0.0, 1e9)),
+    ("scheduler.target_wait_s", Bounds::Above(0.0, 1e9)),
+    ("scheduler.workers_most", Bounds::Whole(1, 1_000_000)),
     ("scheduler.window_tasks", Bounds::Whole(1, u16::MAX as u64)),
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
     ("scheduler.report_every_ms", Bounds::Whole(10, 60_000)),
@@ -84,6 +87,9 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.simulated.failure_ratio", Bounds::Number(0.0, 1.0)),
     ("tenants.*.weight", Bounds::Number(0.01, 100.0)),
     ("tenants.*.max_running", Bounds::Whole(1, 1_000_000)),
+    ("tenants.*.max_waiting", Bounds::Whole(0, 1_000_000_000)),
+    ("tenants.*.max_per_second", Bounds::Above(0.0, 1e9)),
+    ("tenants.*.burst", Bounds::Whole(1, 1_000_000_000)),
 ];
 
 /// Texts that are one of a few.

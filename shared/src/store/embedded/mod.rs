@@ -8,6 +8,7 @@
 //!
 //! It is for one process. Leases and load reports live as long as it does; attempts outlive it.
 
+mod buckets;
 mod entry;
 mod hash;
 mod record;
@@ -21,6 +22,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use self::buckets::Buckets;
 use self::entry::Entry;
 use self::record::{Record, View};
 use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
@@ -28,7 +30,7 @@ use self::shelf::Shelf;
 use super::pack::put_task;
 use super::{
     Accept, Accepted, Claim, Claimed, Filter, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention, Settle,
-    Settled, Store, StoreError, cursor,
+    Settled, Store, StoreError, TakeTokens, TokensTaken, cursor,
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
@@ -55,6 +57,7 @@ const PAGE: usize = 1_000;
 pub struct EmbeddedStore {
     records: Mutex<Records>,
     shelf: Mutex<Shelf>,
+    buckets: Mutex<Buckets>,
     journal: Option<Journal>,
     clock: Clock,
     memory_bytes: usize,
@@ -83,6 +86,7 @@ impl EmbeddedStore {
         Self {
             records: Mutex::new(Records::new(retention)),
             shelf: Mutex::default(),
+            buckets: Mutex::default(),
             journal: None,
             clock: Clock::new(),
             memory_bytes: MEMORY_BYTES,
@@ -439,6 +443,12 @@ impl Store for EmbeddedStore {
 
     async fn paused(&self) -> Result<Vec<String>, StoreError> {
         self.shelf().paused()
+    }
+
+    async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Result<Vec<TokensTaken>, StoreError> {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        Ok(takes.iter().map(|take| buckets.take(take, now)).collect())
     }
 
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {

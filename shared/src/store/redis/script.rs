@@ -37,6 +37,7 @@ scripts! {
     REPRIORITIZE = "reprioritize.lua"
     REPORT = "report.lua"
     SETTLE = "settle.lua"
+    TAKE_TOKENS = "take_tokens.lua"
 }
 
 /// What a script is told of one task.
