@@ -151,7 +151,9 @@ impl From<CostArg> for Declared {
 }
 
 /// A column of the table: its head, and the figure's name.
-const COLUMNS: [(&str, &str); 19] = [
+const COLUMNS: [(&str, &str); 21] = [
+    ("goodput", "goodput"),
+    ("swaps", "swaps_per_1000"),
     ("in time", "attainment"),
     ("of accepted", "attainment_accepted"),
     ("cost", "cost_ratio"),

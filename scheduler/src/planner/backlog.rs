@@ -35,6 +35,8 @@ pub(super) struct Backlog {
     weighted_us: u128,
     /// Σ expected time over those in lanes, likewise.
     queued_us: u128,
+    /// Σ expected time over all that ever came to a lane, likewise.
+    came_us: u128,
 }
 
 /// The task to dispatch now.
@@ -73,6 +75,11 @@ impl Backlog {
         self.queued_us as f64 / 1e6
     }
 
+    /// What all tasks that ever came to a lane were expected to take.
+    pub(super) fn came_seconds(&self) -> f64 {
+        self.came_us as f64 / 1e6
+    }
+
     /// Since when the longest waiting of the tasks that may start waits.
     pub(super) fn oldest_arrival_us(&self, tasks: &Tasks) -> Option<u64> {
         let heads = self.groups.heads().iter().map(|head| head.arrival_us);
@@ -102,6 +109,7 @@ impl Backlog {
         self.queued += 1;
         self.weighted_us += weighted_us(waiting);
         self.queued_us += expected_us(waiting);
+        self.came_us += expected_us(waiting);
         self.floors.handle_came(waiting);
         self.foresight.handle_came(waiting);
         let key = policy.lane_key(waiting);

@@ -1,6 +1,7 @@
 //! The policies of a run, by name: `NAME[:AGEING_SECONDS][@TOLD]`.
 //!
-//! `NAME` is one of the planner's, or `moore-hodgson`, which exists here alone. `TOLD` says what the planner knows of a
+//! `NAME` is one of the planner's, or `moore-hodgson`, which exists here alone. With hosts that hold some of the models,
+//! `NAME-blind` is the same without placement: what loading costs plays no part. `TOLD` says what the planner knows of a
 //! task's time: nothing but what it learns (the default), `class` the true mean of the task's class, `true` the task's
 //! own time, `noisy` the task's own time times a factor whose logarithm has the standard deviation `cost.sigma`.
 
@@ -31,17 +32,21 @@ pub struct PolicySpec {
     /// Instead of the scenario's.
     pub ageing_s: Option<f64>,
     pub told: Told,
+    /// Without placement, on hosts.
+    pub is_blind: bool,
 }
 
 impl PolicySpec {
     /// Whether a scheduler can go by it.
     pub fn can_be_live(&self) -> bool {
-        self.told == Told::Learnt
+        self.told == Told::Learnt && !self.is_blind
     }
 }
 
 /// What no planner can do: it knows true times.
 pub const MOORE_HODGSON: &str = "moore-hodgson";
+const BLIND: &str = "-blind";
+const ON_HOSTS: [&str; 3] = ["cmu", "cmu-blind", "fifo-blind"];
 const WITHOUT_DEADLINES: [&str; 6] = ["cmu", "wspt", "wspt@class", "wspt@true", "strict", "fifo"];
 const WITH_DEADLINES: [&str; 8] = ["cmu", "wspt", "wspt@class", "wspt@true", "edf", "strict", "fifo", MOORE_HODGSON];
 
@@ -77,17 +82,25 @@ impl std::str::FromStr for PolicySpec {
                 (name, Some(seconds.ok_or_else(|| format!("{text:?}: after : come seconds of ageing, over 0"))?))
             }
         };
+        let (name, is_blind) = name.strip_suffix(BLIND).map_or((name, false), |name| (name, true));
+        if is_blind && name == MOORE_HODGSON {
+            return Err(format!("{name:?} knows nothing of hosts"));
+        }
         if name != MOORE_HODGSON && policy::by_name(name, None).is_none() {
             return Err(format!("{name:?} is no policy: there are cmu, fifo, strict, edf, wspt and {MOORE_HODGSON}"));
         }
         let told = if name == MOORE_HODGSON { Told::True } else { told };
-        Ok(Self { text: text.to_owned(), name: name.to_owned(), ageing_s, told })
+        Ok(Self { text: text.to_owned(), name: name.to_owned(), ageing_s, told, is_blind })
     }
 }
 
 /// All that a scenario has a use for.
-pub fn usual(deadlines: bool) -> Vec<String> {
-    let names: &[&str] = if deadlines { &WITH_DEADLINES } else { &WITHOUT_DEADLINES };
+pub fn usual(deadlines: bool, hosts: bool) -> Vec<String> {
+    let names: &[&str] = match (hosts, deadlines) {
+        (true, _) => &ON_HOSTS,
+        (false, true) => &WITH_DEADLINES,
+        (false, false) => &WITHOUT_DEADLINES,
+    };
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
@@ -100,17 +113,20 @@ mod tests {
         let spec: PolicySpec = "cmu:2.5@class".parse().unwrap();
         assert_eq!((spec.name.as_str(), spec.ageing_s, spec.told), ("cmu", Some(2.5), Told::Class));
         assert_eq!(spec.to_string(), "cmu:2.5@class");
+        let spec: PolicySpec = "cmu-blind:2@true".parse().unwrap();
+        assert_eq!((spec.name.as_str(), spec.is_blind, spec.can_be_live()), ("cmu", true, false));
         assert_eq!("moore-hodgson".parse::<PolicySpec>().unwrap().told, Told::True);
         for (text, words) in [
             ("best", "is no policy"),
             ("wspt@guess", "one of learnt, class"),
             ("cmu:-1", "over 0"),
             ("", "is no policy"),
+            ("moore-hodgson-blind", "knows nothing of hosts"),
         ] {
             let error = text.parse::<PolicySpec>().unwrap_err();
             assert!(error.contains(words), "{error}");
         }
-        for name in usual(true).iter().chain(&usual(false)) {
+        for name in [usual(true, false), usual(false, false), usual(false, true)].iter().flatten() {
             name.parse::<PolicySpec>().unwrap();
         }
     }
