@@ -154,7 +154,9 @@ impl From<CostArg> for Declared {
 const VALUE: &str = "value_per_s";
 
 /// A column of the table: its head, and the figure's name.
-const COLUMNS: [(&str, &str); 20] = [
+const COLUMNS: [(&str, &str); 22] = [
+    ("goodput", "goodput"),
+    ("swaps", "swaps_per_1000"),
     ("in time", "attainment"),
     ("of accepted", "attainment_accepted"),
     ("value", VALUE),

@@ -27,11 +27,13 @@ mod names;
 mod oldest;
 mod overload;
 mod pace;
+pub mod placement;
 pub mod policy;
 mod predict;
 mod shares;
 mod tasks;
 mod tenants;
+mod wants;
 
 pub use admit::{Arrival, Refusal};
 pub use allocate::{Allocation, Bid, Candidate, Compared, Regret as AllocationRegret, Request};
@@ -43,6 +45,7 @@ pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats, TenantStats};
 pub use fair::{BANDS, Fairness, TenantLimits};
 pub use overload::{Demand, LOW};
 pub use predict::{Prediction, StartCalibration};
+pub use wants::Wants;
 
 use std::collections::{BTreeMap, VecDeque};
 

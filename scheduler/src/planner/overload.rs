@@ -166,6 +166,11 @@ impl Overload {
         (self.queued_us + self.unread_us) as f64 / 1e6 + self.unknown as f64 * mean_seconds
     }
 
+    /// What all tasks that came were expected to take, in seconds.
+    pub(super) fn offered_seconds(&self) -> f64 {
+        self.offered_us as f64 / 1e6
+    }
+
     /// Whether more waited than may, and has not come down to the low mark since.
     pub(super) fn is_over(&self) -> bool {
         self.is_over
@@ -294,7 +299,7 @@ impl Planner {
     pub fn demand(&self, now_us: u64) -> Vec<Demand> {
         let demand = self.models.by_name().into_iter().map(|(name, Model { overload, deadlines, .. })| Demand {
             model: name.clone(),
-            offered_seconds: overload.offered_us as f64 / 1e6,
+            offered_seconds: overload.offered_seconds(),
             queued_seconds: overload.queued_seconds(self.expected_guess_seconds(name)),
             deadline_slots: deadlines.slots_wanted(now_us),
             slots: overload.slots,

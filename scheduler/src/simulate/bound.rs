@@ -29,6 +29,11 @@ pub fn least_cost(workload: &Workload) -> f64 {
     of_model.iter().zip(&workload.models).map(|(tasks, model)| relaxed_cost(tasks, model.slots)).sum()
 }
 
+/// The same when so many slots run tasks of any model.
+pub fn least_cost_on(workload: &Workload, slots: usize) -> f64 {
+    relaxed_cost(&workload.tasks.iter().collect::<Vec<&Task>>(), slots)
+}
+
 /// Tasks in the order of arrival.
 fn relaxed_cost(tasks: &[&Task], slots: usize) -> f64 {
     let speed = slots.max(1) as f64;

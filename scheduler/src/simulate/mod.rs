@@ -12,6 +12,7 @@ mod chooser;
 mod distribution;
 mod engine;
 mod fairness;
+mod hosts;
 mod html;
 mod live;
 mod measure;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::planner::{
     Arrival, Calibration, Decision, DispatchReason, Estimate, Planner, Ran, Room, StartCalibration, TenantLimits,
-    policy,
+    Wants, policy,
 };
 
 use super::chooser::{Choice, Chooser, Number};
@@ -39,6 +39,17 @@ impl Planned {
             tenants: workload.tenants.iter().map(|tenant| tenant.name.clone()).collect(),
             class_mean_s: workload.class_mean_s.as_slice().into(),
         })
+    }
+
+    /// What waits for a model, and what its tasks take, if that is known.
+    pub(super) fn demand(&self, model: u32) -> (Wants, Option<f64>) {
+        let name = self.models.get(model as usize).map_or("", String::as_str);
+        (self.planner.wants(name), self.planner.mean_seconds(name))
+    }
+
+    /// See [`Planner::best_score`].
+    pub(super) fn best_score(&mut self, model: u32, now_us: u64) -> Option<f64> {
+        self.planner.best_score(self.models.get(model as usize)?, now_us)
     }
 
     /// What the planner is told of a task's time; `None` when it is to know by itself.

@@ -1,6 +1,7 @@
 //! The policies of a run, by name: `NAME[:AGEING_SECONDS][@TOLD][/OVERLOAD_SECONDS]`.
 //!
-//! `NAME` is one of the planner's, or `moore-hodgson`, which exists here alone. `TOLD` says what the planner knows of a
+//! `NAME` is one of the planner's, or `moore-hodgson`, which exists here alone. With hosts that hold some of the models,
+//! `NAME-blind` is the same without placement: what loading costs plays no part. `TOLD` says what the planner knows of a
 //! task's time: nothing but what it learns (the default), `class` the true mean of the task's class, `true` the task's
 //! own time, `noisy` the task's own time times a factor whose logarithm has the standard deviation `cost.sigma`. With
 //! `OVERLOAD_SECONDS` what takes the slots longer to work off gives way, least worth first.
@@ -34,17 +35,21 @@ pub struct PolicySpec {
     pub told: Told,
     /// How long the slots may take for what waits, instead of the scenario's.
     pub overload_s: Option<f64>,
+    /// Without placement, on hosts.
+    pub is_blind: bool,
 }
 
 impl PolicySpec {
     /// Whether a scheduler can go by it.
     pub fn can_be_live(&self) -> bool {
-        self.told == Told::Learnt
+        self.told == Told::Learnt && !self.is_blind
     }
 }
 
 /// What no planner can do: it knows true times.
 pub const MOORE_HODGSON: &str = "moore-hodgson";
+const BLIND: &str = "-blind";
+const ON_HOSTS: [&str; 3] = ["cmu", "cmu-blind", "fifo-blind"];
 const WITHOUT_DEADLINES: [&str; 6] = ["cmu", "wspt", "wspt@class", "wspt@true", "strict", "fifo"];
 const WITH_DEADLINES: [&str; 8] = ["cmu", "wspt", "wspt@class", "wspt@true", "edf", "strict", "fifo", MOORE_HODGSON];
 
@@ -81,6 +86,10 @@ impl std::str::FromStr for PolicySpec {
             None => (rest, None),
             Some((name, number)) => (name, Some(seconds(text, number, "after : come seconds of ageing")?)),
         };
+        let (name, is_blind) = name.strip_suffix(BLIND).map_or((name, false), |name| (name, true));
+        if is_blind && name == MOORE_HODGSON {
+            return Err(format!("{name:?} knows nothing of hosts"));
+        }
         if name != MOORE_HODGSON && policy::by_name(name, None).is_none() {
             return Err(format!("{name:?} is no policy: there are cmu, fifo, strict, edf, wspt and {MOORE_HODGSON}"));
         }
@@ -88,7 +97,7 @@ impl std::str::FromStr for PolicySpec {
         if name == MOORE_HODGSON && overload_s.is_some() {
             return Err(format!("{text:?}: {MOORE_HODGSON} has no mark of overload"));
         }
-        Ok(Self { text: text.to_owned(), name: name.to_owned(), ageing_s, told, overload_s })
+        Ok(Self { text: text.to_owned(), name: name.to_owned(), ageing_s, told, overload_s, is_blind })
     }
 }
 
@@ -98,8 +107,12 @@ fn seconds(text: &str, number: &str, what: &str) -> Result<f64, String> {
 }
 
 /// All that a scenario has a use for.
-pub fn usual(deadlines: bool) -> Vec<String> {
-    let names: &[&str] = if deadlines { &WITH_DEADLINES } else { &WITHOUT_DEADLINES };
+pub fn usual(deadlines: bool, hosts: bool) -> Vec<String> {
+    let names: &[&str] = match (hosts, deadlines) {
+        (true, _) => &ON_HOSTS,
+        (false, true) => &WITH_DEADLINES,
+        (false, false) => &WITHOUT_DEADLINES,
+    };
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
@@ -112,6 +125,8 @@ mod tests {
         let spec: PolicySpec = "cmu:2.5@class".parse().unwrap();
         assert_eq!((spec.name.as_str(), spec.ageing_s, spec.told), ("cmu", Some(2.5), Told::Class));
         assert_eq!(spec.to_string(), "cmu:2.5@class");
+        let spec: PolicySpec = "cmu-blind:2@true".parse().unwrap();
+        assert_eq!((spec.name.as_str(), spec.is_blind, spec.can_be_live()), ("cmu", true, false));
         assert_eq!("moore-hodgson".parse::<PolicySpec>().unwrap().told, Told::True);
         let spec: PolicySpec = "wspt@true/30".parse().unwrap();
         assert_eq!((spec.told, spec.ageing_s, spec.overload_s), (Told::True, None, Some(30.0)));
@@ -122,11 +137,12 @@ mod tests {
             ("cmu/soon", "seconds that may wait, over 0"),
             ("moore-hodgson/3", "no mark"),
             ("", "is no policy"),
+            ("moore-hodgson-blind", "knows nothing of hosts"),
         ] {
             let error = text.parse::<PolicySpec>().unwrap_err();
             assert!(error.contains(words), "{error}");
         }
-        for name in usual(true).iter().chain(&usual(false)) {
+        for name in [usual(true, false), usual(false, false), usual(false, true)].iter().flatten() {
             name.parse::<PolicySpec>().unwrap();
         }
     }

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 
-use super::bound::least_cost;
+use super::bound::{least_cost, least_cost_on};
 use super::chooser::Chooser;
-use super::engine::{self, Fate};
+use super::engine::{self, Course, Fate};
+use super::hosts::{self, Hosts};
 use super::measure::{Figures, Measured, measure};
 use super::moore_hodgson::MooreHodgson;
 use super::planned::Planned;
@@ -57,11 +58,14 @@ pub enum SimulationError {
 /// A policy that is none, or a run that did not come to an end for every task.
 pub fn simulate(scenario: &Scenario, trace: Option<&Trace>, threads: usize) -> Result<Report, SimulationError> {
     let names = match scenario.policies.as_slice() {
-        [] => usual(scenario.deadlines.is_some()),
+        [] => usual(scenario.deadlines.is_some(), scenario.hosts.is_some()),
         names => names.to_vec(),
     };
     let specs: Result<Vec<PolicySpec>, String> = names.iter().map(|name| name.parse()).collect();
     let specs = specs.map_err(SimulationError::Policy)?;
+    if let Some(spec) = specs.iter().find(|spec| spec.is_blind && scenario.hosts.is_none()) {
+        return Err(SimulationError::Policy(format!("{spec} is for scenarios with hosts")));
+    }
     let jobs: Vec<(usize, u32)> =
         (0..scenario.load.len()).flat_map(|load| (1..=scenario.seeds).map(move |seed| (load, seed))).collect();
     let next = AtomicUsize::new(0);
@@ -76,7 +80,10 @@ pub fn simulate(scenario: &Scenario, trace: Option<&Trace>, threads: usize) -> R
                     let workload =
                         Workload::draw(scenario, trace, seed, scenario.load.get(load).copied().unwrap_or(1.0));
                     tasks.store(workload.tasks.len(), Ordering::Relaxed);
-                    let least = least_cost(&workload);
+                    let least = match &scenario.hosts {
+                        Some(hosts) => least_cost_on(&workload, hosts.count * hosts.slots),
+                        None => least_cost(&workload),
+                    };
                     for (policy, spec) in specs.iter().enumerate() {
                         match run_one(spec, scenario, &workload, seed, least) {
                             Ok(measured) => {
@@ -142,15 +149,44 @@ pub(super) fn run_one(
     seed: u32,
     least: f64,
 ) -> Result<Measured, String> {
+    if let Some(hosts) = &scenario.hosts {
+        return run_on_hosts(spec, scenario, hosts, workload, least);
+    }
     let mut chooser = chooser(spec, scenario, workload).ok_or("the planner has no such policy")?;
     let course = engine::run(workload, scenario, seed, &mut *chooser);
+    check(&course)?;
+    let mut measured = measure(workload, &course, scenario.warm_up, least);
+    measured.overall.extend(chooser.figures());
+    Ok(measured)
+}
+
+fn run_on_hosts(
+    spec: &PolicySpec,
+    scenario: &Scenario,
+    hosts: &Hosts,
+    workload: &Workload,
+    least: f64,
+) -> Result<Measured, String> {
+    let mut planned = Planned::new(spec, scenario, workload).ok_or("no planner has hosts and such a policy")?;
+    let (course, loads) = hosts::run(workload, hosts, &mut planned, spec.is_blind);
+    check(&course)?;
+    let mut measured = measure(workload, &course, scenario.warm_up, least);
+    measured.overall.extend(planned.figures());
+    // What was reckoned by slots of each model.
+    for name in ["jain", "start_by_q50", "start_by_q95"] {
+        measured.overall.remove(name);
+    }
+    measured.overall.extend(hosts::figures(workload, hosts, &course, loads));
+    Ok(measured)
+}
+
+/// Whether every task came to an end.
+fn check(course: &Course) -> Result<(), String> {
     let open = course.ends.iter().filter(|end| end.fate == Fate::Open).count();
     if open > 0 || course.faults > 0 {
         return Err(format!("{open} tasks came to no end, and {} decisions made no sense", course.faults));
     }
-    let mut measured = measure(workload, &course, scenario.warm_up, least);
-    measured.overall.extend(chooser.figures());
-    Ok(measured)
+    Ok(())
 }
 
 impl Report {

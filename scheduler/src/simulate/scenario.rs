@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use super::arrivals::Arrivals;
 use super::distribution::Service;
+use super::hosts::Hosts;
 
 /// Bounds on what one scenario may ask for.
 const TASKS_MOST: usize = 20_000_000;
@@ -41,6 +42,8 @@ pub struct Scenario {
     pub tenants: Vec<Tenant>,
     pub deadlines: Option<Deadlines>,
     pub workers: Workers,
+    /// Workers that hold some of the models at a time, instead of each model's own slots.
+    pub hosts: Option<Hosts>,
     pub jump: Option<Jump>,
     pub planner: PlannerSettings,
 }
@@ -230,6 +233,7 @@ impl Default for Scenario {
             tenants: Vec::new(),
             deadlines: None,
             workers: Workers::default(),
+            hosts: None,
             jump: None,
             planner: PlannerSettings::default(),
         }
@@ -387,6 +391,11 @@ impl Scenario {
             "workers: away_every_s and away_for_s go together".to_owned(),
         ));
         checks.push((workers.ahead <= MODELS_MOST, format!("workers.ahead: at most {MODELS_MOST}")));
+        if let Some(hosts) = &self.hosts {
+            checks.push((hosts.fault().is_none(), hosts.fault().unwrap_or_default().to_owned()));
+            let alone = self.deadlines.is_none() && *workers == Workers::default();
+            checks.push((alone, "hosts: not together with deadlines or workers".to_owned()));
+        }
         if let Some(jump) = &self.jump {
             checks.push((positive(jump.factor), "jump.factor: a number over 0".to_owned()));
             checks.push((share(jump.at), "jump.at: from 0 to 1".to_owned()));
@@ -433,6 +442,10 @@ mod tests {
             ("[cost]\ndeclared = \"input\"", "cost.declared"),
             ("[deadlines]\nslack_least = 9\nslack_most = 2", "slack_least"),
             ("[workers]\naway_for_s = 1", "away_every_s"),
+            ("[hosts]\ncount = 0\nslots = 1\nmemory_mb = 1000", "hosts: count"),
+            ("[hosts]\ncount = 1\nslots = 1\nmemory_mb = 999", "hosts: memory_mb"),
+            ("[hosts]\ncount = 1\nslots = 1\nmemory_mb = 1000\nswap_cost = -1", "hosts.swap_cost"),
+            ("[hosts]\ncount = 1\nslots = 1\nmemory_mb = 1000\n[deadlines]", "hosts: not together"),
             ("[trace]\nfile = \"t.csv\"", "not together with a trace"),
         ] {
             let error = parse(&format!("{more}\n{SMALL}")).unwrap_err();

@@ -320,7 +320,7 @@ fn every_task_ends_once_whatever_the_policy_and_the_disturbance() {
     let scenario = scenario(HARD);
     for load in [0.7, 1.3] {
         let workload = Workload::draw(&scenario, None, 1, load);
-        for name in usual(true) {
+        for name in usual(true, false) {
             let spec: PolicySpec = name.parse().unwrap();
             let course = engine::run(&workload, &scenario, 1, &mut *chooser(&spec, &scenario, &workload).unwrap());
             assert_eq!(course.faults, 0, "{name}");
@@ -435,5 +435,39 @@ fn nineteen_of_twenty_start_by_the_time_that_was_predicted_for_them() {
         let (middle, upper) = (row.figures["start_by_q50"].mean, row.figures["start_by_q95"].mean);
         assert!((0.9..=0.99).contains(&upper), "{} at {}: {upper}", row.policy, row.load);
         assert!((0.4..=0.6).contains(&middle), "{} at {}: {middle}", row.policy, row.load);
+    }
+}
+
+/// Twenty models on workers that hold four.
+fn on_hosts(zipf: f64, swap_cost: f64, load: f64, seeds: u32) -> Report {
+    report(&format!(
+        r#"
+        tasks = 6000
+        seeds = {seeds}
+        load = [{load}]
+        policies = ["cmu", "cmu-blind"]
+        [models]
+        count = 20
+        zipf = {zipf}
+        [hosts]
+        count = 4
+        slots = 4
+        memory_mb = 4000
+        swap_cost = {swap_cost}
+        [[classes]]
+        name = "all"
+        share = 1
+        service = {{ distribution = "exponential", mean_ms = 100 }}
+        "#
+    ))
+}
+
+#[test]
+fn placement_does_twice_the_work_where_loading_costs_and_as_much_where_it_is_free() {
+    for (swap_cost, least) in [(0.0, 0.97), (1.0, 0.97), (10.0, 2.0), (100.0, 4.0)] {
+        let report = on_hosts(1.0, swap_cost, 0.95, 2);
+        let goodput = |row: usize| report.rows[row].mean("goodput").unwrap();
+        let (placed, blind) = (goodput(0), goodput(1));
+        assert!(placed >= least * blind, "swap cost {swap_cost}: {placed} against {blind}");
     }
 }

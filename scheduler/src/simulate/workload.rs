@@ -7,6 +7,7 @@ use taskyard_shared::Kind;
 
 use super::arrivals::Arrivals;
 use super::distribution::{Service, normal};
+use super::hosts::Hosts;
 use super::scenario::{Declared, LoadBy, Scenario};
 use super::trace::{Trace, Work};
 
@@ -249,7 +250,7 @@ fn from_trace(scenario: &Scenario, trace: &Trace, seed: u32) -> Draft {
 }
 
 impl Draft {
-    /// Stretches the arrivals, or the service times, to the load; every model then has the same.
+    /// Stretches the arrivals, or the service times, to the load; every model with slots of its own then has the same.
     fn scale(&mut self, scenario: &Scenario, load: f64, exact: bool) {
         let tasks = self.raw.len() as f64;
         let mut work = vec![0.0; self.models.len()];
@@ -259,7 +260,8 @@ impl Draft {
             }
         }
         let total: f64 = work.iter().sum();
-        let slots: f64 = self.models.iter().map(|model| model.slots as f64).sum();
+        let own: f64 = self.models.iter().map(|model| model.slots as f64).sum();
+        let slots = scenario.hosts.as_ref().map_or(own, Hosts::capacity);
         let last = self.raw.last().map_or(0.0, |task| task.at);
         // A trace's own work over its own span; by the distributions' means when these are known, so that the load is
         // what theory calls so.
@@ -277,6 +279,8 @@ impl Draft {
             .zip(&self.models)
             .map(|(&work, model)| match self.models.len() {
                 1 => all_faster,
+                // Slots that are shared need not be shared evenly.
+                _ if scenario.hosts.is_some() => all_faster,
                 _ if work > 0.0 => all_faster * total * model.slots as f64 / (slots * work),
                 _ => 1.0,
             })
