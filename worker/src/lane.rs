@@ -85,6 +85,7 @@ impl ModelLane {
             max_batch: self.spec.max_batch,
             held: self.held.load(Ordering::Relaxed),
             finished: self.finished.load(Ordering::Relaxed),
+            ..ModelLoad::default()
         }
     }
 }

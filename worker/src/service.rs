@@ -108,6 +108,7 @@ impl Worker {
             store: store.clone(),
             worker: id.clone(),
             every: Duration::from_millis(settings.report_every_ms),
+            budget_mb: settings.memory_mb,
             lanes: lanes.clone(),
             metrics: metrics.clone(),
             draining: stop.clone(),
