@@ -4,17 +4,22 @@
 //! [`settle`] writes the end under its fence, tells who waits, and acks.
 
 mod attempt;
+mod builder;
 mod claims;
 pub mod handler;
 pub mod handlers;
 mod held;
+mod hold;
+mod holdings;
 mod lane;
 mod leases;
 mod load_report;
 mod metrics;
+mod orders;
 mod service;
 mod settle;
 mod verdict;
 
+pub use builder::{BuildError, Builder};
 pub use handler::{Answer, Handler, Job};
 pub use service::Worker;
