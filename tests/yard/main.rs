@@ -2,6 +2,7 @@
 
 mod choice;
 mod control;
+mod holding;
 mod shadow;
 mod shards;
 
