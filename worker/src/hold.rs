@@ -18,7 +18,7 @@ use crate::builder::{BuildError, Builder};
 use crate::handler::Handler;
 use crate::holdings::{Holdings, Phase};
 use crate::lane::{Left, ModelLane, Serving};
-use crate::load_report::resident_mb;
+use crate::memory::{give_back_later, resident_mb};
 use crate::metrics::Metrics;
 use crate::orders::Orders;
 
@@ -276,6 +276,7 @@ impl Holder {
                 let Some(model) = self.models.get_mut(at) else { return left };
                 // With the handler goes the model's memory.
                 model.serves = None;
+                tokio::spawn(give_back_later());
                 self.holdings.set_phase(at, Phase::Absent);
                 self.common.metrics.unloaded(&model.lane.spec.name);
                 info!(task.model = %model.lane.spec.name, "unloaded");

@@ -21,6 +21,7 @@ struct Model {
     fixed: bool,
     /// As set; 0 when it is to be measured.
     set_mb: u64,
+    /// The most that a load of it took.
     measured_mb: u64,
     phase: Phase,
     /// Failed loads since the last that succeeded.
@@ -108,7 +109,8 @@ impl Holdings {
     pub fn loaded(&mut self, at: usize, grown_mb: u64) {
         if let Some(model) = self.models.get_mut(at) {
             model.phase = Phase::Held;
-            model.measured_mb = grown_mb;
+            // A load in memory that was free already grows the process by less than it takes.
+            model.measured_mb = model.measured_mb.max(grown_mb);
             (model.failures, model.retry_at) = (0, None);
         }
     }

@@ -14,6 +14,7 @@ mod holdings;
 mod lane;
 mod leases;
 mod load_report;
+mod memory;
 mod metrics;
 mod orders;
 mod service;

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::lane::ModelLane;
+use crate::memory::resident_mb;
 use crate::metrics::Metrics;
 
 /// A report outlives so many that fail to follow it.
@@ -86,13 +87,4 @@ pub(crate) fn host_name() -> String {
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "localhost".to_owned())
-}
-
-/// Resident memory of this process.
-pub(crate) fn resident_mb() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0);
-    pages * 4096 / (1 << 20)
 }
