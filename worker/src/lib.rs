@@ -2,6 +2,9 @@
 //!
 //! A delivery's way: [`lane`] takes it and forms batches, [`attempt`] claims it, runs it and judges the answer,
 //! [`settle`] writes the end under its fence, tells who waits, and acks.
+//!
+//! Which models there are: [`orders`] reads what the worker is told to hold, [`holdings`] decides what to do next about it, and
+//! [`hold`] loads, serves and unloads.
 
 mod attempt;
 mod builder;
