@@ -20,13 +20,13 @@ use taskyard_shared::process::shutdown::Shutdown;
 use taskyard_shared::process::telemetry;
 use taskyard_shared::store::Store;
 use taskyard_worker::Worker;
-use taskyard_worker::handlers::{self, ModelCache};
+use taskyard_worker::handlers::{self, ModelCache, Recipe};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::failure::Failure;
-use crate::yard::Served;
+use crate::yard::{Served, Source};
 
 /// How often broker and store are asked how they are.
 const HEALTH_EVERY: Duration = Duration::from_secs(1);
@@ -154,8 +154,8 @@ pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure
         role.settings().worker.clone(),
         &role.registry,
     )?;
-    for Served { spec, handler } in models {
-        worker = worker.model(spec, handler);
+    for served in models {
+        worker = served.offer(worker);
     }
     let answer = worker.run(role.shutdown.drain.clone(), role.shutdown.now.clone()).await;
     role.broker.close().await;
@@ -178,7 +178,8 @@ pub async fn gateway(file: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Loads the models of the settings, or those of them that are asked for.
+/// The models of the settings, or those of them that are asked for: loaded, unless the worker has a memory budget and loads
+/// them as it is told.
 pub async fn load_models(loaded: &Loaded, only: &[String]) -> Result<Vec<Served>, Failure> {
     let all = &loaded.settings.models;
     if let Some(unknown) = only.iter().find(|name| !all.contains_key(*name)) {
@@ -194,9 +195,14 @@ pub async fn load_models(loaded: &Loaded, only: &[String]) -> Result<Vec<Served>
     let cache = ModelCache::default();
     let mut models = Vec::new();
     for (name, model) in all.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
-        let handler = handlers::build(name, model, &loaded.base_dir, &cache).await?;
-        info!(task.model = %name, handler = %model.handler, "loaded");
-        models.push(Served { spec: model.spec(name), handler });
+        let source = if loaded.settings.worker.memory_mb > 0 {
+            Source::Wanted(Arc::new(Recipe::new(name, model, &loaded.base_dir, &cache)?))
+        } else {
+            let handler = handlers::build(name, model, &loaded.base_dir, &cache).await?;
+            info!(task.model = %name, handler = %model.handler, "loaded");
+            Source::Loaded(handler)
+        };
+        models.push(Served { spec: model.spec(name), source });
     }
     Ok(models)
 }

@@ -12,16 +12,38 @@ use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::{SchedulerSettings, Settings};
 use taskyard_shared::store::Store;
 use taskyard_shared::store::embedded::EmbeddedStore;
-use taskyard_worker::{Handler, Worker};
+use taskyard_worker::{Builder, Handler, Worker};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::Failure;
 
-/// A model and what runs it, shared by all workers of the process.
+/// A model and where its handler comes from.
 pub struct Served {
     pub spec: ModelSpec,
-    pub handler: Arc<dyn Handler>,
+    pub source: Source,
+}
+
+/// What a worker gets of a model.
+#[derive(Clone)]
+pub enum Source {
+    /// The handler, shared by all workers of the process.
+    Loaded(Arc<dyn Handler>),
+    /// What loads it, for workers that hold some of their models.
+    Wanted(Arc<dyn Builder>),
+}
+
+impl Served {
+    pub fn loaded(spec: ModelSpec, handler: Arc<dyn Handler>) -> Self {
+        Self { spec, source: Source::Loaded(handler) }
+    }
+
+    pub fn offer(&self, worker: Worker) -> Worker {
+        match self.source.clone() {
+            Source::Loaded(handler) => worker.model(self.spec.clone(), handler),
+            Source::Wanted(builder) => worker.candidate(self.spec.clone(), builder),
+        }
+    }
 }
 
 /// A yard without its gateway. Dropping it does not stop what it started: [`Yard::stop`] does.
@@ -79,7 +101,7 @@ impl Yard {
         let mut worker =
             Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry)?;
         for served in &self.models {
-            worker = worker.model(served.spec.clone(), served.handler.clone());
+            worker = served.offer(worker);
         }
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let id = worker.id().to_owned();

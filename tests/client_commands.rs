@@ -243,7 +243,12 @@ async fn models_workers_and_queues_are_printed() {
         at: Timestamp::now(),
         draining: false,
         memory_mb: 10,
-        models: [("echo".to_owned(), ModelLoad { slots: 2, busy: 1, max_batch: 4, held: 3, finished: 5 })].into(),
+        budget_mb: 0,
+        models: [(
+            "echo".to_owned(),
+            ModelLoad { slots: 2, busy: 1, max_batch: 4, held: 3, finished: 5, ..ModelLoad::default() },
+        )]
+        .into(),
     };
     store.report_load(&report, 60_000).await.unwrap();
 

@@ -359,7 +359,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
     let store = yard.store.inner();
     store.announce(&[spec("idle"), spec("echo")]).await.unwrap();
     for (worker, draining) in [("w-2", true), ("w-1", false)] {
-        let load = ModelLoad { slots: 2, busy: 1, max_batch: 1, held: 2, finished: 5 };
+        let load = ModelLoad { slots: 2, busy: 1, max_batch: 1, held: 2, finished: 5, ..ModelLoad::default() };
         let report = LoadReport {
             worker: worker.into(),
             host: "host".into(),
@@ -368,6 +368,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
             at: Timestamp::now(),
             draining,
             memory_mb: 10,
+            budget_mb: 0,
             models: [("echo".to_owned(), load)].into(),
         };
         store.report_load(&report, 60_000).await.unwrap();

@@ -50,12 +50,16 @@ pub struct LoadReport {
     pub draining: bool,
     /// Resident memory of the worker's process.
     pub memory_mb: u64,
+    /// What its models may take together: it holds some of them, as its [`Placement`] says. 0: it holds them all.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub budget_mb: u64,
     pub models: BTreeMap<String, ModelLoad>,
 }
 
 /// One model on one worker.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ModelLoad {
+    /// None unless the model is loaded: its [`ModelSpec`] has how many it would be.
     pub slots: u32,
     /// Slots that run something now.
     pub busy: u32,
@@ -64,6 +68,77 @@ pub struct ModelLoad {
     pub held: u32,
     /// Attempts finished since the worker started.
     pub finished: u64,
+    #[serde(default, skip_serializing_if = "LoadState::is_loaded")]
+    pub state: LoadState,
+    /// How long its last load took here, in milliseconds. A worker that holds all its models leaves it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_ms: Option<f64>,
+    /// What it counts for in the worker's budget: as set, or as its load was measured. Left out where there is no budget.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub memory_mb: u64,
+    /// Why its last load failed, in at most [`REASON_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Most bytes of a reason in a report; the worker's log has all of it.
+pub const REASON_BYTES: usize = 200;
+
+/// How far a model is on a worker that holds some of its models.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LoadState {
+    /// It takes tasks.
+    #[default]
+    Loaded,
+    Loading,
+    /// It was to be loaded and could not be; it is tried again.
+    Failed,
+    /// Not held, or finishing what runs before it goes.
+    Unloaded,
+}
+
+impl LoadState {
+    fn is_loaded(&self) -> bool {
+        *self == Self::Loaded
+    }
+}
+
+// Serde hands over a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+/// What a worker with a memory budget is to hold: JSON, in the store under [`Placement::key`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Placement {
+    /// [`Placement::VERSION`].
+    pub v: u32,
+    /// The models to hold, the most important first: what does not fit any more is left out.
+    pub models: Vec<String>,
+}
+
+impl Placement {
+    pub const VERSION: u32 = 1;
+
+    pub fn new(models: Vec<String>) -> Self {
+        Self { v: Self::VERSION, models }
+    }
+
+    /// The store's key of a worker's placement.
+    pub fn key(worker: &str) -> String {
+        format!("placement/{worker}")
+    }
+
+    /// Reads one; what a later version wrote is an error.
+    pub fn read(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        let placement: Self = serde_json::from_slice(bytes)?;
+        match placement.v {
+            Self::VERSION => Ok(placement),
+            other => Err(serde::de::Error::custom(format!("a placement of version {other}"))),
+        }
+    }
 }
 
 /// One finished attempt, as workers tell the scheduler. Losing one costs a credit for a while, never a task.
@@ -78,4 +153,21 @@ pub struct Completion {
     /// How long the slot had nothing to run before this; milliseconds.
     pub idle_ms: f64,
     pub worker: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_placement_is_read_as_it_is_written_and_a_later_version_is_refused() {
+        let placement = Placement::new(vec!["a".to_owned(), "b".to_owned()]);
+        let written = serde_json::to_string(&placement).unwrap_or_default();
+        assert_eq!(written, r#"{"v":1,"models":["a","b"]}"#);
+        assert_eq!(Placement::read(written.as_bytes()).ok(), Some(placement));
+        assert_eq!(Placement::read(br#"{"v":1,"models":[],"later":true}"#).ok(), Some(Placement::new(Vec::new())));
+        for bad in [r#"{"v":2,"models":["a"]}"#, r#"{"models":["a"]}"#, "a", ""] {
+            assert!(Placement::read(bad.as_bytes()).is_err(), "{bad}");
+        }
+    }
 }

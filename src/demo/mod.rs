@@ -96,7 +96,7 @@ async fn serve(items: &[Item], models: &[Loaded], policy: &str, kill: Option<&st
     settings.scheduler.report_every_ms = 100;
     let served = models
         .iter()
-        .map(|model| Served { spec: ModelSpec { slots: 1, ..model.spec.clone() }, handler: model.handler.clone() })
+        .map(|model| Served::loaded(ModelSpec { slots: 1, ..model.spec.clone() }, model.handler.clone()))
         .collect();
     let yard = Yard::start(settings, served, None, Registry::new()?).await?;
     let replies = yard.topology.replies("demo");

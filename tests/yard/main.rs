@@ -2,6 +2,7 @@
 
 mod choice;
 mod control;
+mod holding;
 mod overload;
 mod quote;
 mod shadow;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use crate::claims::{Claimer, Closed};
-use crate::handler::{Answer, Job, codes, error};
+use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::held::Held;
 use crate::lane::ModelLane;
 use crate::leases::{Lease, Leases};
@@ -85,7 +85,7 @@ impl Member {
 }
 
 /// Runs a batch from claim to settlement. Answers the deliveries that were not begun, when the worker is closing.
-pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> Vec<Held> {
+pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: Vec<Held>) -> Vec<Held> {
     let batch = drop_expired(yard, batch).await;
     let (mut batch, not_begun) = begin(yard, lane, batch).await;
     if batch.is_empty() {
@@ -93,7 +93,7 @@ pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> 
     }
     let started = Timestamp::now();
     let clock = Instant::now();
-    let answers = execute(yard, lane, &mut batch).await;
+    let answers = execute(yard, lane, handler, &mut batch).await;
     // A batch's time is shared among its members, so that a tenant is charged for what it used.
     let ran = clock.elapsed();
     lane.ran(ran);
@@ -191,7 +191,7 @@ fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claim
 }
 
 /// The handler's call: within the time limit, and ended when no member has a right to its task any more.
-async fn execute(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) -> VecDeque<Answer> {
+async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &mut [Member]) -> VecDeque<Answer> {
     let limit = batch
         .iter()
         .map(|member| member.held.envelope.timeout_ms.unwrap_or(lane.spec.timeout_ms))
@@ -209,7 +209,7 @@ async fn execute(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) -> VecDequ
     let all = |code: &str, message: &str, retryable| -> VecDeque<Answer> {
         (0..size).map(|_| Err(error(code, message, retryable))).collect()
     };
-    let mut call = pin!(tokio::time::timeout(limit, AssertUnwindSafe(lane.handler.execute(jobs)).catch_unwind()));
+    let mut call = pin!(tokio::time::timeout(limit, AssertUnwindSafe(handler.execute(jobs)).catch_unwind()));
     let begun = Instant::now();
     let mut unclaimed = batch.iter().any(|member| matches!(member.right, Right::First { .. }));
     let answers = loop {

@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use serde::Deserialize;
 use taskyard_shared::broker::{
-    Acker, Broker, BrokerError, Consumer, Delivery, Need, QueueSpec, Receipt, Verdict, publish_surely, settle,
+    Acker, Broker, BrokerError, Consumer, Delivery, Need, QueueSpec, Receipt, Tag, Verdict, publish_surely, settle,
 };
-use taskyard_shared::load::{ModelLoad, ModelSpec};
+use taskyard_shared::load::{LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages, wire};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::attempt::{Yard, attempt};
@@ -37,7 +38,7 @@ const NEWEST: f64 = 0.1;
 pub(crate) struct ModelLane {
     pub spec: ModelSpec,
     pub full_name: String,
-    pub handler: Arc<dyn Handler>,
+    standing: Mutex<Standing>,
     /// Since when each free slot is free.
     free_since: Mutex<VecDeque<Instant>>,
     /// Running mean of a call's time, in milliseconds, as the bits of a float; NaN while nothing is known.
@@ -47,14 +48,25 @@ pub(crate) struct ModelLane {
     pub finished: AtomicU64,
 }
 
+/// How far the model is on this worker, as it is reported.
+#[derive(Clone, Default)]
+pub(crate) struct Standing {
+    pub state: LoadState,
+    pub load_ms: Option<f64>,
+    /// 0 where there is no budget.
+    pub memory_mb: u64,
+    pub reason: Option<String>,
+}
+
 impl ModelLane {
-    pub fn new(spec: ModelSpec, handler: Arc<dyn Handler>) -> Self {
+    pub fn new(spec: ModelSpec) -> Self {
         let full_name = spec.full_name();
         let counter = AtomicU32::default;
         let free_since = Mutex::new((0..spec.slots).map(|_| Instant::now()).collect());
         let mean_ms = AtomicU64::new(spec.expected_ms.unwrap_or(f64::NAN).to_bits());
         let (busy, held, finished) = (counter(), counter(), AtomicU64::default());
-        Self { spec, full_name, handler, free_since, mean_ms, busy, held, finished }
+        let standing = Mutex::default();
+        Self { spec, full_name, standing, free_since, mean_ms, busy, held, finished }
     }
 
     /// A call of the handler took so long.
@@ -78,13 +90,29 @@ impl ModelLane {
         self.free_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Its slots are all free from now on.
+    pub fn open(&self) {
+        let now = Instant::now();
+        self.free_since().iter_mut().for_each(|since| *since = now);
+    }
+
+    pub fn stand(&self, change: impl FnOnce(&mut Standing)) {
+        change(&mut self.standing.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     pub fn load(&self) -> ModelLoad {
+        let Standing { state, load_ms, memory_mb, reason } =
+            self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone();
         ModelLoad {
-            slots: self.spec.slots,
+            slots: if state == LoadState::Loaded { self.spec.slots } else { 0 },
             busy: self.busy.load(Ordering::Relaxed),
             max_batch: self.spec.max_batch,
             held: self.held.load(Ordering::Relaxed),
             finished: self.finished.load(Ordering::Relaxed),
+            state,
+            load_ms,
+            memory_mb,
+            reason: reason.filter(|_| state == LoadState::Failed),
         }
     }
 }
@@ -92,6 +120,7 @@ impl ModelLane {
 /// What serving a model takes.
 pub(crate) struct Serving {
     pub lane: Arc<ModelLane>,
+    pub handler: Arc<dyn Handler>,
     pub yard: Arc<Yard>,
     pub broker: Arc<dyn Broker>,
     pub topology: Topology,
@@ -104,17 +133,41 @@ pub(crate) struct Serving {
     pub closing: CancellationToken,
 }
 
+/// A consumer that takes nothing new. With it goes what is not settled, so it is to be kept until everything is.
+pub(crate) struct Left {
+    _consumer: Box<dyn Consumer>,
+    settled: CancellationToken,
+}
+
+impl Left {
+    /// Waits until everything that it took is settled, or is given up.
+    pub async fn settled(&mut self) {
+        self.settled.cancelled().await;
+    }
+}
+
+/// Settles what one session took, and is dropped with the last delivery of it.
+struct SessionAcker {
+    acker: Arc<dyn Acker>,
+    _settled: DropGuard,
+}
+
+#[async_trait]
+impl Acker for SessionAcker {
+    async fn settle(&self, tags: Vec<Tag>, verdict: Verdict) -> usize {
+        self.acker.settle(tags, verdict).await
+    }
+}
+
 impl Serving {
     /// Serves until draining, and then until everything that runs has ended. A session that is cut is taken up again.
-    ///
-    /// Answers the consumer: with it goes what is not settled, so it is to be kept until everything is.
-    pub async fn run(self) -> Option<Box<dyn Consumer>> {
+    pub async fn run(self) -> Option<Left> {
         let slots = Arc::new(Semaphore::new(self.lane.spec.slots as usize));
         let mut running = JoinSet::new();
         let mut tries = 0;
         while !self.draining.is_cancelled() {
             match self.session(&slots, &mut running).await {
-                Ok(consumer) => return Some(consumer),
+                Ok(left) => return Some(left),
                 Err(failure) if failure.is_transient() => {
                     tries = if running.is_empty() { tries + 1 } else { 1 };
                     warn!(%failure, task.model = %self.lane.spec.name, "the queue is taken up again");
@@ -133,11 +186,7 @@ impl Serving {
         None
     }
 
-    async fn session(
-        &self,
-        slots: &Arc<Semaphore>,
-        running: &mut JoinSet<Vec<Held>>,
-    ) -> Result<Box<dyn Consumer>, BrokerError> {
+    async fn session(&self, slots: &Arc<Semaphore>, running: &mut JoinSet<Vec<Held>>) -> Result<Left, BrokerError> {
         let spec = &self.lane.spec;
         let queue = self.topology.ready(&spec.name);
         self.broker.declare(&[QueueSpec::durable(&queue)]).await?;
@@ -145,7 +194,10 @@ impl Serving {
         let mut consumer = self.broker.consume(&queue, prefetch).await?;
         info!(task.model = %spec.name, prefetch, "takes tasks");
         let mut waiting: VecDeque<Held> = VecDeque::new();
-        let ended = self.take(&mut *consumer, slots, running, &mut waiting, usize::from(prefetch)).await;
+        let settled = CancellationToken::new();
+        let acker = SessionAcker { acker: consumer.acker(), _settled: settled.clone().drop_guard() };
+        let ended =
+            self.take(&mut *consumer, Arc::new(acker), slots, running, &mut waiting, usize::from(prefetch)).await;
         self.lane.held.fetch_sub(waiting.len() as u32, Ordering::Relaxed);
         // After a cut the tags are void and everything comes again.
         ended?;
@@ -155,7 +207,7 @@ impl Serving {
         while let Some(ended) = running.join_next().await {
             self.give_back(ended.unwrap_or_default()).await;
         }
-        Ok(consumer)
+        Ok(Left { _consumer: consumer, settled })
     }
 
     /// Deliveries that may be unacked: what the slots run, the small prefetch and as much again that goes past it, and what
@@ -172,12 +224,12 @@ impl Serving {
     async fn take(
         &self,
         consumer: &mut dyn Consumer,
+        acker: Arc<dyn Acker>,
         slots: &Arc<Semaphore>,
         running: &mut JoinSet<Vec<Held>>,
         waiting: &mut VecDeque<Held>,
         most: usize,
     ) -> Result<(), BrokerError> {
-        let acker = consumer.acker();
         loop {
             let closes = self.batch_closes(waiting);
             tokio::select! {
@@ -227,14 +279,14 @@ impl Serving {
         permit: tokio::sync::OwnedSemaphorePermit,
         batch: Vec<Held>,
     ) -> impl Future<Output = Vec<Held>> + use<> {
-        let (yard, lane, closing, metrics) =
-            (self.yard.clone(), self.lane.clone(), self.closing.clone(), self.metrics.clone());
+        let (yard, lane, handler) = (self.yard.clone(), self.lane.clone(), self.handler.clone());
+        let (closing, metrics) = (self.closing.clone(), self.metrics.clone());
         async move {
             let size = batch.len();
             lane.busy.fetch_add(1, Ordering::Relaxed);
             metrics.batch(&lane.spec.name, size);
             let not_begun = tokio::select! {
-                not_begun = attempt(&yard, &lane, batch) => not_begun,
+                not_begun = attempt(&yard, &lane, &*handler, batch) => not_begun,
                 // The deliveries are not acked, and their leases run out: they come again.
                 () = closing.cancelled() => Vec::new(),
             };

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::lane::ModelLane;
+use crate::memory::resident_mb;
 use crate::metrics::Metrics;
 
 /// A report outlives so many that fail to follow it.
@@ -21,6 +22,8 @@ pub(crate) struct Reporter {
     pub store: Arc<dyn Store>,
     pub worker: String,
     pub every: Duration,
+    /// 0: none.
+    pub budget_mb: u64,
     pub lanes: Vec<Arc<ModelLane>>,
     pub metrics: Metrics,
     pub draining: CancellationToken,
@@ -53,6 +56,7 @@ impl Reporter {
                 at: Timestamp::now(),
                 draining: self.draining.is_cancelled(),
                 memory_mb: resident_mb(),
+                budget_mb: self.budget_mb,
                 models: self.lanes.iter().map(|lane| (lane.spec.name.clone(), lane.load())).collect(),
             };
             match announced.and(self.store.report_load(&report, ttl_ms).await) {
@@ -83,12 +87,4 @@ pub(crate) fn host_name() -> String {
         .map(|name| name.trim().to_owned())
         .filter(|name| !name.is_empty())
         .unwrap_or_else(|| "localhost".to_owned())
-}
-
-fn resident_mb() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0);
-    pages * 4096 / (1 << 20)
 }

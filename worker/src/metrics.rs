@@ -1,6 +1,7 @@
 //! What a worker counts. Labels are its own models, priorities and states: closed sets.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use taskyard_shared::State;
 use taskyard_shared::broker::Missed;
@@ -27,6 +28,9 @@ struct Inner {
     stale: IntCounterVec,
     void_acks: IntCounterVec,
     replies_missed: IntCounterVec,
+    model_loads: IntCounterVec,
+    model_unloads: IntCounterVec,
+    model_load_seconds: HistogramVec,
 }
 
 const SECONDS: &[f64] =
@@ -94,6 +98,22 @@ impl Metrics {
                 "Results whose reply queue is gone or does not take them.",
                 &["reason"],
             )?,
+            model_loads: registry.counters(
+                "worker_model_loads_total",
+                "Times that a worker with a memory budget loaded a model, by what came of it (loaded or failed).",
+                &["model", "outcome"],
+            )?,
+            model_unloads: registry.counters(
+                "worker_model_unloads_total",
+                "Times that a worker with a memory budget unloaded a model.",
+                &["model"],
+            )?,
+            model_load_seconds: registry.histograms(
+                "worker_model_load_seconds",
+                "From the start of a load until the model takes tasks.",
+                &["model"],
+                SECONDS,
+            )?,
         })))
     }
 
@@ -141,6 +161,19 @@ impl Metrics {
         let free = i64::from(load.slots.saturating_sub(load.busy));
         self.0.slots.with_label_values(&[model, "busy"]).set(load.busy.into());
         self.0.slots.with_label_values(&[model, "free"]).set(free);
+    }
+
+    pub fn loaded(&self, model: &str, took: Duration) {
+        self.0.model_loads.with_label_values(&[model, "loaded"]).inc();
+        self.0.model_load_seconds.with_label_values(&[model]).observe(took.as_secs_f64());
+    }
+
+    pub fn load_failed(&self, model: &str) {
+        self.0.model_loads.with_label_values(&[model, "failed"]).inc();
+    }
+
+    pub fn unloaded(&self, model: &str) {
+        self.0.model_unloads.with_label_values(&[model]).inc();
     }
 
     pub fn void_acks(&self, acks: usize) {

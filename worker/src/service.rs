@@ -11,17 +11,19 @@ use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::Store;
 use taskyard_shared::{Topology, messages};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::attempt::Yard;
+use crate::builder::Builder;
 use crate::claims::Claimer;
 use crate::handler::Handler;
-use crate::lane::{ModelLane, Serving};
+use crate::hold::{Common, Holder, Source};
+use crate::lane::ModelLane;
 use crate::leases::Leases;
 use crate::load_report::{Reporter, host_name};
 use crate::metrics::Metrics;
+use crate::orders;
 use crate::settle::Settler;
 
 /// Settlements that wait for the settler; attempts wait when there are more.
@@ -34,7 +36,7 @@ pub struct Worker {
     topology: Topology,
     settings: WorkerSettings,
     id: String,
-    lanes: Vec<Arc<ModelLane>>,
+    models: Vec<(Arc<ModelLane>, Source)>,
     metrics: Metrics,
 }
 
@@ -54,12 +56,19 @@ impl Worker {
             "" => format!("{}-{:08x}", host_name(), fastrand::u32(..)),
             id => id.to_owned(),
         };
-        Ok(Self { broker, store, topology, settings, id, lanes: Vec::new(), metrics: Metrics::new(registry)? })
+        Ok(Self { broker, store, topology, settings, id, models: Vec::new(), metrics: Metrics::new(registry)? })
     }
 
-    /// Serves one more model.
+    /// Serves one more model, for as long as it runs.
     pub fn model(mut self, spec: ModelSpec, handler: Arc<dyn Handler>) -> Self {
-        self.lanes.push(Arc::new(ModelLane::new(spec, handler)));
+        self.models.push((Arc::new(ModelLane::new(spec)), Source::Fixed(handler)));
+        self
+    }
+
+    /// One more model that it may hold: it is loaded and unloaded as the worker's placement says, within the memory budget
+    /// of the settings (`memory_mb`). Without a budget it is loaded once the worker runs, and stays.
+    pub fn candidate(mut self, spec: ModelSpec, builder: Arc<dyn Builder>) -> Self {
+        self.models.push((Arc::new(ModelLane::new(spec)), Source::Built(builder)));
         self
     }
 
@@ -73,7 +82,8 @@ impl Worker {
     /// # Errors
     /// When a queue cannot be declared for a reason that trying again would not mend.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) -> Result<(), BrokerError> {
-        let Self { broker, store, topology, settings, id, lanes, metrics } = self;
+        let Self { broker, store, topology, settings, id, models, metrics } = self;
+        let lanes: Vec<Arc<ModelLane>> = models.iter().map(|(lane, _)| lane.clone()).collect();
         declare(&*broker, &topology, &lanes, &stop).await?;
 
         let closing = kill.child_token();
@@ -108,43 +118,38 @@ impl Worker {
             store: store.clone(),
             worker: id.clone(),
             every: Duration::from_millis(settings.report_every_ms),
+            budget_mb: settings.memory_mb,
             lanes: lanes.clone(),
             metrics: metrics.clone(),
             draining: stop.clone(),
         };
         let reporter = tokio::spawn(reporter.run(reporting.clone()));
 
-        let mut serving = JoinSet::new();
-        for lane in &lanes {
-            let serves = Serving {
-                lane: lane.clone(),
-                yard: yard.clone(),
-                broker: broker.clone(),
-                topology: topology.clone(),
-                metrics: metrics.clone(),
-                prefetch: settings.prefetch,
-                draining: stop.clone(),
-                closing: closing.clone(),
-            };
-            serving.spawn(serves.run());
-        }
-        drop(yard);
+        let every = Duration::from_millis(settings.report_every_ms);
+        let is_placed = settings.memory_mb > 0 && models.iter().any(|(_, source)| matches!(source, Source::Built(_)));
+        let orders = is_placed.then(|| orders::follow(store.clone(), &id, every, closing.clone()));
+        let common = Common {
+            broker: broker.clone(),
+            topology: topology.clone(),
+            metrics: metrics.clone(),
+            prefetch: settings.prefetch,
+            stop: stop.clone(),
+            closing: closing.clone(),
+        };
+        let mut holder = Holder::start(common, yard, orders, settings.memory_mb, models);
         info!(worker.id = %id, models = lanes.len(), "serving");
 
         tokio::select! {
             () = stop.cancelled() => info!(worker.id = %id, "draining"),
             () = kill.cancelled() => {}
+            () = holder.keep() => {}
         }
+        holder.break_off_loads().await;
         // With its consumer goes what a lane has not settled: they are kept until the settler is done.
-        let mut consumers = Vec::new();
-        let drained = async {
-            while let Some(ended) = serving.join_next().await {
-                consumers.extend(ended.ok().flatten());
-            }
-        };
+        let mut left = Vec::new();
         let patience = Duration::from_secs(settings.drain_s);
         let in_time = tokio::select! {
-            () = drained => true,
+            () = holder.drained(&mut left) => true,
             () = tokio::time::sleep(patience) => false,
             () = kill.cancelled() => false,
         };
@@ -152,20 +157,15 @@ impl Worker {
             warn!(worker.id = %id, "tasks still run at the end of the drain time: they are stopped and tried elsewhere");
             leases.lose_all();
             // Their attempts end as lost and are settled like any other, for as long as a lease lasts.
-            let ended = async {
-                while let Some(ended) = serving.join_next().await {
-                    consumers.extend(ended.ok().flatten());
-                }
-            };
-            let _in_time = tokio::time::timeout(lease, ended).await;
+            let _in_time = tokio::time::timeout(lease, holder.drained(&mut left)).await;
         }
         if kill.is_cancelled() {
-            serving.shutdown().await;
+            holder.kill().await;
         }
-        drop(serving);
+        let handlers = holder.into_handlers();
         // Every sender is gone: the settler ends when it has settled what it has.
         let _settled = tokio::time::timeout(patience, settler).await;
-        drop(consumers);
+        drop(left);
         closing.cancel();
         renewing.cancel();
         reporting.cancel();
@@ -174,8 +174,8 @@ impl Worker {
             reporter.abort();
         }
         let _reporter = reporter.await;
-        for lane in &lanes {
-            lane.handler.close().await;
+        for handler in handlers {
+            handler.close().await;
         }
         info!(worker.id = %id, "stopped");
         Ok(())

@@ -113,6 +113,8 @@ pub struct WorkerSettings {
     pub prefetch: u16,
     pub lease_ms: u64,
     pub drain_s: u64,
+    /// Of which the loaded models take no more than this together; 0: every model is loaded and stays.
+    pub memory_mb: u64,
     pub report_every_ms: u64,
     pub retry_first_ms: u64,
     pub retry_most_ms: u64,

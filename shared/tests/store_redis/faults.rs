@@ -407,6 +407,7 @@ async fn a_report_that_expired_leaves_nothing_behind() {
             at: Timestamp::now(),
             draining: false,
             memory_mb: 1,
+            budget_mb: 0,
             models: Default::default(),
         };
         store.report_load(&report, 50).await.expect("report");

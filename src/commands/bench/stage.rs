@@ -187,7 +187,7 @@ impl Stage {
         let mut models = Vec::new();
         for (name, model) in &settings.models {
             let handler = handlers::build(name, model, Path::new("."), &cache).await?;
-            models.push(Served { spec: model.spec(name), handler });
+            models.push(Served::loaded(model.spec(name), handler));
         }
         let data = folder.as_ref().map(Folder::path);
         let yard = Yard::start(settings.clone(), models, data, Registry::new()?).await?;

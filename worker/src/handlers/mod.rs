@@ -7,15 +7,17 @@ pub mod simulated;
 
 mod answer;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use taskyard_shared::process::settings::ModelSettings;
 
 pub use self::onnx::ModelCache;
 use self::onnx::{OnnxError, OnnxHandler};
 use self::process::ProcessHandler;
 use self::simulated::SimulatedHandler;
+use crate::builder::{BuildError, Builder};
 use crate::handler::Handler;
 use crate::handlers::http::HttpHandler;
 
@@ -85,6 +87,34 @@ pub async fn build(
         }
         other => return Err(unknown_handler(name, other)),
     })
+}
+
+/// How to load a model of the settings, as often as it is wanted.
+#[derive(Clone)]
+pub struct Recipe {
+    name: String,
+    settings: ModelSettings,
+    base_dir: PathBuf,
+    cache: ModelCache,
+}
+
+impl Recipe {
+    /// As [`build`] takes them; nothing is loaded yet.
+    ///
+    /// # Errors
+    /// When the settings contradict themselves.
+    pub fn new(name: &str, settings: &ModelSettings, base_dir: &Path, cache: &ModelCache) -> Result<Self, LoadError> {
+        check(name, settings)?;
+        let (name, settings) = (name.to_owned(), settings.clone());
+        Ok(Self { name, settings, base_dir: base_dir.to_owned(), cache: cache.clone() })
+    }
+}
+
+#[async_trait]
+impl Builder for Recipe {
+    async fn build(&self) -> Result<Arc<dyn Handler>, BuildError> {
+        Ok(build(&self.name, &self.settings, &self.base_dir, &self.cache).await?)
+    }
 }
 
 fn unknown_handler(name: &str, handler: &str) -> LoadError {

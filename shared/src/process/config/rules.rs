@@ -67,6 +67,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     // A lease is renewed three times in its length, and a renewal is a round trip to the store.
     ("worker.lease_ms", Bounds::Whole(200, HOUR_MS)),
     ("worker.drain_s", Bounds::Whole(0, 7 * 24 * 3600)),
+    ("worker.memory_mb", Bounds::Whole(0, 100_000_000)),
     ("worker.report_every_ms", Bounds::Whole(10, 60_000)),
     ("worker.retry_first_ms", Bounds::Whole(1, limits::DURATION_MS)),
     ("worker.retry_most_ms", Bounds::Whole(1, limits::DURATION_MS)),

@@ -14,9 +14,10 @@ fn report(worker: &str, finished: u64) -> LoadReport {
         at: Timestamp::now(),
         draining: false,
         memory_mb: 120,
+        budget_mb: 0,
         models: BTreeMap::from([(
             "sentiment@1".to_owned(),
-            ModelLoad { slots: 2, busy: 1, max_batch: 8, held: 3, finished },
+            ModelLoad { slots: 2, busy: 1, max_batch: 8, held: 3, finished, ..ModelLoad::default() },
         )]),
     }
 }
