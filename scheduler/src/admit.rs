@@ -89,6 +89,7 @@ impl Core {
             ),
             Refusal::Duplicate => String::new(),
         };
+        self.refuses |= matches!(refusal, Refusal::Overloaded { .. });
         self.metrics.turned_away(&task.model, refusal.as_str(), task.envelope.deadline.is_some());
         self.refuse(task, State::Rejected, refusal.as_str(), message, false);
     }

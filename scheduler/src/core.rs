@@ -139,6 +139,8 @@ pub(crate) struct Core {
     /// When it was last said how much waits.
     pub signalled: Instant,
     pub signalling: JoinSet<()>,
+    /// Something was refused since, which gateways are to know of before the next second.
+    pub refuses: bool,
     /// What other orders would have made of the same tasks; nothing when nobody wants to know.
     pub shadow: Option<Shadow>,
     pub comparing: Option<tokio::task::JoinHandle<()>>,
@@ -227,6 +229,7 @@ impl Core {
             quotas: quotas(&tenants),
             signalled: Instant::now(),
             signalling: JoinSet::new(),
+            refuses: false,
             broker,
             store,
             topology,
@@ -268,6 +271,7 @@ impl Core {
             self.decide();
             self.mark();
             self.finish();
+            self.signal_soon();
             // What is refused is in memory until that is told.
             self.room.is_held(self.held.len() + self.unknown.len() + self.finished.len());
         }

@@ -1,4 +1,4 @@
-//! What the scheduler says of its shard once a second, for gateways, for autoscalers, and for the other shards.
+//! What the scheduler says of its shard, once a second and a little oftener while it refuses tasks, for gateways, for autoscalers, and for the other shards.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,12 +16,23 @@ use crate::wanted::Outlook;
 
 /// While nothing waits and nothing is limited, it is said so often: that is well within the time after which it is too old.
 const QUIET: Duration = Duration::from_secs(4);
+/// While tasks are refused, it is said no more often than so.
+const SOON: Duration = Duration::from_millis(200);
 /// When more tenants than this crowd a model, no names are said.
 const TENANTS: usize = 256;
 /// A signal of another shard that is older says nothing of now; milliseconds.
 const OLD_MS: f64 = 10_000.0;
 
 impl Core {
+    /// What is refused was not said a moment ago: it is said again, for what is refused by the gateway is not accepted first.
+    pub fn signal_soon(&mut self) {
+        if self.refuses && self.signalled.elapsed() >= SOON {
+            while self.signalling.try_join_next().is_some() {}
+            let stats = self.planner.stats();
+            self.signal(&stats);
+        }
+    }
+
     /// Once a second.
     pub fn signal(&mut self, stats: &Stats) {
         let now = Instant::now();
@@ -39,7 +50,7 @@ impl Core {
         if is_quiet && self.signalled.elapsed() < QUIET || !self.signalling.is_empty() {
             return;
         }
-        self.signalled = now;
+        (self.signalled, self.refuses) = (now, false);
         let signal = self.signal_of(stats, &demand, &outlooks);
         self.signalling.spawn(say(self.store.clone(), self.metrics.clone(), signal));
     }

@@ -1,6 +1,6 @@
 //! Push-back: what the schedulers say that they would refuse, the gateway refuses before it is accepted.
 //!
-//! The signals are read once a second, not for each request, and when they are too old, or the store is away for long, tasks
+//! The signals are read once a second, or a few times while something is refused, not for each request, and when they are too old, or the store is away for long, tasks
 //! are let in: the schedulers look again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,10 @@ use super::intake::Taken;
 use super::problem::{Code, Problem};
 use super::request::Incoming;
 
-/// How often the signals are read.
+/// How often the signals are read, and how often while tasks are refused or were lately.
 const EVERY: Duration = Duration::from_secs(1);
+const OFTENER: Duration = Duration::from_millis(200);
+const LATELY: Duration = Duration::from_secs(60);
 /// One call of the store.
 const LIMIT: Duration = Duration::from_millis(500);
 /// A signal that has not changed for so long says nothing of now.
@@ -152,6 +154,10 @@ impl Heard {
         refusing.map(|overload| overload.retry_after_s).max()
     }
 
+    fn refuses(&self) -> bool {
+        self.signals().any(|signal| signal.models.values().any(|model| model.overload.is_some()))
+    }
+
     fn rate(&self, tenant: &str) -> Option<Rate> {
         self.signals().find_map(|signal| signal.tenants.get(tenant)?.rate)
     }
@@ -173,10 +179,8 @@ impl Heard {
 impl Shared {
     /// Reads the signals, for ever.
     pub(super) async fn feel(&self) {
-        let mut ticks = tokio::time::interval(EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut refused: Option<Instant> = None;
         loop {
-            ticks.tick().await;
             // Which others there are, the first one says.
             let mut signals = Vec::new();
             let mut of = self.pressure.heard().shards().clamp(1, SHARDS_MOST);
@@ -195,6 +199,11 @@ impl Shared {
             if !signals.is_empty() {
                 self.pressure.take(signals);
             }
+            if self.pressure.heard().refuses() {
+                refused = Some(Instant::now());
+            }
+            let is_busy = refused.is_some_and(|at| at.elapsed() < LATELY);
+            tokio::time::sleep(if is_busy { OFTENER } else { EVERY }).await;
         }
     }
 
