@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use taskyard_shared::TaskId;
-use taskyard_shared::load::{LoadReport, ModelLoad, ModelSpec};
+use taskyard_shared::load::{LoadReport, LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Timestamp, decode_tasks};
 use yard::{RunningGateway, Yard, eventually, settings, within};
@@ -360,6 +360,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
     store.announce(&[spec("idle"), spec("echo")]).await.unwrap();
     for (worker, draining) in [("w-2", true), ("w-1", false)] {
         let load = ModelLoad { slots: 2, busy: 1, max_batch: 1, held: 2, finished: 5, ..ModelLoad::default() };
+        let unloaded = ModelLoad { state: LoadState::Unloaded, ..ModelLoad::default() };
         let report = LoadReport {
             worker: worker.into(),
             host: "host".into(),
@@ -369,7 +370,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
             draining,
             memory_mb: 10,
             budget_mb: 0,
-            models: [("echo".to_owned(), load)].into(),
+            models: [("echo".to_owned(), load), ("idle".to_owned(), unloaded)].into(),
         };
         store.report_load(&report, 60_000).await.unwrap();
     }

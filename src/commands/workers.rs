@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use serde::Deserialize;
 use taskyard_shared::Timestamp;
-use taskyard_shared::load::{LoadReport, ModelLoad};
+use taskyard_shared::load::{LoadReport, LoadState, ModelLoad};
 use taskyard_shared::process::exit::Exit;
 
 use super::{ClientArgs, ListCommand, finish};
@@ -39,7 +39,7 @@ async fn list(client: &ClientArgs) -> Result<Exit, Failure> {
                 report.worker.clone(),
                 report.host.clone(),
                 if report.draining { "draining" } else { "serving" }.to_owned(),
-                report.models.keys().cloned().collect::<Vec<_>>().join(","),
+                loaded(report).join(","),
                 sum(|load| load.slots.into()),
                 sum(|load| load.busy.into()),
                 sum(|load| load.held.into()),
@@ -50,4 +50,10 @@ async fn list(client: &ClientArgs) -> Result<Exit, Failure> {
         })
     })?;
     Ok(Exit::Ok)
+}
+
+/// The models that it serves now.
+fn loaded(report: &LoadReport) -> Vec<&str> {
+    let loaded = report.models.iter().filter(|(_, load)| load.state == LoadState::Loaded);
+    loaded.map(|(model, _)| model.as_str()).collect()
 }

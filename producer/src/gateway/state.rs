@@ -9,7 +9,7 @@ use axum::extract::State;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use schemars::JsonSchema;
 use serde::Serialize;
-use taskyard_shared::load::{LoadReport, ModelSpec};
+use taskyard_shared::load::{LoadReport, LoadState, ModelSpec};
 
 use super::Shared;
 use super::problem::{Code, Problem};
@@ -148,7 +148,7 @@ impl Shared {
         for report in self.loads().await? {
             for (model, load) in report.models {
                 let sum = capacities.entry(model).or_default();
-                if !report.draining {
+                if !report.draining && load.state == LoadState::Loaded {
                     sum.workers += 1;
                     sum.slots = sum.slots.saturating_add(load.slots);
                 }
