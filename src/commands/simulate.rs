@@ -126,6 +126,9 @@ fn trace_of(scenario: &Scenario) -> Result<Option<Trace>, Failure> {
 }
 
 async fn run_live(arguments: &SimulateArgs, scenario: Scenario, file: Option<&Path>) -> Result<(), Failure> {
+    if scenario.hosts.is_some() {
+        return Err(Failure::Usage("--live has no hosts that hold some of the models".to_owned()));
+    }
     let policies = match arguments.policy.as_slice() {
         [] => vec!["cmu".parse().map_err(Failure::Internal)?],
         given => given.to_vec(),
@@ -156,6 +159,7 @@ const VALUE: &str = "value_per_s";
 /// A column of the table: its head, and the figure's name.
 const COLUMNS: [(&str, &str); 22] = [
     ("goodput", "goodput"),
+    ("in tasks", "goodput_tasks"),
     ("swaps", "swaps_per_1000"),
     ("in time", "attainment"),
     ("of accepted", "attainment_accepted"),

@@ -466,8 +466,10 @@ fn on_hosts(zipf: f64, swap_cost: f64, load: f64, seeds: u32) -> Report {
 fn placement_does_twice_the_work_where_loading_costs_and_as_much_where_it_is_free() {
     for (swap_cost, least) in [(0.0, 0.97), (1.0, 0.97), (10.0, 2.0), (100.0, 4.0)] {
         let report = on_hosts(1.0, swap_cost, 0.95, 2);
-        let goodput = |row: usize| report.rows[row].mean("goodput").unwrap();
-        let (placed, blind) = (goodput(0), goodput(1));
-        assert!(placed >= least * blind, "swap cost {swap_cost}: {placed} against {blind}");
+        for figure in ["goodput", "goodput_tasks"] {
+            let goodput = |row: usize| report.rows[row].mean(figure).unwrap();
+            let (placed, blind) = (goodput(0), goodput(1));
+            assert!(placed >= least * blind, "{figure}, swap cost {swap_cost}: {placed} against {blind}");
+        }
     }
 }
