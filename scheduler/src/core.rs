@@ -29,6 +29,7 @@ use crate::lost::Quiet;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::offers::Offers;
+use crate::placing::Placing;
 use crate::planner::{
     AllocationRegret, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, ShedReason, TenantLimits,
     policy,
@@ -134,6 +135,7 @@ pub(crate) struct Core {
     kept: (Instant, u64),
     keeping: JoinSet<()>,
     pub wanted: Wanted,
+    pub placing: Placing,
     /// Tenants that have a quota.
     pub quotas: BTreeMap<String, TenantSignal>,
     /// When it was last said how much waits.
@@ -226,6 +228,7 @@ impl Core {
             kept: (Instant::now(), 0),
             keeping: JoinSet::new(),
             wanted: Wanted::default(),
+            placing: Placing::default(),
             quotas: quotas(&tenants),
             signalled: Instant::now(),
             signalling: JoinSet::new(),
@@ -357,6 +360,7 @@ impl Core {
             let waiting = std::mem::take(&mut self.unknown);
             waiting.into_iter().for_each(|task| self.admit(task));
         }
+        self.place_models(&loads);
         for model in self.offers.update(&loads) {
             self.set_capacity(&model);
             if let Some(shadow) = &mut self.shadow {

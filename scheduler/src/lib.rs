@@ -4,7 +4,8 @@
 //! planner, `choose` finds the model, `admit` takes in or refuses, `dispatch` hands on, `returns` reads what comes back, `finish` ends what never runs,
 //! `lost` finds what nobody holds. Beside them `load_watch` reads what workers say, `offers` keeps what that is room for,
 //! `memory` keeps what is learnt, `control` and `quote` answer what gateways ask, `quotas` counts what tenants send, `signal` says
-//! once a second how much waits and `wanted` how many workers that takes, and `shadow` says what other orders would have made of it.
+//! once a second how much waits and `wanted` how many workers that takes, `placing` tells workers with a
+//! memory budget which models to hold, and `shadow` says what other orders would have made of it.
 
 mod admit;
 mod choose;
@@ -21,6 +22,7 @@ mod lost;
 mod memory;
 mod metrics;
 mod offers;
+mod placing;
 pub mod planner;
 mod quotas;
 mod quote;

@@ -337,7 +337,9 @@ impl Metrics {
             let free = i64::from(load.slots.saturating_sub(load.busy));
             self.0.worker_slots.with_label_values(&[model.as_str(), "busy"]).add(busy);
             self.0.worker_slots.with_label_values(&[model.as_str(), "free"]).add(free);
-            self.0.model_workers.with_label_values(&[model]).inc();
+            if load.slots > 0 {
+                self.0.model_workers.with_label_values(&[model]).inc();
+            }
         }
     }
 }

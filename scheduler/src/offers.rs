@@ -35,7 +35,8 @@ impl Offers {
     pub fn update(&mut self, loads: &[LoadReport]) -> Vec<String> {
         let mut by_model: HashMap<String, Offer> = HashMap::new();
         for report in loads.iter().filter(|report| !report.draining) {
-            for (model, load) in &report.models {
+            // One that holds a model in its file alone offers nothing of it.
+            for (model, load) in report.models.iter().filter(|(_, load)| load.slots > 0) {
                 let offer = by_model.entry(model.clone()).or_default();
                 let batch = load.max_batch.max(1) as usize;
                 offer.slots += load.slots as usize * batch;

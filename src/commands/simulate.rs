@@ -157,7 +157,7 @@ impl From<CostArg> for Declared {
 const VALUE: &str = "value_per_s";
 
 /// A column of the table: its head, and the figure's name.
-const COLUMNS: [(&str, &str); 22] = [
+const COLUMNS: [(&str, &str); 23] = [
     ("goodput", "goodput"),
     ("in tasks", "goodput_tasks"),
     ("swaps", "swaps_per_1000"),

@@ -26,6 +26,12 @@ fn shipped(folder: &str, name: &str, cache: &ModelCache) -> (ModelSpec, Arc<dyn 
     (spec, Arc::new(Recipe::new(name, settings, &loaded.base_dir, cache).unwrap()))
 }
 
+/// Room for so much, and a test that says what is held.
+fn by_hand(settings: &mut Settings, memory_mb: u64) {
+    settings.worker.memory_mb = memory_mb;
+    settings.scheduler.placement = "none".to_owned();
+}
+
 struct Placed {
     stop: CancellationToken,
     running: JoinHandle<Result<(), taskyard_shared::broker::BrokerError>>,
@@ -101,7 +107,7 @@ fn known(model: &str, file: &str) -> Vec<(serde_json::Value, serde_json::Value)>
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_with_room_for_two_of_four_models_serves_all_their_tasks_as_it_is_told() {
-    let mut yard = Yard::new(|settings| settings.worker.memory_mb = 200).await;
+    let mut yard = Yard::new(|settings| by_hand(settings, 200)).await;
     let cache = ModelCache::default();
     let models = [("models", "intents"), ("models", "file-type"), ("models", "pause"), ("examples", "shout")]
         .map(|(folder, name)| shipped(folder, name, &cache));
@@ -159,6 +165,42 @@ async fn a_worker_with_room_for_two_of_four_models_serves_all_their_tasks_as_it_
     worker.stop().await;
     assert_eq!(cache.files_loaded(), 0);
     assert!(yard.store.loads().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_scheduler_has_models_loaded_that_tasks_wait_for() {
+    let mut yard = Yard::new(|settings| settings.worker.memory_mb = 200).await;
+    let cache = ModelCache::default();
+    let models = [("models", "intents"), ("models", "file-type"), ("models", "pause"), ("examples", "shout")]
+        .map(|(folder, name)| shipped(folder, name, &cache));
+    let specs: Vec<ModelSpec> = models.iter().map(|(spec, _)| spec.clone()).collect();
+    let worker = Placed::start(&yard, "w", &models);
+    // Without a word it holds the first two.
+    holds(&yard, "w", &["file-type", "intents"]).await;
+    yard.scheduler(&specs);
+    let mut tasks = known("intents", "intents.jsonl");
+    tasks.extend(known("file-type", "files.jsonl"));
+    tasks
+        .extend((0..50).map(|n| {
+            (json!({"model": "shout", "input": {"text": format!("a{n}")}}), json!({"text": format!("A{n}")}))
+        }));
+    tasks.extend((0..50).map(|n| (json!({"model": "pause", "input": {"n": n}}), json!({"n": n}))));
+    let ids = yard.publish(tasks.iter().map(|(body, _)| body.clone()).collect()).await;
+    yard.collect(&ids).await;
+    for (id, (body, expected)) in ids.iter().zip(&tasks) {
+        let result = yard.result(id);
+        assert_eq!((result.state, result.attempt), (State::Succeeded, 1), "{body}: {result:?}");
+        let output: serde_json::Value = serde_json::from_str(result.output.as_ref().unwrap().get()).unwrap();
+        let answer = if expected.is_string() { &output["label"] } else { &output };
+        assert_eq!(answer, expected, "{body}");
+    }
+    // Each of the two that were not there was loaded, and nothing was loaded again and again.
+    let loads = |model: &str| {
+        metric(&yard, &format!("taskyard_worker_model_loads_total{{model=\"{model}\",outcome=\"loaded\"}}"))
+    };
+    let counts = ["intents", "file-type", "pause", "shout"].map(loads);
+    assert!(counts[2] >= 1 && counts[3] >= 1 && counts.iter().sum::<u64>() <= 12, "{counts:?}");
+    worker.stop().await;
 }
 
 /// Makes handlers that do as they are told, and knows what became of them.
@@ -228,7 +270,7 @@ fn candidates(models: &[(ModelSpec, Arc<Makes>)]) -> Vec<(ModelSpec, Arc<dyn Bui
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_is_finished_before_its_model_goes_and_what_was_not_begun_is_run_elsewhere() {
-    let mut yard = Yard::new(|settings| settings.worker.memory_mb = 100).await;
+    let mut yard = Yard::new(|settings| by_hand(settings, 100)).await;
     let models = [makes("a", 60), makes("b", 60)];
     let specs: Vec<ModelSpec> = models.iter().map(|(spec, _)| spec.clone()).collect();
     place(&yard, "w", &["a"]).await;
@@ -275,7 +317,7 @@ async fn what_runs_is_finished_before_its_model_goes_and_what_was_not_begun_is_r
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_cannot_be_loaded_stops_no_other_and_is_tried_again() {
     let mut yard = Yard::new(|settings| {
-        settings.worker.memory_mb = 300;
+        by_hand(settings, 300);
         settings.worker.retry_most_ms = 50;
     })
     .await;
@@ -319,7 +361,7 @@ async fn a_model_that_cannot_be_loaded_stops_no_other_and_is_tried_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_placement_it_holds_what_fits_and_what_it_was_told_last_stands() {
-    let yard = Yard::new(|settings| settings.worker.memory_mb = 100).await;
+    let yard = Yard::new(|settings| by_hand(settings, 100)).await;
     let models = [makes("a", 60), makes("b", 60), makes("c", 40)];
     let worker = Placed::start(&yard, "w", &candidates(&models));
     holds(&yard, "w", &["a", "c"]).await;
@@ -343,7 +385,7 @@ async fn without_a_placement_it_holds_what_fits_and_what_it_was_told_last_stands
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_stops_while_a_model_is_being_loaded_and_finishes_what_runs() {
-    let mut yard = Yard::new(|settings| settings.worker.memory_mb = 100).await;
+    let mut yard = Yard::new(|settings| by_hand(settings, 100)).await;
     let models = [makes("a", 50), makes("b", 50)];
     models[1].1.hangs.store(true, Ordering::SeqCst);
     let worker = Placed::start(&yard, "w", &candidates(&models));

@@ -96,7 +96,7 @@ pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, handler: &dyn Handler
     let answers = execute(yard, lane, handler, &mut batch).await;
     // A batch's time is shared among its members, so that a tenant is charged for what it used.
     let ran = clock.elapsed();
-    lane.ran(ran);
+    lane.ran(batch.len(), ran);
     let ran_ms = time::milliseconds(ran / batch.len() as u32);
     for (member, answer) in batch.into_iter().zip(answers) {
         let verdict = judge(yard, lane, &member.held.envelope, member.attempt(), answer);

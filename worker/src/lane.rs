@@ -19,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
 use crate::attempt::{Yard, attempt};
+use crate::batching::Batching;
 use crate::handler::Handler;
 use crate::held::Held;
 use crate::metrics::Metrics;
@@ -43,6 +44,8 @@ pub(crate) struct ModelLane {
     free_since: Mutex<VecDeque<Instant>>,
     /// Running mean of a call's time, in milliseconds, as the bits of a float; NaN while nothing is known.
     mean_ms: AtomicU64,
+    /// What calls cost and how tasks come, for batches.
+    batching: Mutex<Batching>,
     pub busy: AtomicU32,
     pub held: AtomicU32,
     pub finished: AtomicU64,
@@ -66,11 +69,15 @@ impl ModelLane {
         let mean_ms = AtomicU64::new(spec.expected_ms.unwrap_or(f64::NAN).to_bits());
         let (busy, held, finished) = (counter(), counter(), AtomicU64::default());
         let standing = Mutex::default();
-        Self { spec, full_name, standing, free_since, mean_ms, busy, held, finished }
+        let batching = Mutex::default();
+        Self { spec, full_name, standing, free_since, mean_ms, batching, busy, held, finished }
     }
 
-    /// A call of the handler took so long.
-    pub fn ran(&self, time: Duration) {
+    /// A call of the handler with so many tasks took so long.
+    pub fn ran(&self, tasks: usize, time: Duration) {
+        if self.spec.max_batch > 1 {
+            self.batching().ran(tasks, time);
+        }
         let (old, ms) = (self.mean_ms(), time.as_secs_f64() * 1e3);
         let mean = if old.is_nan() { ms } else { old + NEWEST * (ms - old) };
         // Of two at once one is lost, which a running mean can bear.
@@ -80,6 +87,10 @@ impl ModelLane {
     /// Whether its tasks are known to be so short that claiming one takes about as long as running it.
     pub fn is_short(&self) -> bool {
         self.mean_ms() < SHORT_MS
+    }
+
+    fn batching(&self) -> MutexGuard<'_, Batching> {
+        self.batching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mean_ms(&self) -> f64 {
@@ -115,6 +126,12 @@ impl ModelLane {
             reason: reason.filter(|_| state == LoadState::Failed),
         }
     }
+}
+
+/// What is left to the first of their deadlines, in milliseconds.
+fn least_left_ms<'a>(tasks: impl Iterator<Item = &'a Held>) -> Option<f64> {
+    let now = Timestamp::now();
+    tasks.filter_map(|held| held.envelope.deadline).map(|deadline| deadline.ms_since(now)).min_by(f64::total_cmp)
 }
 
 /// What serving a model takes.
@@ -231,7 +248,7 @@ impl Serving {
         most: usize,
     ) -> Result<(), BrokerError> {
         loop {
-            let closes = self.batch_closes(waiting);
+            let closes = self.batch_closes(waiting, slots);
             tokio::select! {
                 biased;
                 () = self.draining.cancelled() => return Ok(()),
@@ -239,7 +256,7 @@ impl Serving {
                     self.give_back(ended.unwrap_or_default()).await;
                 }
                 permit = slot(slots, closes), if closes.is_some() => {
-                    let size = waiting.len().min(self.lane.spec.max_batch as usize);
+                    let size = self.batch_size(waiting);
                     let mut batch: Vec<Held> = waiting.drain(..size).collect();
                     // Of several free slots the one that was free last: the others are not needed yet.
                     let idle = self.lane.free_since().pop_back().map_or(Duration::ZERO, |since| since.elapsed());
@@ -256,22 +273,28 @@ impl Serving {
     }
 
     /// When the batch that is forming goes, once a slot is free; `None` while there is nothing to go.
-    fn batch_closes(&self, waiting: &VecDeque<Held>) -> Option<Instant> {
+    fn batch_closes(&self, waiting: &VecDeque<Held>, slots: &Semaphore) -> Option<Instant> {
         let first = waiting.front()?;
         let spec = &self.lane.spec;
         let now = Instant::now();
         if spec.max_delay_ms == 0 || waiting.len() >= spec.max_batch as usize {
             return Some(now);
         }
-        let mut closes = first.received + Duration::from_millis(spec.max_delay_ms);
-        let wall = Timestamp::now();
-        for held in waiting.iter().take(spec.max_batch as usize) {
-            if let Some(deadline) = held.envelope.deadline {
-                let left_ms = deadline.ms_since(wall) - spec.expected_ms.unwrap_or(0.0);
-                closes = closes.min(now + Duration::from_secs_f64((left_ms / 1e3).clamp(0.0, 86_400.0)));
-            }
+        let latest = first.received + Duration::from_millis(spec.max_delay_ms);
+        let batching = self.lane.batching();
+        let closes = batching.closes(waiting.len(), slots.available_permits() > 1, latest, now);
+        let call_ms = batching.cost().map(|cost| cost.of(waiting.len())).or(spec.expected_ms).unwrap_or(0.0);
+        let left_ms = least_left_ms(waiting.iter()).map_or(f64::INFINITY, |left_ms| left_ms - call_ms);
+        Some(closes.min(now + Duration::from_secs_f64((left_ms / 1e3).clamp(0.0, 86_400.0))))
+    }
+
+    /// How many of those that wait go in one call.
+    fn batch_size(&self, waiting: &VecDeque<Held>) -> usize {
+        let most = waiting.len().min(self.lane.spec.max_batch as usize);
+        match least_left_ms(waiting.iter().take(most)) {
+            Some(left_ms) if most > 1 => self.lane.batching().fits(most, left_ms),
+            _ => most,
         }
-        Some(closes)
     }
 
     fn begin(
@@ -304,6 +327,9 @@ impl Serving {
         match decode(&delivery.body) {
             Ok(envelopes) => {
                 self.lane.held.fetch_add(envelopes.len() as u32, Ordering::Relaxed);
+                if self.lane.spec.max_batch > 1 {
+                    self.lane.batching().came(envelopes.len(), received);
+                }
                 let receipts = Receipt::split(delivery.tag, acker, envelopes.len());
                 let passes = delivery.properties.headers.contains_key(messages::PASSES_HEADER);
                 for (envelope, receipt) in envelopes.into_iter().zip(receipts) {

@@ -7,6 +7,7 @@
 //! [`hold`] loads, serves and unloads.
 
 mod attempt;
+mod batching;
 mod builder;
 mod claims;
 pub mod handler;

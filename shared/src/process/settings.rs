@@ -102,6 +102,8 @@ pub struct SchedulerSettings {
     pub ready_latency_ms: f64,
     pub ready_extra_most: u32,
     pub shadow_every_s: u64,
+    /// How it is decided which models workers with a memory budget hold.
+    pub placement: String,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -97,6 +97,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
 const CHOICES: &[(&str, &[&str])] = &[
     ("broker.queue_type", &["auto", "classic", "quorum"]),
     ("scheduler.late", &["refuse", "demote", "keep"]),
+    ("scheduler.placement", &["demand", "none"]),
     ("scheduler.policy", &["cmu", "fair", "fifo", "strict", "edf", "wspt"]),
     ("log.format", &["text", "json"]),
     ("models.*.handler", &["onnx", "http", "process", "simulated"]),
