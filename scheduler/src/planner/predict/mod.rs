@@ -29,6 +29,8 @@ const EVERY_AT_FIRST: u32 = 4;
 const OPEN_MOST: usize = 4_096;
 /// Looks at the work ahead, each with a better idea of the start.
 const ROUNDS: usize = 6;
+/// Tasks of a class that are counted; of more it is taken that they came evenly.
+const COUNTED: usize = 64;
 /// Steps to find the last arrival of a class that goes first.
 const HALVINGS: usize = 10;
 /// More than this is for ever, in microseconds: 30 years.
@@ -272,7 +274,7 @@ impl View<'_> {
                 false => last_where(oldest_us.min(start_us), start_us, goes_first),
             };
             let Some(last_us) = last_us else { return 0.0 };
-            let part = if last_us >= self.now_us { 1.0 } else { self.part_before(row, oldest_us, last_us) };
+            let part = if last_us >= self.now_us { 1.0 } else { self.part_before(row, is_own, oldest_us, last_us) };
             // No further ahead than is known of what was.
             let coming_us = rate * last_us.saturating_sub(self.now_us).min(seen_us) as f64;
             row.work_us as f64 * part * may_go + coming_us
@@ -281,9 +283,12 @@ impl View<'_> {
     }
 
     /// The part of a class that came before this time.
-    fn part_before(&self, row: &Row, oldest_us: u64, last_us: u64) -> f64 {
+    fn part_before(&self, row: &Row, is_own: bool, oldest_us: u64, last_us: u64) -> f64 {
         let class = (row.example.priority, row.example.cost);
-        match self.model.backlog.shares.came_before(class, last_us.saturating_add(1)) {
+        // To look into long lines costs more than it is worth, but for the task's own.
+        let is_counted = is_own || row.waiting <= COUNTED;
+        let shares = &self.model.backlog.shares;
+        match is_counted.then(|| shares.came_before(class, last_us.saturating_add(1))).flatten() {
             Some(count) => count as f64 / (row.waiting.max(1) as f64),
             // As if they had come evenly.
             None => last_us.saturating_sub(oldest_us) as f64 / (self.now_us.saturating_sub(oldest_us) as f64).max(1.0),
