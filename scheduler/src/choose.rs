@@ -81,7 +81,7 @@ impl Core {
         let after = |at: usize| patience.get(at).copied().flatten();
         let candidates = specs.iter().enumerate().map(|(at, spec)| {
             let (model, quality) = (spec.name.as_str(), spec.quality);
-            Candidate { model, quality, load_seconds: 0.0, after_seconds: after(at) }
+            Candidate { model, quality, load_seconds: self.load_seconds(model), after_seconds: after(at) }
         });
         let candidates: Vec<Candidate<'_>> = candidates.collect();
         let request = Request {

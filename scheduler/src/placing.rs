@@ -46,6 +46,12 @@ struct Known {
     load_ms: Option<f64>,
 }
 
+impl Known {
+    fn load_seconds(&self) -> f64 {
+        self.load_ms.map_or(UNKNOWN_LOAD_SECONDS, |ms| ms / 1e3)
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Placing {
     workers: BTreeMap<String, Told>,
@@ -142,6 +148,14 @@ impl Core {
         }
     }
 
+    /// How long a model takes to be loaded first: 0 when some worker has it, or none could load it.
+    pub fn load_seconds(&self, model: &str) -> f64 {
+        match self.placing.models.get(model) {
+            Some(known) if self.offers.slots(model) == 0 => known.load_seconds(),
+            _ => 0.0,
+        }
+    }
+
     fn model_now(&mut self, name: &str, loads: &[&LoadReport], passed: Duration) -> ModelNow {
         // Every shard has its part of what comes.
         let shards = f64::from(self.shard.of.max(1));
@@ -160,7 +174,7 @@ impl Core {
         let memory_mb = reports().map(|load| load.memory_mb).max().unwrap_or(0).max(set_mb);
         ModelNow {
             needs: Resources { slots, memory_mb, gpu: 0 },
-            load_seconds: known.load_ms.map_or(UNKNOWN_LOAD_SECONDS, |ms| ms / 1e3),
+            load_seconds: known.load_seconds(),
             mean_seconds: self.planner.mean_seconds(name).or(expected_seconds).unwrap_or(UNKNOWN_TASK_SECONDS),
             waiting_seconds: demand.waiting_seconds * shards,
             value: demand.value,

@@ -1,7 +1,7 @@
 //! Push-back: what the schedulers say that they would refuse, the gateway refuses before it is accepted.
 //!
-//! The signals are read once a second, or a few times while something is refused, not for each request, and when they are too old, or the store is away for long, tasks
-//! are let in: the schedulers look again.
+//! The signals are read once a second, or a few times while something is refused, and not for each request. When they are too old,
+//! or the store is away for long, tasks are let in: the schedulers look again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -52,6 +52,14 @@ fn priority_times_run_time_and_wait_and_load_time_are_weighed() {
     assert_eq!(planner.allocate(&request(9), &both, 0).unwrap().bids[0].candidate, 0);
     let unloaded = [candidate("quick"), Candidate { load_seconds: 4.5, ..candidate("slow") }];
     assert_eq!(planner.allocate(&request(1), &unloaded, 0).unwrap().bids[0].candidate, 0);
+    // One that nobody has, and that can be loaded: 1 × 2 + 0.5 against 1 × 1 + 5.
+    let mut unheld = with_models(&[("quick", 1.0, 1), ("slow", 2.0, 0)]);
+    for number in 0..5 {
+        unheld.handle_arrival(Arrival { model: "quick".into(), ..arrival(number, 4, 1.0) }, 0).unwrap();
+    }
+    let loadable = [candidate("quick"), Candidate { load_seconds: 0.5, ..candidate("slow") }];
+    assert_eq!(first(&unheld.allocate(&request(1), &loadable, 0).unwrap()), (1, ChoiceReason::LeastCost));
+    assert_eq!(unheld.allocate(&request(1), &both, 0).unwrap().bids[0].candidate, 0, "nobody can load it");
     // A worker less, and one that does nothing.
     planner.handle_load("slow", 0);
     assert_eq!(planner.allocate(&request(1), &both, 0).unwrap().bids[0].candidate, 0);

@@ -14,7 +14,7 @@ pub struct Candidate<'a> {
     pub model: &'a str,
     /// How good its answers are, from 0 to 1, if that was said.
     pub quality: Option<f64>,
-    /// How long it takes to be loaded first; 0 when some worker has it.
+    /// How long it takes to be loaded first; 0 when some worker has it, or none can load it.
     pub load_seconds: f64,
     /// It stands back until the task waits for the first candidate, or has waited, for longer than this. Of no meaning for the
     /// first.
@@ -116,7 +116,7 @@ impl Planner {
         Bid {
             candidate,
             run_seconds,
-            queue_seconds: self.queue_seconds(model.model, run_seconds, now_us),
+            queue_seconds: self.queue_seconds(model.model, run_seconds, model.load_seconds > 0.0, now_us),
             load_seconds: model.load_seconds,
             weighted_seconds: weight * run_seconds,
             adds_seconds: run_seconds / slots,

@@ -425,11 +425,13 @@ impl Planner {
     }
 
     /// How long a model takes until a slot has got to what comes now, if all goes first that waits: expected seconds, infinite
-    /// when nobody works on it. One whose tasks were never measured takes as long for each as is said here.
-    pub(super) fn queue_seconds(&self, name: &str, unknown_seconds: f64, now_us: u64) -> f64 {
-        let Some(number) = self.models.find(name) else { return f64::INFINITY };
+    /// when nobody works on it and none `is_loadable`. One whose tasks were never measured takes as long for each as is said here.
+    pub(super) fn queue_seconds(&self, name: &str, unknown_seconds: f64, is_loadable: bool, now_us: u64) -> f64 {
+        let nobody = if is_loadable { 0.0 } else { f64::INFINITY };
+        let Some(number) = self.models.find(name) else { return nobody };
         let model = self.models.get(number);
-        let (slots, out) = (model.capacity.slots(), model.capacity.outstanding());
+        // One that is loaded first has a slot at least.
+        let (slots, out) = (model.capacity.slots().max(usize::from(is_loadable)), model.capacity.outstanding());
         if slots == 0 || model.is_paused {
             return f64::INFINITY;
         }
