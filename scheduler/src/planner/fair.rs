@@ -19,7 +19,7 @@ pub struct Fairness {
 }
 
 impl Fairness {
-    pub const ALLOWANCE: f64 = 2.0;
+    pub const ALLOWANCE: f64 = 3.0;
     pub const FLOORS: [f64; BANDS] = [0.02, 0.05, 0.1];
 
     /// What goes with a policy: `cmu` has what is given here, `fair` is start-time fair queueing and nothing else, and the
@@ -41,6 +41,14 @@ impl Fairness {
         }
     }
 
+    /// How much a tenant that comes back may go before the others at most, if it had so much less than they: `CREDIT` allowances.
+    pub(super) fn credit_us(&self, mean_us: f64, slots: usize) -> u64 {
+        match self.allowance {
+            Some(allowance) => (CREDIT * allowance * mean_us * slots.max(1) as f64) as u64,
+            None => 0,
+        }
+    }
+
     /// What so many seconds count for a tenant of this weight: weighted microseconds, at least one.
     pub(super) fn charge_us(&self, seconds: f64, weight: f64) -> u64 {
         match self.allowance {
@@ -49,6 +57,9 @@ impl Fairness {
         }
     }
 }
+
+/// As in the naive planner of the tests.
+const CREDIT: f64 = 1.5;
 
 /// No single charge is so large that sums of them reach their end: over three years.
 const CHARGE_MOST_US: u64 = 100_000_000_000_000;

@@ -394,6 +394,7 @@ impl Planner {
         record.place = Place::Dispatched { at_us: now_us, passes, by_floor, charged_us };
         let (id, sequence) = (record.waiting.id, record.waiting.sequence);
         backlog.shares.charge(flow, charged_us, record.waiting.expected_seconds * 1e6);
+        backlog.shares.set_credit(self.fairness.credit_us(backlog.shares.mean_us(), capacity.slots()));
         backlog.pace.handle_dispatch(now_us, backlog.queued);
         if needs != [None; BANDS] {
             backlog.floors.handle_dispatch(&record.waiting, &needs, &self.fairness);

@@ -1,9 +1,12 @@
 //! The shares of a model's tenants: who of them may go, by start-time fair queueing.
 //!
-//! What one tenant has of one model is a flow. Its start tag says how much it was given, in seconds over its weight, and
-//! the model's virtual time is the least tag of those that wait. A flow may go while its tag is within the allowance of that;
-//! the heads of the others' lanes are kept from the groups. So whether one may go costs a decision nothing, and a flow
-//! that crosses the line costs its lanes.
+//! What one tenant has of one model is a flow. Its start tag says how much it was given, in seconds over its weight. A flow
+//! may go while its tag is within the allowance of the least of those that wait; the heads of the others' lanes are kept
+//! from the groups. So whether one may go costs a decision nothing, and a flow that crosses the line costs its lanes.
+//!
+//! The level is the highest that the least tag ever was: what whoever waits all the time was given. A flow that comes back
+//! after it had less keeps that lead up to the credit. Its burst then goes before those who had all of the time between, which
+//! is what makes a tenant within its share wait as if the others kept to theirs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +22,9 @@ use super::tasks::{Handle, Tasks};
 const FADING_MOST: usize = 4096;
 /// As many flows are looked at one by one.
 const FEW: usize = 8;
+/// A flow without a task is remembered until the level is above its tag by so many credits: somebody who comes now and then
+/// is not taken for somebody new each time.
+const KEPT: u64 = 8;
 /// Weight of the newest dispatch in the mean run.
 const NEWEST: f64 = 1.0 / 32.0;
 
@@ -47,8 +53,10 @@ pub(super) struct Flow {
     pub(super) waiting: u32,
     weight: f32,
     start_us: u64,
-    /// The virtual time when it last began to wait: no refund takes its tag below.
+    /// Where its tag was lifted to when it last began to wait: no refund takes it below.
     lifted_us: u64,
+    /// It has waited before, and has a lead of its own if it had less than others.
+    is_known: bool,
     pub(super) lanes: Lanes,
 }
 
@@ -66,12 +74,14 @@ pub(super) struct Shares {
     /// Flows that wait, by their tags.
     eligible: Tags,
     parked: Tags,
-    /// Flows without a task whose tag is above the virtual time.
+    /// Flows without a task whose tag still says something of them.
     fading: BTreeSet<(u64, u32)>,
     /// Flows that were forgotten: the owner has yet to let go of their tenants.
     dropped: Vec<(u32, u32)>,
-    /// The virtual time while none waits and some are out: the tag of the last that went.
-    last_us: u64,
+    /// The highest that the least tag of the flows that wait ever was.
+    level_us: u64,
+    /// How far below the level a flow may come back.
+    credit_us: u64,
     /// No tag was ever above.
     highest_us: u64,
     mean_us: f64,
@@ -125,7 +135,7 @@ impl Shares {
 
     /// By how much a flow is ahead of the least served that waits, in weighted seconds.
     pub(super) fn ahead_seconds(&self, flow: u32) -> f64 {
-        self.flow(flow).start_us.saturating_sub(self.virtual_us(true)) as f64 / 1e6
+        self.least_us().map_or(0.0, |least_us| self.flow(flow).start_us.saturating_sub(least_us) as f64 / 1e6)
     }
 
     /// One more task of a tenant is known. Each is [released](Self::release) once. Answers its flow.
@@ -153,18 +163,17 @@ impl Shares {
         number
     }
 
-    /// A task is no longer known. Its flow is forgotten with the last, unless it was given more than others and the model is
-    /// at work.
+    /// A task is no longer known. Its flow is remembered while the model is at work, unless it had much less than others for long.
     pub(super) fn release(&mut self, number: u32, is_idle: bool) {
         let flow = &mut self.flows[number as usize];
         flow.uses -= 1;
         if flow.uses == 0 {
             self.fading.insert((flow.start_us, number));
-            self.forget_up_to(self.virtual_us(is_idle));
+            self.forget(is_idle);
             if self.fading.len() > FADING_MOST
                 && let Some((_, number)) = self.fading.pop_first()
             {
-                self.forget(number);
+                self.drop_flow(number);
             }
         }
     }
@@ -248,12 +257,14 @@ impl Shares {
         }
     }
 
+    /// How far below the level a flow may come back from now on.
+    pub(super) fn set_credit(&mut self, credit_us: u64) {
+        self.credit_us = credit_us;
+    }
+
     /// Decides who may go, by the tags as they are.
     pub(super) fn settle(&mut self, allowance_us: u64, mut tables: Tables) {
-        if !self.has_candidates() {
-            return;
-        }
-        let least_us = self.virtual_us(false);
+        let Some(least_us) = self.least_us() else { return };
         let line_us = least_us.saturating_add(allowance_us);
         while let Some((start_us, number)) = self.eligible.last()
             && start_us > line_us
@@ -271,7 +282,7 @@ impl Shares {
             self.parked_tasks -= self.flow(number).waiting as usize;
             self.stand(number, Standing::Eligible, tables.again());
         }
-        self.forget_up_to(least_us);
+        self.forget(false);
     }
 
     /// A flow's tenant came to its limit, or has room again.
@@ -298,21 +309,29 @@ impl Shares {
         }
     }
 
-    /// The least tag of the flows that wait and may go. While none does, the tag of the last that went; and when the model has
-    /// nothing to do at all, everybody begins level.
-    fn virtual_us(&self, is_idle: bool) -> u64 {
+    /// The least tag of the flows that wait and may go.
+    fn least_us(&self) -> Option<u64> {
         let waiting = self.eligible.first().into_iter().chain(self.parked.first());
-        let at_rest_us = if is_idle { self.highest_us } else { self.last_us };
-        waiting.min().map_or(at_rest_us, |(start_us, _)| start_us)
+        waiting.map(|(start_us, _)| start_us).min()
     }
 
-    /// A flow takes part: who comes back is level with the least served that waits, and no less.
+    /// The level may have risen.
+    fn raise(&mut self) {
+        self.level_us = self.level_us.max(self.least_us().unwrap_or(0));
+    }
+
+    /// A flow takes part. Who had less than the level keeps so much of that; who was never seen is level. When the model has
+    /// nothing to do at all, everybody begins level.
     fn begin(&mut self, number: u32, is_idle: bool, tables: Tables) {
-        let virtual_us = self.virtual_us(is_idle);
+        let is_level = is_idle && !self.has_candidates();
+        let (level_us, credit_us) = (if is_level { self.highest_us } else { self.level_us }, self.credit_us);
         let flow = &mut self.flows[number as usize];
-        flow.start_us = flow.start_us.max(virtual_us);
-        flow.lifted_us = virtual_us;
+        let keeps_us = if flow.is_known && !is_level { credit_us } else { 0 };
+        flow.is_known = true;
+        flow.lifted_us = level_us.saturating_sub(keeps_us);
+        flow.start_us = flow.start_us.max(flow.lifted_us);
         self.eligible.insert(flow.start_us, number);
+        self.raise();
         self.stand(number, Standing::Eligible, tables);
     }
 
@@ -326,9 +345,7 @@ impl Shares {
             Standing::Parked => self.parked.remove(start_us, number),
             Standing::Idle | Standing::Limited => return,
         }
-        if !self.has_candidates() {
-            self.last_us = start_us;
-        }
+        self.raise();
     }
 
     /// Puts the heads of a flow's lanes into the groups, or takes them out.
@@ -353,18 +370,24 @@ impl Shares {
             Standing::Idle | Standing::Limited => {}
         }
         self.highest_us = self.highest_us.max(start_us);
+        self.raise();
     }
 
-    fn forget_up_to(&mut self, virtual_us: u64) {
+    /// Forgets the flows without a task whose tags say nothing any more: of all, while the model has nothing to do.
+    fn forget(&mut self, is_idle: bool) {
+        let up_to_us = match is_idle && !self.has_candidates() {
+            true => self.highest_us,
+            false => self.level_us.saturating_sub(self.credit_us.saturating_mul(KEPT)),
+        };
         while let Some(&(start_us, number)) = self.fading.first()
-            && start_us <= virtual_us
+            && start_us <= up_to_us
         {
             self.fading.pop_first();
-            self.forget(number);
+            self.drop_flow(number);
         }
     }
 
-    fn forget(&mut self, number: u32) {
+    fn drop_flow(&mut self, number: u32) {
         let flow = std::mem::take(&mut self.flows[number as usize]);
         self.numbers.remove(&flow.tenant);
         self.free.push(number);

@@ -141,6 +141,7 @@ struct Task {
 struct Flow {
     start_us: u64,
     lifted_us: u64,
+    is_known: bool,
     /// It has a task that could go.
     takes_part: bool,
 }
@@ -149,7 +150,8 @@ struct Flow {
 struct Model {
     capacity: usize,
     is_paused: bool,
-    last_us: u64,
+    level_us: u64,
+    credit_us: u64,
     highest_us: u64,
     mean_us: f64,
     credits: [u128; BANDS],
@@ -324,7 +326,7 @@ impl Naive {
             Some(Decision::Dispatch { id, model, reason }) => {
                 prop_assert!(self.has_credit(model), "beyond credit");
                 prop_assert!(!self.models[&**model].is_paused, "paused");
-                self.forget_flows(model, self.virtual_us(model));
+                self.forget_flows(model, false);
                 let (best, by_floor, needs) = self.best(model).expect("nothing could go");
                 prop_assert_eq!(*id, self.tasks[best].waiting.id, "not the best of all tasks");
                 prop_assert_eq!(*reason == DispatchReason::Floor, by_floor);
@@ -601,7 +603,7 @@ impl Naive {
         let (model, tenant) = (self.tasks[task].model.clone(), self.tasks[task].tenant.clone());
         let is_of_flow = |task: &Task| task.state != State::Gone && task.model == model && task.tenant == tenant;
         if !self.tasks.iter().any(is_of_flow) {
-            self.forget_flows(&model, self.virtual_us(&model));
+            self.forget_flows(&model, self.outstanding(&model) == 0);
         }
         self.forget(&model);
     }
@@ -615,13 +617,15 @@ impl Naive {
         }
     }
 
-    /// Flows without a task that were given no more than others.
-    fn forget_flows(&mut self, model: &str, up_to_us: u64) {
+    /// Flows without a task that had less than others for long; or all of them, where there is nothing to do.
+    fn forget_flows(&mut self, model: &str, is_idle: bool) {
+        let is_level = is_idle && self.least_us(model).is_none();
         let Self { tasks, models, .. } = self;
         let has_task = |tenant: &str| {
             tasks.iter().any(|task| task.state != State::Gone && task.model == model && task.tenant == tenant)
         };
-        let flows = &mut models.get_mut(model).unwrap().flows;
+        let Model { flows, highest_us, level_us, credit_us, .. } = models.get_mut(model).unwrap();
+        let up_to_us = if is_level { *highest_us } else { level_us.saturating_sub((*credit_us).saturating_mul(8)) };
         flows.retain(|tenant, flow| flow.start_us > up_to_us || has_task(tenant));
     }
 
@@ -642,10 +646,14 @@ impl Naive {
         most.is_some_and(|most| running >= most.max(1))
     }
 
-    fn virtual_us(&self, model: &str) -> u64 {
-        let Model { flows, highest_us, last_us, .. } = &self.models[model];
-        let least = flows.values().filter(|flow| flow.takes_part).map(|flow| flow.start_us).min();
-        least.unwrap_or(if self.outstanding(model) == 0 { *highest_us } else { *last_us })
+    fn least_us(&self, model: &str) -> Option<u64> {
+        self.models[model].flows.values().filter(|flow| flow.takes_part).map(|flow| flow.start_us).min()
+    }
+
+    fn raise(&mut self, model: &str) {
+        let least_us = self.least_us(model).unwrap_or(0);
+        let level_us = &mut self.model_mut(model).level_us;
+        *level_us = least_us.max(*level_us);
     }
 
     fn refresh_all(&mut self, tenant: &str) {
@@ -657,18 +665,20 @@ impl Naive {
     fn refresh(&mut self, model: &str, tenant: &str) {
         let is_queued = |task: &Task| task.model == model && task.tenant == tenant && task.state == State::Queued;
         let takes_part = self.tasks.iter().any(is_queued) && !self.is_limited(tenant);
-        let virtual_us = self.virtual_us(model);
-        let of_model = self.model_mut(model);
-        let Some(flow) = of_model.flows.get_mut(tenant) else { return };
+        let is_level = self.outstanding(model) == 0 && self.least_us(model).is_none();
+        let Model { flows, highest_us, level_us, credit_us, .. } = self.model_mut(model);
+        let Some(flow) = flows.get_mut(tenant) else { return };
         if takes_part && !flow.takes_part {
-            (flow.start_us, flow.lifted_us) = (flow.start_us.max(virtual_us), virtual_us);
+            flow.lifted_us = match flow.is_known {
+                _ if is_level => *highest_us,
+                true => level_us.saturating_sub(*credit_us),
+                false => *level_us,
+            };
+            flow.start_us = flow.start_us.max(flow.lifted_us);
+            flow.is_known = true;
         }
-        let ends = flow.takes_part && !takes_part;
         flow.takes_part = takes_part;
-        let start_us = flow.start_us;
-        if ends && !of_model.flows.values().any(|flow| flow.takes_part) {
-            of_model.last_us = start_us;
-        }
+        self.raise(model);
     }
 
     fn dispatch(&mut self, task: usize, by_floor: bool, needs: [Option<u128>; BANDS]) {
@@ -683,7 +693,7 @@ impl Naive {
                 |task: &Task| task.state == State::Queued && task.model == model && band(&task.waiting) == of;
             self.tasks.iter().any(is_of_band)
         });
-        let floors = self.fairness.floors;
+        let Fairness { allowance, floors } = self.fairness;
         let of_model = self.model_mut(&model);
         let run_us = waiting.expected_seconds * 1e6;
         of_model.mean_us =
@@ -691,6 +701,10 @@ impl Naive {
         let flow = of_model.flows.get_mut(&tenant).unwrap();
         flow.start_us += charged_us;
         of_model.highest_us = of_model.highest_us.max(flow.start_us);
+        let slots = of_model.capacity.max(1) as f64;
+        of_model.credit_us = (1.5 * allowance.unwrap_or(0.0) * of_model.mean_us * slots) as u64;
+        self.raise(&model);
+        let of_model = self.model_mut(&model);
         if floors == [0.0; BANDS] {
             return;
         }
@@ -724,6 +738,7 @@ impl Naive {
             if by_floor && seconds == 0.0 {
                 of_model.credits[band(&waiting)] += parts(&waiting);
             }
+            self.raise(&model);
         }
         self.tasks[task].state = State::Moving;
         self.refresh_all(&tenant);
@@ -744,7 +759,7 @@ impl Naive {
             None => u64::MAX,
             Some(allowance) => {
                 let allowance_us = (allowance * of_model.mean_us * of_model.capacity.max(1) as f64) as u64;
-                self.virtual_us(model).saturating_add(allowance_us)
+                self.least_us(model).unwrap_or(0).saturating_add(allowance_us)
             }
         };
         let may_go = |task: &Task| {
