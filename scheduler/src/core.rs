@@ -360,6 +360,7 @@ impl Core {
             let waiting = std::mem::take(&mut self.unknown);
             waiting.into_iter().for_each(|task| self.admit(task));
         }
+        self.tell_loadable(&loads);
         self.place_models(&loads);
         for model in self.offers.update(&loads) {
             self.set_capacity(&model);

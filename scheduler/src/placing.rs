@@ -44,6 +44,9 @@ struct Known {
     came_seconds: f64,
     offered: f64,
     load_ms: Option<f64>,
+    is_held: bool,
+    /// Since when no worker is told to hold it, if one was before.
+    unheld_us: Option<u64>,
 }
 
 impl Known {
@@ -148,6 +151,21 @@ impl Core {
         }
     }
 
+    /// Says which models wait to be loaded by a worker that could.
+    pub(crate) fn tell_loadable(&mut self, loads: &[LoadReport]) {
+        let of = |is_held: fn(&LoadState) -> bool| {
+            let able = loads.iter().filter(|report| report.budget_mb > 0 && !report.draining);
+            let models = able.flat_map(|report| &report.models);
+            models.filter(move |(_, load)| is_held(&load.state)).map(|(name, _)| name.clone())
+        };
+        let mut loadable: BTreeSet<String> =
+            of(|state| matches!(state, LoadState::Loading | LoadState::Unloaded)).collect();
+        of(|state| *state == LoadState::Loaded).for_each(|name| {
+            loadable.remove(&name);
+        });
+        self.planner.handle_loadable(loadable);
+    }
+
     /// How long a model takes to be loaded first: 0 when some worker has it, or none could load it.
     pub fn load_seconds(&self, model: &str) -> f64 {
         match self.placing.models.get(model) {
@@ -163,7 +181,12 @@ impl Core {
         let spec = self.models.get(name);
         let expected_seconds = spec.and_then(|spec| spec.expected_ms).map(|ms| ms / 1e3);
         let reports = || loads.iter().filter_map(|report| report.models.get(name));
+        let is_held = self.placing.workers.values().any(|told| told.models.contains_key(name));
         let known = self.placing.models.entry(name.to_owned()).or_default();
+        if known.is_held && !is_held {
+            known.unheld_us = Some(self.clock.now_us());
+        }
+        known.is_held = is_held;
         known.load_ms = reports().filter_map(|load| load.load_ms).reduce(f64::max).or(known.load_ms);
         let came = (demand.came_seconds - known.came_seconds).max(0.0) * shards;
         known.came_seconds = demand.came_seconds;
@@ -180,7 +203,8 @@ impl Core {
             value: demand.value,
             offered: known.offered,
             oldest_us: demand.oldest_us,
-            latest_start_us: None,
+            unheld_us: known.unheld_us,
+            latest_start_us: demand.latest_start_us,
             pin: None,
         }
     }

@@ -36,11 +36,14 @@ impl Core {
         let problem = match prediction {
             Some(_) => None,
             None => {
-                let message = match self.paused.contains(&held.model) {
-                    true => format!("{} is paused", held.model),
-                    false => format!("no worker offers a slot for {}", held.model),
+                let model = &held.model;
+                let (code, message) = if self.paused.contains(model) {
+                    ("paused", format!("{model} is paused"))
+                } else if self.planner.is_loadable(model) {
+                    ("not_loaded", format!("no worker holds {model}; one that can is to load it"))
+                } else {
+                    ("no_worker", format!("no worker offers a slot for {model}"))
                 };
-                let code = if self.paused.contains(&held.model) { "paused" } else { "no_worker" };
                 Some(TaskError { code: code.to_owned(), message, retryable: true })
             }
         };

@@ -275,6 +275,7 @@ fn in_words(reason: &str, waiting: &Waiting) -> String {
     let why = match reason {
         "not_before" => return "its earliest start is yet to come".to_owned(),
         "no_worker" => format!("no worker offers a slot for {model}"),
+        "not_loaded" => format!("no worker holds {model}; one that can is to load it"),
         "no_credit" => format!("its workers have all of {model} that they take, {dispatched_in_model} of {capacity}"),
         "next_decision" => format!("a slot of {model} is free and is given out next"),
         "paused" => format!("{model} is paused"),

@@ -80,6 +80,8 @@ pub enum WaitReason {
     Paused,
     /// No worker has offered a slot for its model.
     NoWorker,
+    /// No worker holds its model, and some could.
+    NotLoaded,
     /// As many of its tenant's tasks are out as may be.
     TenantLimit,
     /// Its tenant was served more than others that wait, by more than the allowance.
@@ -91,10 +93,11 @@ pub enum WaitReason {
 }
 
 impl WaitReason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::NotBefore,
         Self::Paused,
         Self::NoWorker,
+        Self::NotLoaded,
         Self::TenantLimit,
         Self::FairShare,
         Self::NoCredit,
@@ -106,6 +109,7 @@ impl WaitReason {
             Self::NotBefore => "not_before",
             Self::Paused => "paused",
             Self::NoWorker => "no_worker",
+            Self::NotLoaded => "not_loaded",
             Self::TenantLimit => "tenant_limit",
             Self::FairShare => "fair_share",
             Self::NoCredit => "no_credit",

@@ -1,5 +1,6 @@
 //! Answers for people and for metrics: why one task waits, and how each model stands.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use taskyard_shared::{Kind, TaskId};
@@ -115,8 +116,9 @@ impl Planner {
             Place::Delayed { start_us } => (WaitReason::NotBefore, Some(start_us), None),
             Place::Lane { stage } => {
                 let ahead = model.backlog.ahead(record, stage, &*self.policy, AHEAD_LIMIT);
-                let reason = match (model.wait_reason(), model.backlog.shares.flow(record.flow).standing) {
-                    (reason @ (WaitReason::Paused | WaitReason::NoWorker), _) => reason,
+                let reason = model.wait_reason(self.is_loadable(self.models.name(record.model)));
+                let reason = match (reason, model.backlog.shares.flow(record.flow).standing) {
+                    (reason @ (WaitReason::Paused | WaitReason::NoWorker | WaitReason::NotLoaded), _) => reason,
                     (_, Standing::Limited) => WaitReason::TenantLimit,
                     (_, Standing::Parked) => WaitReason::FairShare,
                     (reason, Standing::Eligible | Standing::Idle) => reason,
@@ -138,6 +140,16 @@ impl Planner {
         })
     }
 
+    /// The models that no worker holds and some could load, from now on: so that their tasks are told so.
+    pub fn handle_loadable(&mut self, models: BTreeSet<String>) {
+        self.loadable = models;
+    }
+
+    /// Whether no worker holds a model, and some could.
+    pub fn is_loadable(&self, model: &str) -> bool {
+        self.loadable.contains(model)
+    }
+
     /// What a task takes that came before anything was known of its model.
     pub(super) fn expected_guess_seconds(&self, model: &str) -> f64 {
         self.mean_seconds(model).unwrap_or_else(|| self.expected(model, Kind::default(), None).mean_seconds)
@@ -147,10 +159,10 @@ impl Planner {
     pub fn stats(&self) -> Stats {
         let models = self.models.by_name().into_iter().map(|(name, model)| {
             let Model { backlog, capacity, overload, .. } = model;
-            let reason = model.wait_reason();
+            let reason = model.wait_reason(self.is_loadable(name));
             // Where nothing goes at all, tenants are not what the others wait for.
             let (over_share, limited) = match reason {
-                WaitReason::Paused | WaitReason::NoWorker => (0, 0),
+                WaitReason::Paused | WaitReason::NoWorker | WaitReason::NotLoaded => (0, 0),
                 _ => (backlog.shares.parked_tasks, backlog.shares.limited_tasks),
             };
             ModelStats {

@@ -47,7 +47,7 @@ pub use overload::{Demand, LOW};
 pub use predict::{Prediction, StartCalibration};
 pub use wants::Wants;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use backlog::Choice;
 use estimator::Estimator;
@@ -78,6 +78,8 @@ pub struct Planner {
     ended: Vec<Ended>,
     all_outstanding: usize,
     next_sequence: u64,
+    /// Models that no worker holds and some could load.
+    loadable: BTreeSet<String>,
 }
 
 /// A task that had a claim to its deadline when it was dispatched, and has ended.
@@ -111,6 +113,7 @@ impl Planner {
             ended: Vec::new(),
             all_outstanding: 0,
             next_sequence: 0,
+            loadable: BTreeSet::new(),
         }
     }
 

@@ -30,9 +30,14 @@ impl Model {
         self.capacity.total > 0 && !self.is_paused
     }
 
-    /// Why a task that may start, and whose tenant may go, does not.
-    pub(super) fn wait_reason(&self) -> WaitReason {
-        if self.is_paused { WaitReason::Paused } else { self.capacity.wait_reason() }
+    /// Why a task that may start, and whose tenant may go, does not. Whether a worker could load the model is for the caller
+    /// to say.
+    pub(super) fn wait_reason(&self, is_loadable: bool) -> WaitReason {
+        match self.capacity.wait_reason() {
+            _ if self.is_paused => WaitReason::Paused,
+            WaitReason::NoWorker if is_loadable => WaitReason::NotLoaded,
+            reason => reason,
+        }
     }
 }
 

@@ -12,6 +12,8 @@ pub struct Wants {
     pub value: f64,
     /// Since when the oldest of them waits, in microseconds on the caller's clock.
     pub oldest_us: Option<u64>,
+    /// When the first of those with a deadline has to begin.
+    pub latest_start_us: Option<u64>,
     /// What all tasks that ever came were expected to take. It begins anew when the model was forgotten.
     pub came_seconds: f64,
 }
@@ -20,7 +22,7 @@ impl Planner {
     /// Nothing for a model without tasks and workers.
     pub fn wants(&self, model: &str) -> Wants {
         let Some(number) = self.models.find(model) else { return Wants { value: 1.0, ..Wants::default() } };
-        let Model { backlog, overload, .. } = self.models.get(number);
+        let Model { backlog, overload, deadlines, .. } = self.models.get(number);
         let seconds = overload.queued_seconds(self.expected_guess_seconds(model));
         // Those that may not start yet have a part in the weight, and none in the time.
         let value = if seconds > 0.0 { 1.0 + backlog.weighted_seconds() / seconds } else { 1.0 };
@@ -28,6 +30,7 @@ impl Planner {
             waiting_seconds: seconds,
             value: value.clamp(1.0, 10.0),
             oldest_us: backlog.oldest_arrival_us(&self.tasks),
+            latest_start_us: deadlines.soonest_us(),
             came_seconds: overload.offered_seconds(),
         }
     }

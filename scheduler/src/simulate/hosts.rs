@@ -118,6 +118,7 @@ struct Placer {
     rules: Rules,
     models: Vec<ModelNow>,
     came: Vec<f64>,
+    held: Vec<bool>,
     offered_us: f64,
     last_us: u64,
 }
@@ -385,6 +386,7 @@ impl Run<'_> {
             HostNow { has, holds: holds.collect(), can_hold: None }
         });
         let hosts: Vec<HostNow> = hosts.collect();
+        placer.note_held(now_us, &hosts);
         for swap in place(now_us, &placer.rules, &hosts, &placer.models) {
             let Some(host) = self.hosts.get_mut(swap.host as usize) else { continue };
             for model in swap.unload {
@@ -479,6 +481,7 @@ impl Placer {
             value: 1.0,
             offered: 0.0,
             oldest_us: None,
+            unheld_us: None,
             latest_start_us: None,
             pin: None,
         };
@@ -486,7 +489,25 @@ impl Placer {
         // Nothing is worth less than a service here, whatever unit the times are in.
         let rules = Rules { stay_least_seconds: mean_s, starve_least_seconds: mean_s, ..Rules::default() };
         let offered_us = OFFERED_OVER.max(4.0 * settings.swap_cost) * mean_s * 1e6;
-        Self { rules, models: vec![model; count], came: vec![0.0; count], offered_us, last_us: 0 }
+        Self {
+            rules,
+            models: vec![model; count],
+            came: vec![0.0; count],
+            held: vec![false; count],
+            offered_us,
+            last_us: 0,
+        }
+    }
+
+    /// Takes note of the models that no host holds any more.
+    fn note_held(&mut self, now_us: u64, hosts: &[HostNow]) {
+        for (number, (model, was_held)) in (0..).zip(self.models.iter_mut().zip(&mut self.held)) {
+            let is_held = hosts.iter().any(|host| host.holds.iter().any(|held| held.model == number));
+            if *was_held && !is_held {
+                model.unheld_us = Some(now_us);
+            }
+            *was_held = is_held;
+        }
     }
 
     fn learn(&mut self, now_us: u64, chooser: &Planned) {
@@ -505,7 +526,7 @@ impl Placer {
                 model.offered += work * 1e6 / over_us;
             }
             (model.waiting_seconds, model.value) = (demand.waiting_seconds, demand.value);
-            model.oldest_us = demand.oldest_us;
+            (model.oldest_us, model.latest_start_us) = (demand.oldest_us, demand.latest_start_us);
             model.mean_seconds = mean.unwrap_or(model.mean_seconds);
         }
     }

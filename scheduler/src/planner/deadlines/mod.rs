@@ -127,6 +127,12 @@ impl Deadlines {
         waiting.deadline_us.unwrap_or(u64::MAX).saturating_sub(own_us as u64)
     }
 
+    /// When the first of all tasks with a claim has to begin.
+    pub(super) fn soonest_us(&self) -> Option<u64> {
+        // Whatever lies before the clock's beginning is past.
+        (!self.is_empty()).then(|| self.tree.soonest_us().max(0.0) as u64)
+    }
+
     /// Takes note of what runs, which all that is asked next goes by.
     pub(super) fn look(&mut self, runs: Runs<impl Iterator<Item = (u64, f64)>, impl Iterator<Item = f64>>, share: f64) {
         let Safety { own, work } = self.safety;

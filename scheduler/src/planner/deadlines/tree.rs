@@ -296,6 +296,11 @@ impl Tree {
         Some(removed)
     }
 
+    /// When the first of all has to begin; without end when there are none.
+    pub(super) fn soonest_us(&self) -> f64 {
+        self.root.sum.latest_us
+    }
+
     pub(super) fn first(&self) -> Option<&Entry> {
         let mut node = &self.root.node;
         loop {

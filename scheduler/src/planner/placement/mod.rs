@@ -58,6 +58,8 @@ pub struct ModelNow {
     pub offered: f64,
     /// Since when the oldest waits.
     pub oldest_us: Option<u64>,
+    /// Since when no host holds it, if one did before.
+    pub unheld_us: Option<u64>,
     /// When a waiting task must begin at the latest, for its deadline.
     pub latest_start_us: Option<u64>,
     pub pin: Option<Pin>,
@@ -127,8 +129,8 @@ pub fn place(now_us: u64, rules: &Rules, hosts: &[HostNow], models: &[ModelNow])
     }
     let mut starving: Vec<(u64, u32)> = (0..)
         .zip(models)
-        .filter(|&(number, model)| board.holders(number) == 0 && is_starving(now_us, rules, model))
-        .filter_map(|(number, model)| Some((model.oldest_us?, number)))
+        .filter(|&(number, _)| board.holders(number) == 0)
+        .filter_map(|(number, model)| Some((starving_us(now_us, rules, model)?, number)))
         .collect();
     starving.sort_unstable();
     for (_, number) in starving {
@@ -152,9 +154,12 @@ fn pressing_us(now_us: u64, model: &ModelNow) -> Option<u64> {
     (is_possible && now_us.saturating_add(load_us.saturating_mul(2)) >= latest_us).then_some(latest_us)
 }
 
-fn is_starving(now_us: u64, rules: &Rules, model: &ModelNow) -> bool {
+/// Since when it has gone without, if that is too long. A model that had its turn waits for the next from its end on: by its
+/// oldest task alone, a model that more comes for than can be done would be in front of all others again.
+fn starving_us(now_us: u64, rules: &Rules, model: &ModelNow) -> Option<u64> {
     let bound_us = us((rules.starve_loads * model.load_seconds).max(rules.starve_least_seconds));
-    model.oldest_us.is_some_and(|oldest_us| now_us.saturating_sub(oldest_us) >= bound_us)
+    let since_us = model.oldest_us?.max(model.unheld_us.unwrap_or(0));
+    (now_us.saturating_sub(since_us) >= bound_us).then_some(since_us)
 }
 
 fn us(seconds: f64) -> u64 {

@@ -13,6 +13,7 @@ fn model(memory_mb: u64, load_seconds: f64) -> ModelNow {
         value: 1.0,
         offered: 0.0,
         oldest_us: None,
+        unheld_us: None,
         latest_start_us: None,
         pin: None,
     }
@@ -71,8 +72,14 @@ fn a_model_stays_for_its_time_unless_a_deadline_would_be_missed() {
 fn nobody_starves_beside_a_model_that_never_idles() {
     let busy = ModelNow { offered: 4.0, waiting_seconds: 100.0, oldest_us: Some(0), ..model(1, 1.0) };
     assert_eq!(at(100, &[host(1, &[(0, 0)])], &[busy.clone(), waits(0.1, 95 * SECOND)]), []);
-    let swaps = at(100, &[host(1, &[(0, 0)])], &[busy, waits(0.1, 90 * SECOND)]);
+    let swaps = at(100, &[host(1, &[(0, 0)])], &[busy.clone(), waits(0.1, 90 * SECOND)]);
     assert_eq!(swaps, [Swap { host: 0, unload: vec![0], load: Some(1), reason: SwapReason::Starving }]);
+    // One that had its turn just now is not before one that has not, however old its tasks are.
+    let had = ModelNow { unheld_us: Some(89 * SECOND), ..waits(1000.0, 0) };
+    let swaps = at(100, &[host(1, &[(0, 0)])], &[busy.clone(), had.clone(), waits(0.1, 88 * SECOND)]);
+    assert_eq!(swaps, [Swap { host: 0, unload: vec![0], load: Some(2), reason: SwapReason::Starving }]);
+    let had = ModelNow { unheld_us: Some(95 * SECOND), value: 0.001, ..had };
+    assert_eq!(at(100, &[host(1, &[(0, 0)])], &[busy, had]), []);
 }
 
 #[test]
