@@ -195,7 +195,7 @@ pub async fn load_models(loaded: &Loaded, only: &[String]) -> Result<Vec<Served>
     let cache = ModelCache::default();
     let mut models = Vec::new();
     for (name, model) in all.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
-        let source = if loaded.settings.worker.memory_mb > 0 {
+        let source = if loaded.settings.worker.has_budget() {
             Source::Wanted(Arc::new(Recipe::new(name, model, &loaded.base_dir, &cache)?))
         } else {
             let handler = handlers::build(name, model, &loaded.base_dir, &cache).await?;

@@ -244,6 +244,8 @@ async fn models_workers_and_queues_are_printed() {
         draining: false,
         memory_mb: 10,
         budget_mb: 0,
+        budget_gpus: 0,
+        slots: 0,
         models: [(
             "echo".to_owned(),
             ModelLoad { slots: 2, busy: 1, max_batch: 4, held: 3, finished: 5, ..ModelLoad::default() },

@@ -370,6 +370,8 @@ async fn models_workers_and_queues_tell_the_yards_state() {
             draining,
             memory_mb: 10,
             budget_mb: 0,
+            budget_gpus: 0,
+            slots: 0,
             models: [("echo".to_owned(), load), ("idle".to_owned(), unloaded)].into(),
         };
         store.report_load(&report, 60_000).await.unwrap();

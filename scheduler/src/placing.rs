@@ -108,7 +108,7 @@ impl Core {
         }
         let passed = self.placing.decided.map_or(EVERY, |decided| now.duration_since(decided));
         self.placing.decided = Some(now);
-        let loads: Vec<&LoadReport> = loads.iter().filter(|report| report.budget_mb > 0 && !report.draining).collect();
+        let loads: Vec<&LoadReport> = loads.iter().filter(|report| report.has_budget() && !report.draining).collect();
         let alive: BTreeSet<&str> = loads.iter().map(|report| report.worker.as_str()).collect();
         self.placing.workers.retain(|worker, _| alive.contains(worker.as_str()));
         let names: BTreeSet<&str> = loads.iter().flat_map(|report| report.models.keys().map(String::as_str)).collect();
@@ -154,7 +154,7 @@ impl Core {
     /// Says which models wait to be loaded by a worker that could.
     pub(crate) fn tell_loadable(&mut self, loads: &[LoadReport]) {
         let of = |is_held: fn(&LoadState) -> bool| {
-            let able = loads.iter().filter(|report| report.budget_mb > 0 && !report.draining);
+            let able = loads.iter().filter(|report| report.has_budget() && !report.draining);
             let models = able.flat_map(|report| &report.models);
             models.filter(move |(_, load)| is_held(&load.state)).map(|(name, _)| name.clone())
         };
@@ -196,7 +196,7 @@ impl Core {
         let set_mb = spec.map_or(0, |spec| spec.memory_mb);
         let memory_mb = reports().map(|load| load.memory_mb).max().unwrap_or(0).max(set_mb);
         ModelNow {
-            needs: Resources { slots, memory_mb, gpu: 0 },
+            needs: Resources { slots, memory_mb, gpu: spec.map_or(0, |spec| spec.gpus.into()) },
             load_seconds: known.load_seconds(),
             mean_seconds: self.planner.mean_seconds(name).or(expected_seconds).unwrap_or(UNKNOWN_TASK_SECONDS),
             waiting_seconds: demand.waiting_seconds * shards,
@@ -217,14 +217,20 @@ impl Core {
             Some(Held { model: number(name)?, loaded_us, running })
         });
         let can = report.models.keys().filter(|name| told.is_none_or(|told| !told.failed.contains_key(*name)));
-        // Its models have slots of their own: together they are as many as it can ever use.
-        let slots = report
+        // Where its models have slots of their own, they are together as many as it can ever use.
+        let own = report
             .models
             .keys()
             .filter_map(|name| self.models.get(name))
             .fold(0u32, |sum, spec| sum.saturating_add(spec.slots.saturating_mul(spec.max_batch.max(1))));
+        let batches = report.models.keys().filter_map(|name| self.models.get(name)).map(|spec| spec.max_batch);
+        let batch = batches.max().unwrap_or(1).max(1);
         HostNow {
-            has: Resources { slots: slots.max(1), memory_mb: report.budget_mb, gpu: 0 },
+            has: Resources {
+                slots: if report.slots > 0 { report.slots.saturating_mul(batch) } else { own.max(1) },
+                memory_mb: if report.budget_mb > 0 { report.budget_mb } else { u64::MAX },
+                gpu: if report.budget_gpus > 0 { report.budget_gpus.into() } else { u64::MAX },
+            },
             holds: held.collect(),
             can_hold: Some(can.filter_map(|name| number(name)).collect()),
         }

@@ -23,6 +23,9 @@ pub struct ModelSpec {
     pub max_batch: u32,
     pub max_delay_ms: u64,
     pub memory_mb: u64,
+    /// Graphics processors that the loaded model takes.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub gpus: u32,
     /// What one task is believed to take before any was measured, in milliseconds.
     #[serde(default)]
     pub expected_ms: Option<f64>,
@@ -53,7 +56,20 @@ pub struct LoadReport {
     /// What its models may take together: it holds some of them, as its [`Placement`] says. 0: it holds them all.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub budget_mb: u64,
+    /// Graphics processors that its models may take together; a model takes as many as its [`ModelSpec`] says.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub budget_gpus: u32,
+    /// Tasks at once, of all its models together. 0: each has its own slots and no more is said.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub slots: u32,
     pub models: BTreeMap<String, ModelLoad>,
+}
+
+impl LoadReport {
+    /// Whether it holds some of its models, as a [`Placement`] says.
+    pub fn has_budget(&self) -> bool {
+        self.budget_mb > 0 || self.budget_gpus > 0
+    }
 }
 
 /// One model on one worker.
@@ -108,6 +124,11 @@ impl LoadState {
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_zero(value: &u64) -> bool {
     *value == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What a worker with a memory budget is to hold: JSON, in the store under [`Placement::key`].

@@ -198,6 +198,7 @@ async fn models_and_values_outlive_the_process_and_replace_older_ones() {
         max_batch: 1,
         max_delay_ms: 0,
         memory_mb: 0,
+        gpus: 0,
         expected_ms: Some(0.1),
         quality: None,
     };

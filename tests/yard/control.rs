@@ -61,7 +61,7 @@ impl Api {
     }
 
     /// Asks until the reason is this one.
-    async fn explained(&self, id: &Uuid, reason: &str) -> Value {
+    pub async fn explained(&self, id: &Uuid, reason: &str) -> Value {
         let asking = async {
             loop {
                 // Not found until it was read.

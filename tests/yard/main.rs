@@ -79,6 +79,7 @@ fn spec(name: &str) -> ModelSpec {
         max_batch: 1,
         max_delay_ms: 0,
         memory_mb: 0,
+        gpus: 0,
         expected_ms: Some(1.0),
         quality: None,
     }

@@ -80,6 +80,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         max_batch: 16,
         max_delay_ms: 2,
         memory_mb: 1,
+        gpus: 0,
         expected_ms: Some(0.1),
         quality: None,
     };

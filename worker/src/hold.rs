@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use taskyard_shared::load::{LoadState, REASON_BYTES};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::attempt::Yard;
 use crate::builder::{BuildError, Builder};
 use crate::handler::Handler;
-use crate::holdings::{Holdings, Phase};
+use crate::holdings::{Budget, Holdings, Phase};
 use crate::lane::{Left, ModelLane, Serving};
 use crate::memory::{give_back_later, resident_mb};
 use crate::metrics::Metrics;
@@ -65,6 +65,8 @@ pub(crate) struct Common {
     pub topology: taskyard_shared::Topology,
     pub metrics: Metrics,
     pub prefetch: u16,
+    /// The slots that all models share.
+    pub pool: Option<Arc<Semaphore>>,
     /// The worker takes nothing new.
     pub stop: CancellationToken,
     /// Ends what runs.
@@ -90,14 +92,14 @@ impl Holder {
         common: Common,
         yard: Arc<Yard>,
         orders: Option<watch::Receiver<Orders>>,
-        budget_mb: u64,
+        budget: Budget,
         models: Vec<(Arc<ModelLane>, Source)>,
     ) -> Self {
-        let mut holdings = Holdings::new(budget_mb, yard.retry);
+        let mut holdings = Holdings::new(budget, yard.retry);
         let mut holder_models = Vec::with_capacity(models.len());
         let mut fixed = Vec::new();
         for (at, (lane, source)) in models.into_iter().enumerate() {
-            holdings.add(&lane.spec.name, lane.spec.memory_mb, matches!(source, Source::Fixed(_)));
+            holdings.add(&lane.spec, matches!(source, Source::Fixed(_)));
             let builder = match source {
                 Source::Fixed(handler) => {
                     fixed.push((at, handler));
@@ -229,7 +231,7 @@ impl Holder {
     }
 
     fn serve(&mut self, at: usize, handler: Arc<dyn Handler>) {
-        let Common { broker, topology, metrics, prefetch, stop, closing } = &self.common;
+        let Common { broker, topology, metrics, prefetch, pool, stop, closing } = &self.common;
         let Some(model) = self.models.get_mut(at) else { return };
         model.lane.open();
         let leave = stop.child_token();
@@ -241,6 +243,7 @@ impl Holder {
             topology: topology.clone(),
             metrics: metrics.clone(),
             prefetch: *prefetch,
+            pool: pool.clone(),
             draining: leave.clone(),
             closing: closing.clone(),
         };
@@ -304,11 +307,11 @@ impl Holder {
     fn stand(&self) {
         for (at, model) in self.models.iter().enumerate() {
             let state = self.holdings.state(at);
-            let too_large = self.holdings.too_large_for(at);
+            let too_large = self.holdings.too_large(at);
             let memory_mb = if self.holdings.are_placed() { self.holdings.memory_mb(at) } else { 0 };
             model.lane.stand(|standing| {
-                if let (LoadState::Failed, Some(room)) = (state, too_large) {
-                    standing.reason = Some(format!("it takes {memory_mb} MB, and there is room for {room}"));
+                if let (LoadState::Failed, Some(why)) = (state, &too_large) {
+                    standing.reason = Some(why.clone());
                 }
                 (standing.state, standing.memory_mb) = (state, memory_mb);
             });

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use taskyard_shared::load::LoadState;
+use taskyard_shared::load::{LoadState, ModelSpec};
 use taskyard_shared::retry::Backoff;
 
 /// Where a model is on its way in or out.
@@ -23,6 +23,7 @@ struct Model {
     set_mb: u64,
     /// The most that a load of it took.
     measured_mb: u64,
+    gpus: u32,
     phase: Phase,
     /// Failed loads since the last that succeeded.
     failures: u32,
@@ -36,10 +37,46 @@ impl Model {
     }
 }
 
+/// What the models may take together; 0 of something is without bounds.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Budget {
+    pub memory_mb: u64,
+    pub gpus: u32,
+}
+
+/// What is left of a budget.
+#[derive(Clone, Copy)]
+struct Room {
+    memory_mb: Option<u64>,
+    gpus: Option<u32>,
+}
+
+impl Room {
+    /// What is left beside the model; `None` when it does not fit.
+    fn less(self, model: &Model) -> Option<Self> {
+        let memory_mb = match self.memory_mb {
+            Some(room) => Some(room.checked_sub(model.memory_mb())?),
+            None => None,
+        };
+        let gpus = match self.gpus {
+            Some(room) => Some(room.checked_sub(model.gpus)?),
+            None => None,
+        };
+        Some(Self { memory_mb, gpus })
+    }
+
+    /// What is left beside one that is there already, whether or not it fits.
+    fn beside(self, model: &Model) -> Self {
+        Self {
+            memory_mb: self.memory_mb.map(|room| room.saturating_sub(model.memory_mb())),
+            gpus: self.gpus.map(|room| room.saturating_sub(model.gpus)),
+        }
+    }
+}
+
 /// A worker's models, by their place among them.
 pub(crate) struct Holdings {
-    /// `None`: without bounds.
-    budget_mb: Option<u64>,
+    budget: Budget,
     retry: Backoff,
     models: Vec<Model>,
     /// What is to be held, the most important first.
@@ -57,18 +94,18 @@ pub(crate) struct Steps {
 }
 
 impl Holdings {
-    /// `budget_mb` 0 is none.
-    pub fn new(budget_mb: u64, retry: Backoff) -> Self {
-        Self { budget_mb: (budget_mb > 0).then_some(budget_mb), retry, models: Vec::new(), wanted: Vec::new() }
+    pub fn new(budget: Budget, retry: Backoff) -> Self {
+        Self { budget, retry, models: Vec::new(), wanted: Vec::new() }
     }
 
     /// One more model. `fixed` ones are held from now on.
-    pub fn add(&mut self, name: &str, memory_mb: u64, fixed: bool) {
+    pub fn add(&mut self, spec: &ModelSpec, fixed: bool) {
         self.models.push(Model {
-            name: name.to_owned(),
+            name: spec.name.clone(),
             fixed,
-            set_mb: memory_mb,
+            set_mb: spec.memory_mb,
             measured_mb: 0,
+            gpus: spec.gpus,
             phase: if fixed { Phase::Held } else { Phase::Absent },
             failures: 0,
             retry_at: None,
@@ -77,7 +114,7 @@ impl Holdings {
 
     /// Whether a placement has a say here.
     pub fn are_placed(&self) -> bool {
-        self.budget_mb.is_some() && self.models.iter().any(|model| !model.fixed)
+        self.budget != Budget::default() && self.models.iter().any(|model| !model.fixed)
     }
 
     /// As many as fit, in their order.
@@ -130,11 +167,17 @@ impl Holdings {
         self.models.get(at).map_or(0, Model::memory_mb)
     }
 
-    /// The budget that the model would not fit in if it were the only one to come and go.
-    pub fn too_large_for(&self, at: usize) -> Option<u64> {
+    /// Why the model would not fit in if it were the only one to come and go, if so.
+    pub fn too_large(&self, at: usize) -> Option<String> {
         let model = self.models.get(at).filter(|model| !model.fixed)?;
-        let room = self.budget_mb?.saturating_sub(self.fixed_mb());
-        (model.memory_mb() > room).then_some(room)
+        let room = self.room();
+        if room.less(model).is_some() {
+            return None;
+        }
+        Some(match room.memory_mb.filter(|memory_mb| model.memory_mb() > *memory_mb) {
+            Some(memory_mb) => format!("it takes {} MB, and there is room for {memory_mb}", model.memory_mb()),
+            None => format!("it takes {} GPUs, and there are {}", model.gpus, room.gpus.unwrap_or(0)),
+        })
     }
 
     pub fn state(&self, at: usize) -> LoadState {
@@ -143,7 +186,7 @@ impl Holdings {
             Phase::Held => LoadState::Loaded,
             Phase::Loading => LoadState::Loading,
             Phase::Leaving => LoadState::Unloaded,
-            Phase::Absent if self.too_large_for(at).is_some() => LoadState::Failed,
+            Phase::Absent if self.too_large(at).is_some() => LoadState::Failed,
             Phase::Absent if model.failures > 0 && self.wanted.contains(&at) => LoadState::Failed,
             Phase::Absent => LoadState::Unloaded,
         }
@@ -153,10 +196,10 @@ impl Holdings {
     pub fn next(&self, now: Instant) -> Steps {
         let target = self.target();
         let mut steps = Steps::default();
-        let (mut taken_mb, mut loading) = (0u64, false);
+        let (mut room, mut loading) = (self.whole(), false);
         for (at, model) in self.models.iter().enumerate() {
             if model.phase != Phase::Absent {
-                taken_mb = taken_mb.saturating_add(model.memory_mb());
+                room = room.beside(model);
             }
             loading |= model.phase == Phase::Loading;
             if model.phase == Phase::Held && !model.fixed && !target.contains(&at) {
@@ -168,7 +211,7 @@ impl Holdings {
         }
         for at in target {
             let Some(model) = self.models.get(at).filter(|model| model.phase == Phase::Absent) else { continue };
-            let fits = self.budget_mb.is_none_or(|budget| taken_mb.saturating_add(model.memory_mb()) <= budget);
+            let fits = room.less(model).is_some();
             match model.retry_at.filter(|at| *at > now) {
                 Some(later) => steps.again_at = Some(steps.again_at.map_or(later, |soonest| soonest.min(later))),
                 None if fits => {
@@ -184,24 +227,27 @@ impl Holdings {
 
     /// The wanted models that fit together, those before others.
     fn target(&self) -> Vec<usize> {
-        let mut room = self.budget_mb.map(|budget| budget.saturating_sub(self.fixed_mb()));
+        let mut room = self.room();
         let mut target = Vec::with_capacity(self.wanted.len());
         for &at in &self.wanted {
             let Some(model) = self.models.get(at).filter(|model| !model.fixed) else { continue };
-            match room.map(|room| room.checked_sub(model.memory_mb())) {
-                Some(None) => {}
-                Some(left) => {
-                    room = left;
-                    target.push(at);
-                }
-                None => target.push(at),
+            if let Some(left) = room.less(model) {
+                room = left;
+                target.push(at);
             }
         }
         target
     }
 
-    fn fixed_mb(&self) -> u64 {
-        self.models.iter().filter(|model| model.fixed).fold(0, |sum, model| sum.saturating_add(model.memory_mb()))
+    /// The whole budget.
+    fn whole(&self) -> Room {
+        let Budget { memory_mb, gpus } = self.budget;
+        Room { memory_mb: (memory_mb > 0).then_some(memory_mb), gpus: (gpus > 0).then_some(gpus) }
+    }
+
+    /// What the models that come and go have of it.
+    fn room(&self) -> Room {
+        self.models.iter().filter(|model| model.fixed).fold(self.whole(), Room::beside)
     }
 }
 

@@ -1,6 +1,7 @@
 //! One model on this worker: takes deliveries as there is room, forms batches, and gives each a slot.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use taskyard_shared::broker::{
 use taskyard_shared::load::{LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages, wire};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
@@ -39,6 +40,8 @@ const NEWEST: f64 = 0.1;
 pub(crate) struct ModelLane {
     pub spec: ModelSpec,
     pub full_name: String,
+    /// Tasks at once, as far as the slots that the worker's models share allow.
+    slots: u32,
     standing: Mutex<Standing>,
     /// Since when each free slot is free.
     free_since: Mutex<VecDeque<Instant>>,
@@ -62,7 +65,9 @@ pub(crate) struct Standing {
 }
 
 impl ModelLane {
-    pub fn new(spec: ModelSpec) -> Self {
+    /// `shared` is how many slots the worker's models share; 0 when they do not.
+    pub fn new(spec: ModelSpec, shared: u32) -> Self {
+        let slots = if shared > 0 { spec.slots.min(shared) } else { spec.slots };
         let full_name = spec.full_name();
         let counter = AtomicU32::default;
         let free_since = Mutex::new((0..spec.slots).map(|_| Instant::now()).collect());
@@ -70,7 +75,7 @@ impl ModelLane {
         let (busy, held, finished) = (counter(), counter(), AtomicU64::default());
         let standing = Mutex::default();
         let batching = Mutex::default();
-        Self { spec, full_name, standing, free_since, mean_ms, batching, busy, held, finished }
+        Self { spec, full_name, slots, standing, free_since, mean_ms, batching, busy, held, finished }
     }
 
     /// A call of the handler with so many tasks took so long.
@@ -115,7 +120,7 @@ impl ModelLane {
         let Standing { state, load_ms, memory_mb, reason } =
             self.standing.lock().unwrap_or_else(PoisonError::into_inner).clone();
         ModelLoad {
-            slots: if state == LoadState::Loaded { self.spec.slots } else { 0 },
+            slots: if state == LoadState::Loaded { self.slots } else { 0 },
             busy: self.busy.load(Ordering::Relaxed),
             max_batch: self.spec.max_batch,
             held: self.held.load(Ordering::Relaxed),
@@ -144,6 +149,8 @@ pub(crate) struct Serving {
     pub metrics: Metrics,
     /// Deliveries in hand beyond what the slots run.
     pub prefetch: u16,
+    /// The slots that the worker's models share, beside those of this one.
+    pub pool: Option<Arc<Semaphore>>,
     /// Takes nothing new from then on.
     pub draining: CancellationToken,
     /// Ends what runs.
@@ -247,6 +254,8 @@ impl Serving {
         waiting: &mut VecDeque<Held>,
         most: usize,
     ) -> Result<(), BrokerError> {
+        // It keeps its place in the line of those who wait for a shared slot, whatever else happens meanwhile.
+        let mut free = pin!(Slots { own: slots.clone(), pool: self.pool.clone() }.free());
         loop {
             let closes = self.batch_closes(waiting, slots);
             tokio::select! {
@@ -255,7 +264,8 @@ impl Serving {
                 Some(ended) = running.join_next(), if !running.is_empty() => {
                     self.give_back(ended.unwrap_or_default()).await;
                 }
-                permit = slot(slots, closes), if closes.is_some() => {
+                permit = async { closed(closes).await; free.as_mut().await }, if closes.is_some() => {
+                    free.set(Slots { own: slots.clone(), pool: self.pool.clone() }.free());
                     let size = self.batch_size(waiting);
                     let mut batch: Vec<Held> = waiting.drain(..size).collect();
                     // Of several free slots the one that was free last: the others are not needed yet.
@@ -297,11 +307,7 @@ impl Serving {
         }
     }
 
-    fn begin(
-        &self,
-        permit: tokio::sync::OwnedSemaphorePermit,
-        batch: Vec<Held>,
-    ) -> impl Future<Output = Vec<Held>> + use<> {
+    fn begin(&self, permit: Permit, batch: Vec<Held>) -> impl Future<Output = Vec<Held>> + use<> {
         let (yard, lane, handler) = (self.yard.clone(), self.lane.clone(), self.handler.clone());
         let (closing, metrics) = (self.closing.clone(), self.metrics.clone());
         async move {
@@ -374,13 +380,35 @@ impl Serving {
     }
 }
 
-/// A slot, not before the batch closes.
-async fn slot(slots: &Arc<Semaphore>, closes: Option<Instant>) -> tokio::sync::OwnedSemaphorePermit {
+/// Waits until the batch closes.
+async fn closed(closes: Option<Instant>) {
     // The runtime's timer counts in whole milliseconds: even what is due would wait for the next.
     if let Some(closes) = closes.filter(|closes| *closes > Instant::now()) {
         tokio::time::sleep_until(closes.into()).await;
     }
-    match slots.clone().acquire_owned().await {
+}
+
+/// A slot of the model, and one of the worker's where these are shared.
+type Permit = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+struct Slots {
+    own: Arc<Semaphore>,
+    pool: Option<Arc<Semaphore>>,
+}
+
+impl Slots {
+    async fn free(self) -> Permit {
+        let own = acquire(self.own).await;
+        let shared = match self.pool {
+            Some(pool) => Some(acquire(pool).await),
+            None => None,
+        };
+        (own, shared)
+    }
+}
+
+async fn acquire(slots: Arc<Semaphore>) -> OwnedSemaphorePermit {
+    match slots.acquire_owned().await {
         Ok(permit) => permit,
         // The semaphore is never closed.
         Err(_) => std::future::pending().await,

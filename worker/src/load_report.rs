@@ -9,6 +9,7 @@ use taskyard_shared::store::Store;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use crate::holdings::Budget;
 use crate::lane::ModelLane;
 use crate::memory::resident_mb;
 use crate::metrics::Metrics;
@@ -22,8 +23,9 @@ pub(crate) struct Reporter {
     pub store: Arc<dyn Store>,
     pub worker: String,
     pub every: Duration,
-    /// 0: none.
-    pub budget_mb: u64,
+    pub budget: Budget,
+    /// Tasks at once of all models; 0: what the models have.
+    pub slots: u32,
     pub lanes: Vec<Arc<ModelLane>>,
     pub metrics: Metrics,
     pub draining: CancellationToken,
@@ -56,7 +58,9 @@ impl Reporter {
                 at: Timestamp::now(),
                 draining: self.draining.is_cancelled(),
                 memory_mb: resident_mb(),
-                budget_mb: self.budget_mb,
+                budget_mb: self.budget.memory_mb,
+                budget_gpus: self.budget.gpus,
+                slots: self.slots,
                 models: self.lanes.iter().map(|lane| (lane.spec.name.clone(), lane.load())).collect(),
             };
             match announced.and(self.store.report_load(&report, ttl_ms).await) {

@@ -10,7 +10,7 @@ use taskyard_shared::process::settings::WorkerSettings;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::Store;
 use taskyard_shared::{Topology, messages};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -19,6 +19,7 @@ use crate::builder::Builder;
 use crate::claims::Claimer;
 use crate::handler::Handler;
 use crate::hold::{Common, Holder, Source};
+use crate::holdings::Budget;
 use crate::lane::ModelLane;
 use crate::leases::Leases;
 use crate::load_report::{Reporter, host_name};
@@ -61,14 +62,14 @@ impl Worker {
 
     /// Serves one more model, for as long as it runs.
     pub fn model(mut self, spec: ModelSpec, handler: Arc<dyn Handler>) -> Self {
-        self.models.push((Arc::new(ModelLane::new(spec)), Source::Fixed(handler)));
+        self.models.push((Arc::new(ModelLane::new(spec, self.settings.slots)), Source::Fixed(handler)));
         self
     }
 
-    /// One more model that it may hold: it is loaded and unloaded as the worker's placement says, within the memory budget
-    /// of the settings (`memory_mb`). Without a budget it is loaded once the worker runs, and stays.
+    /// One more model that it may hold: it is loaded and unloaded as the worker's placement says, within the budget
+    /// of the settings (`memory_mb`, `gpus`). Without a budget it is loaded once the worker runs, and stays.
     pub fn candidate(mut self, spec: ModelSpec, builder: Arc<dyn Builder>) -> Self {
-        self.models.push((Arc::new(ModelLane::new(spec)), Source::Built(builder)));
+        self.models.push((Arc::new(ModelLane::new(spec, self.settings.slots)), Source::Built(builder)));
         self
     }
 
@@ -114,11 +115,13 @@ impl Worker {
             max_output_bytes: settings.max_output_bytes,
         });
         let reporting = CancellationToken::new();
+        let budget = Budget { memory_mb: settings.memory_mb, gpus: settings.gpus };
         let reporter = Reporter {
             store: store.clone(),
             worker: id.clone(),
             every: Duration::from_millis(settings.report_every_ms),
-            budget_mb: settings.memory_mb,
+            budget,
+            slots: settings.slots,
             lanes: lanes.clone(),
             metrics: metrics.clone(),
             draining: stop.clone(),
@@ -126,17 +129,18 @@ impl Worker {
         let reporter = tokio::spawn(reporter.run(reporting.clone()));
 
         let every = Duration::from_millis(settings.report_every_ms);
-        let is_placed = settings.memory_mb > 0 && models.iter().any(|(_, source)| matches!(source, Source::Built(_)));
+        let is_placed = settings.has_budget() && models.iter().any(|(_, source)| matches!(source, Source::Built(_)));
         let orders = is_placed.then(|| orders::follow(store.clone(), &id, every, closing.clone()));
         let common = Common {
             broker: broker.clone(),
             topology: topology.clone(),
             metrics: metrics.clone(),
             prefetch: settings.prefetch,
+            pool: (settings.slots > 0).then(|| Arc::new(Semaphore::new(settings.slots as usize))),
             stop: stop.clone(),
             closing: closing.clone(),
         };
-        let mut holder = Holder::start(common, yard, orders, settings.memory_mb, models);
+        let mut holder = Holder::start(common, yard, orders, budget, models);
         info!(worker.id = %id, models = lanes.len(), "serving");
 
         tokio::select! {

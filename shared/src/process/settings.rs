@@ -115,8 +115,12 @@ pub struct WorkerSettings {
     pub prefetch: u16,
     pub lease_ms: u64,
     pub drain_s: u64,
-    /// Of which the loaded models take no more than this together; 0: every model is loaded and stays.
+    /// Of which the loaded models take no more than this together; 0: without bounds.
     pub memory_mb: u64,
+    /// Graphics processors that the loaded models take no more of together; 0: they are not counted.
+    pub gpus: u32,
+    /// Tasks at once, of all models together; 0: as many as the models have slots.
+    pub slots: u32,
     pub report_every_ms: u64,
     pub retry_first_ms: u64,
     pub retry_most_ms: u64,
@@ -206,6 +210,8 @@ pub struct ModelSettings {
     pub max_delay_ms: u64,
     #[serde(default)]
     pub memory_mb: u64,
+    #[serde(default)]
+    pub gpus: u32,
     /// What one task is believed to take before any was measured; milliseconds.
     #[serde(default)]
     pub expected_ms: Option<f64>,
@@ -369,6 +375,13 @@ impl TenantSettings {
     }
 }
 
+impl WorkerSettings {
+    /// Whether the worker holds some of its models, rather than all from the start.
+    pub fn has_budget(&self) -> bool {
+        self.memory_mb > 0 || self.gpus > 0
+    }
+}
+
 impl ModelSettings {
     /// The model as a worker announces it.
     pub fn spec(&self, name: &str) -> crate::load::ModelSpec {
@@ -383,6 +396,7 @@ impl ModelSettings {
             max_batch: self.max_batch,
             max_delay_ms: self.max_delay_ms,
             memory_mb: self.memory_mb,
+            gpus: self.gpus,
             expected_ms: self.expected_ms.or(self.simulated.as_ref().map(|simulated| simulated.service_ms)),
             quality: self.quality,
         }

@@ -408,6 +408,8 @@ async fn a_report_that_expired_leaves_nothing_behind() {
             draining: false,
             memory_mb: 1,
             budget_mb: 0,
+            budget_gpus: 0,
+            slots: 0,
             models: Default::default(),
         };
         store.report_load(&report, 50).await.expect("report");

@@ -312,6 +312,7 @@ fn simulated(made: &Made) -> ModelSettings {
         max_batch: made.max_batch,
         max_delay_ms: 0,
         memory_mb: 0,
+        gpus: 0,
         expected_ms: None,
         quality: None,
         onnx: None,

@@ -3,11 +3,33 @@ use super::*;
 const RETRY: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(8));
 
 fn holdings(budget_mb: u64, models: &[(&str, u64)]) -> Holdings {
-    let mut holdings = Holdings::new(budget_mb, RETRY);
+    let mut holdings = Holdings::new(Budget { memory_mb: budget_mb, gpus: 0 }, RETRY);
     for (name, memory_mb) in models {
-        holdings.add(name, *memory_mb, false);
+        holdings.add(&spec(name, *memory_mb, 0), false);
     }
     holdings
+}
+
+fn spec(name: &str, memory_mb: u64, gpus: u32) -> ModelSpec {
+    let read = serde_json::json!({"name": name, "version": "1", "handler": "simulated", "slots": 1, "timeout_ms": 1,
+        "max_attempts": 1, "max_batch": 1, "max_delay_ms": 0, "memory_mb": memory_mb, "gpus": gpus});
+    serde_json::from_value(read).unwrap()
+}
+
+#[test]
+fn graphics_processors_are_counted_beside_memory() {
+    let budget = Budget { memory_mb: 100, gpus: 2 };
+    let mut holdings = Holdings::new(budget, RETRY);
+    for (name, memory_mb, gpus) in [("a", 10, 1), ("b", 10, 2), ("c", 10, 1), ("d", 90, 0), ("e", 10, 3)] {
+        holdings.add(&spec(name, memory_mb, gpus), false);
+    }
+    holdings.want_all();
+    assert_eq!(settle(&mut holdings, Instant::now()), [0, 2], "one each, and no memory is left for the large one");
+    want(&mut holdings, &["b", "a", "e"]);
+    assert_eq!(settle(&mut holdings, Instant::now()), [1]);
+    assert_eq!(holdings.state(4), LoadState::Failed);
+    assert_eq!(holdings.too_large(4).as_deref(), Some("it takes 3 GPUs, and there are 2"));
+    assert_eq!(holdings.too_large(1), None);
 }
 
 fn want(holdings: &mut Holdings, names: &[&str]) {
@@ -148,14 +170,15 @@ fn a_model_without_a_size_counts_as_it_was_measured() {
 
 #[test]
 fn one_that_can_never_fit_has_failed() {
-    let mut holdings = Holdings::new(100, RETRY);
-    holdings.add("always", 30, true);
-    holdings.add("large", 71, false);
-    holdings.add("fits", 70, false);
+    let mut holdings = Holdings::new(Budget { memory_mb: 100, gpus: 0 }, RETRY);
+    holdings.add(&spec("always", 30, 0), true);
+    holdings.add(&spec("large", 71, 0), false);
+    holdings.add(&spec("fits", 70, 0), false);
     holdings.want_all();
     assert_eq!(settle(&mut holdings, Instant::now()), [0, 2]);
-    assert_eq!((holdings.too_large_for(1), holdings.state(1)), (Some(70), LoadState::Failed));
-    assert_eq!(holdings.too_large_for(2), None);
+    assert_eq!(holdings.too_large(1).as_deref(), Some("it takes 71 MB, and there is room for 70"));
+    assert_eq!(holdings.state(1), LoadState::Failed);
+    assert_eq!(holdings.too_large(2), None);
     // The fixed one stays, asked for or not.
     want(&mut holdings, &[]);
     assert_eq!(settle(&mut holdings, Instant::now()), [0]);

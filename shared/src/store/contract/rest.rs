@@ -15,6 +15,8 @@ fn report(worker: &str, finished: u64) -> LoadReport {
         draining: false,
         memory_mb: 120,
         budget_mb: 0,
+        budget_gpus: 0,
+        slots: 0,
         models: BTreeMap::from([(
             "sentiment@1".to_owned(),
             ModelLoad { slots: 2, busy: 1, max_batch: 8, held: 3, finished, ..ModelLoad::default() },
@@ -77,6 +79,7 @@ pub async fn the_newest_announcement_of_a_model_counts(store: Arc<dyn Store>) {
         max_batch: 8,
         max_delay_ms: 2,
         memory_mb: 120,
+        gpus: 0,
         expected_ms: Some(4.5),
         quality: None,
     };
