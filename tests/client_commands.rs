@@ -231,6 +231,7 @@ async fn models_workers_and_queues_are_printed() {
         max_batch: 4,
         max_delay_ms: 0,
         memory_mb: 0,
+        gpus: 0,
         expected_ms: None,
         quality: None,
     };

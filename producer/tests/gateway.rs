@@ -353,6 +353,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
         max_batch: 1,
         max_delay_ms: 0,
         memory_mb: 0,
+        gpus: 0,
         expected_ms: None,
         quality: None,
     };
