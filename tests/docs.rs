@@ -94,8 +94,10 @@ fn codes_of_what_was_sent_are_those_of_the_decoder_and_of_the_intake() {
 #[test]
 fn codes_of_the_scheduler_are_those_it_refuses_with() {
     let page = reference();
-    let core = ["core", "admit", "choose"].map(|name| source(&format!("scheduler/src/{name}.rs"))).concat();
-    let refused = after(&core, &["State::Expired, \"", "State::Rejected, \"", "|| (\"", "Err((\""]);
+    let core =
+        ["core", "admit", "choose", "deploying"].map(|name| source(&format!("scheduler/src/{name}.rs"))).concat();
+    let refused =
+        after(&core, &["State::Expired, \"", "State::Rejected, \"", "|| (\"", "Err((\"", "=> (\"", "End::Failed(\""]);
     assert!(refused.is_superset(&set(["unknown_model", "unknown_capability", "expired", "unwritable"])), "{refused:?}");
     let decision = source("scheduler/src/planner/decision.rs");
     let (_, shed) = decision.split_once("impl ShedReason").unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use taskyard_shared::{ChoiceReason, State, Target, Timestamp};
+use taskyard_shared::{ChoiceReason, Kind, State, Target, Timestamp};
 
 use crate::choose::Chosen;
 use crate::core::Core;
@@ -17,6 +17,7 @@ impl Core {
             return self.refuse(task, State::Expired, "expired", message, false);
         }
         match self.choose_model(&task.envelope) {
+            Ok(chosen) if task.envelope.kind == Kind::Deployment => self.deploy(task, chosen.spec),
             Ok(chosen) => self.admit_to(task, chosen),
             Err(_) if self.models_may_still_come() => self.unknown.push(task),
             Err((code, message)) => self.refuse(task, State::Rejected, code, message, true),

@@ -4,8 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use taskyard_shared::deployment::base;
 use taskyard_shared::load::ModelSpec;
-use taskyard_shared::{ChoiceReason, Envelope, ModelChoice, Target, TaskId, Timestamp};
+use taskyard_shared::{ChoiceReason, Envelope, Kind, ModelChoice, Target, TaskId, Timestamp};
 
 use crate::core::Core;
 use crate::held::Held;
@@ -40,7 +41,12 @@ impl Core {
         }
         let mut is_named = true;
         let (specs, patience) = match &envelope.target {
-            Target::Model(name) => match (self.named(name), self.alternatives(envelope)) {
+            // A retired version can be deployed again.
+            Target::Model(name) if envelope.kind == Kind::Deployment => {
+                let spec = self.named(name, envelope.id)?;
+                return Ok(Chosen { spec, others: Vec::new(), choice: None, bids: Vec::new() });
+            }
+            Target::Model(name) => match (self.serving(name, envelope.id), self.alternatives(envelope)) {
                 (Err(unknown), (others, _)) if others.is_empty() => return Err(unknown),
                 // Nobody serves it, so it keeps a task waiting for ever.
                 (Err(_), (others, _)) => {
@@ -56,7 +62,12 @@ impl Core {
                 }
             },
             Target::Capability(capability) => {
-                let offers = |spec: &&Arc<ModelSpec>| spec.capabilities.contains(capability);
+                // Of several versions, that which gets the model's tasks.
+                let offers = |spec: &&Arc<ModelSpec>| {
+                    let serves =
+                        || self.serving(base(&spec.name), envelope.id).is_ok_and(|other| other.name == spec.name);
+                    spec.capabilities.contains(capability) && serves()
+                };
                 let mut specs: Vec<Arc<ModelSpec>> = self.models.values().filter(offers).cloned().collect();
                 specs.sort_by(|one, other| one.name.cmp(&other.name));
                 (specs, Vec::new())
@@ -115,29 +126,59 @@ impl Core {
         Ok(Chosen { spec, others, choice: Some(choice), bids })
     }
 
-    /// `name` or `name@version`.
-    fn named(&self, name: &str) -> Result<Arc<ModelSpec>, NoModel> {
-        let (base, version) = match name.split_once('@') {
-            Some((base, version)) => (base, Some(version)),
-            None => (name, None),
+    /// `name` or `name@version`, for one task: without a version, that which gets the model's tasks.
+    fn named(&self, name: &str, task: TaskId) -> Result<Arc<ModelSpec>, NoModel> {
+        let deployed = &self.deploying.deployed;
+        let key = match name.split_once('@') {
+            Some((base, version)) if !self.models.contains_key(name) => match self.models.get(base) {
+                Some(spec) if spec.version == version => base.to_owned(),
+                Some(spec) => {
+                    let message = format!("the model {base} is served in version {}, not {version}", spec.version);
+                    return Err(("unknown_model", message));
+                }
+                None => return Err(("unknown_model", format!("no worker has announced a model {base}"))),
+            },
+            Some(_) => name.to_owned(),
+            None => match deployed.route(name, task) {
+                Some(to) => to.to_owned(),
+                // Mostly there is one version and no more to say.
+                None if self.models.contains_key(name) && !deployed.retired.contains(name) => name.to_owned(),
+                None => self.default_of(deployed, name).ok_or_else(|| self.without_version(name))?,
+            },
         };
-        let spec = self.models.get(base);
-        let spec = spec.ok_or_else(|| ("unknown_model", format!("no worker has announced a model {base}")))?;
-        match version {
-            Some(version) if version != spec.version => {
-                let message = format!("the model {base} is served in version {}, not {version}", spec.version);
-                Err(("unknown_model", message))
+        let spec = self.models.get(&key);
+        let spec = spec.ok_or_else(|| ("unknown_model", format!("no worker has announced a model {key}")))?;
+        Ok(spec.clone())
+    }
+
+    /// Why a model's name alone says too little.
+    fn without_version(&self, name: &str) -> NoModel {
+        let mut versions: Vec<&str> =
+            self.models.keys().map(String::as_str).filter(|model| base(model) == name).collect();
+        versions.sort_unstable();
+        match versions.is_empty() {
+            true => ("unknown_model", format!("no worker has announced a model {name}")),
+            false => {
+                let named = versions.join(", ");
+                ("unknown_model", format!("name a version of {name}, or roll one out: there are {named}"))
             }
-            _ => Ok(spec.clone()),
+        }
+    }
+
+    /// As [`Self::named`], for a task that is to run on it.
+    fn serving(&self, name: &str, task: TaskId) -> Result<Arc<ModelSpec>, NoModel> {
+        let spec = self.named(name, task)?;
+        match self.deploying.deployed.retired.contains(&spec.name) {
+            true => Err(("retired_model", format!("{} is retired", spec.full_name()))),
+            false => Ok(spec),
         }
     }
 
     /// Those that are known, and the wait in seconds from which on each may run it.
     fn alternatives(&self, envelope: &Envelope) -> (Vec<Arc<ModelSpec>>, Vec<f64>) {
-        let known = envelope
-            .alternatives
-            .iter()
-            .filter_map(|alternative| Some((self.named(&alternative.model).ok()?, alternative.wait_ms as f64 / 1e3)));
+        let known = envelope.alternatives.iter().filter_map(|alternative| {
+            Some((self.serving(&alternative.model, envelope.id).ok()?, alternative.wait_ms as f64 / 1e3))
+        });
         known.unzip()
     }
 

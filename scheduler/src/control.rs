@@ -183,7 +183,10 @@ impl Core {
     fn cancel(&mut self, id: TaskId) -> Pending {
         let waiting = match self.planner.handle_cancel(id) {
             true => self.held.remove(&id),
-            false => self.unknown.iter().position(|task| task.envelope.id == id).map(|at| self.unknown.swap_remove(at)),
+            false => {
+                let unknown = self.unknown.iter().position(|task| task.envelope.id == id);
+                unknown.map(|at| self.unknown.swap_remove(at)).or_else(|| self.break_off_deployment(id))
+            }
         };
         match waiting {
             Some(task) => {
@@ -217,7 +220,11 @@ impl Core {
     }
 
     fn fate_of_absent(&self, id: TaskId) -> Fate {
-        if self.outstanding.contains_key(&id) { Fate::Dispatched } else { Fate::Unknown }
+        if self.outstanding.contains_key(&id) || self.deploying.carries_out(id) {
+            Fate::Dispatched
+        } else {
+            Fate::Unknown
+        }
     }
 
     /// A task that came, as it was asked for before it did; nothing when it is to be cancelled.
@@ -333,7 +340,7 @@ fn of_unknown_model(task: &Held) -> Waiting {
 
 fn cancelled(task: Held, told: Option<oneshot::Sender<Fate>>) -> Finished {
     let message = "it was cancelled while it waited".to_owned();
-    Finished { task, state: State::Cancelled, code: CANCELLED, message, dead: false, told }
+    Finished { task, state: State::Cancelled, code: CANCELLED, message, dead: false, told, output: None }
 }
 
 /// What became of a task that was to be cancelled.

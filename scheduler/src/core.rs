@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
 use taskyard_shared::control::Told;
+use taskyard_shared::deployment::Deployed;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
 use taskyard_shared::signal::TenantSignal;
@@ -21,6 +22,7 @@ use tracing::{debug, info, warn};
 use crate::choose::Impatient;
 use crate::clock::Clock;
 use crate::control::{Asked, Wishes};
+use crate::deploying::Deploying;
 use crate::depth::Depths;
 use crate::dispatch::{Dispatched, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
@@ -82,6 +84,8 @@ pub(crate) enum Event {
         elsewhere: Option<BTreeMap<String, u64>>,
         /// Messages in intake.
         unread: Option<u64>,
+        /// What deployments came to.
+        deployed: Option<Deployed>,
     },
     /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
@@ -127,15 +131,16 @@ pub(crate) struct Core {
     /// Dispatched tasks whose record does not say so yet, by the time from when it is to.
     to_mark: VecDeque<(Instant, TaskId)>,
     paused_until: Option<Instant>,
-    finisher: Finisher,
-    finishing: JoinSet<()>,
+    pub finisher: Finisher,
+    pub finishing: JoinSet<()>,
     pub finished: Vec<Finished>,
-    acking: JoinSet<()>,
+    pub acking: JoinSet<()>,
     /// When what is learnt was last kept, and from how many completions that was.
     kept: (Instant, u64),
     keeping: JoinSet<()>,
     pub wanted: Wanted,
     pub placing: Placing,
+    pub deploying: Deploying,
     /// Tenants that have a quota.
     pub quotas: BTreeMap<String, TenantSignal>,
     /// When it was last said how much waits.
@@ -160,12 +165,26 @@ pub(crate) struct Parts {
     pub models: HashMap<String, Arc<ModelSpec>>,
     pub shard: Shard,
     pub learnt: Learnt,
+    pub deployed: Deployed,
     pub closing: CancellationToken,
 }
 
 impl Core {
     pub fn new(parts: Parts) -> Self {
-        let Parts { broker, store, topology, settings, tenants, metrics, room, models, shard, learnt, closing } = parts;
+        let Parts {
+            broker,
+            store,
+            topology,
+            settings,
+            tenants,
+            metrics,
+            room,
+            models,
+            shard,
+            learnt,
+            deployed,
+            closing,
+        } = parts;
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy = policy::by_name(&settings.policy, Some(settings.ageing_s).filter(|seconds| *seconds > 0.0))
             .unwrap_or_else(|| Box::new(policy::Cmu::default()));
@@ -195,7 +214,6 @@ impl Core {
             store: store.clone(),
             topology: topology.clone(),
             metrics: metrics.clone(),
-            shard,
             closing: closing.clone(),
         };
         let clock = Clock::start();
@@ -229,6 +247,7 @@ impl Core {
             keeping: JoinSet::new(),
             wanted: Wanted::default(),
             placing: Placing::default(),
+            deploying: Deploying::new(deployed),
             quotas: quotas(&tenants),
             signalled: Instant::now(),
             signalling: JoinSet::new(),
@@ -313,13 +332,16 @@ impl Core {
             Event::Asked(asked) => self.answer(asked),
             Event::Paused { paused, answer } => self.set_paused(paused, Some(answer)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
-            Event::Loads { loads, models, paused, elsewhere, unread } => {
+            Event::Loads { loads, models, paused, elsewhere, unread, deployed } => {
                 self.set_paused(paused, None);
                 if let Some(elsewhere) = elsewhere {
                     self.set_elsewhere(&elsewhere);
                 }
                 if let Some(messages) = unread {
                     self.set_unread(messages);
+                }
+                if let Some(deployed) = deployed {
+                    self.set_deployed(deployed);
                 }
                 self.handle_loads(loads, models);
             }
@@ -360,6 +382,7 @@ impl Core {
             let waiting = std::mem::take(&mut self.unknown);
             waiting.into_iter().for_each(|task| self.admit(task));
         }
+        self.go_on_deploying(&loads);
         self.tell_loadable(&loads);
         self.place_models(&loads);
         for model in self.offers.update(&loads) {
@@ -492,7 +515,7 @@ impl Core {
     /// To be finished without having run.
     pub fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String, dead: bool) {
         debug!(task.id = %task.envelope.id.0, code, "finished without a run");
-        self.finished.push(Finished { task, state, code, message, dead, told: None });
+        self.finished.push(Finished { task, state, code, message, dead, told: None, output: None });
     }
 
     fn finish(&mut self) {
@@ -563,7 +586,7 @@ impl Core {
         }
         if !group.is_empty() {
             info!(tasks = group.len(), "held for long: sent round through the broker");
-            self.acking.spawn(self.finisher.clone().send_round(group));
+            self.acking.spawn(self.finisher.clone().send_round(self.shard.number, group));
         }
     }
 }

@@ -1,8 +1,9 @@
-//! Ends tasks that never ran: refused or expired. The record first, then whoever waits is told, the ack last.
+//! Ends tasks that no worker ran: refused, expired, or carried out by the scheduler itself. The record first, then whoever waits is told, the ack last.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde_json::value::RawValue;
 use taskyard_shared::broker::{self, Broker, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::control::Fate;
 use taskyard_shared::store::{Guard, Settle, Settled, Store, until_answered};
@@ -13,7 +14,6 @@ use tracing::warn;
 
 use crate::held::Held;
 use crate::metrics::Metrics;
-use crate::shard::Shard;
 
 /// Codes of what another task of the same content may be spared later.
 const RETRYABLE: [&str; 3] = ["overloaded", "quota_waiting", "quota_rate"];
@@ -28,13 +28,26 @@ pub(crate) struct Finished {
     pub dead: bool,
     /// Who waits to hear what became of it.
     pub told: Option<oneshot::Sender<Fate>>,
+    /// Of one that succeeded.
+    pub output: Option<Box<RawValue>>,
 }
 
 impl Finished {
+    /// One that the scheduler has carried out itself.
+    pub fn succeeded(task: Held, output: Box<RawValue>) -> Self {
+        let (state, code, message) = (State::Succeeded, "", String::new());
+        Self { task, state, code, message, dead: false, told: None, output: Some(output) }
+    }
+
     fn result(&self) -> TaskResult {
         let mut result = self.task.envelope.result(self.state);
-        let retryable = RETRYABLE.contains(&self.code);
-        result.error = Some(TaskError { code: self.code.into(), message: self.message.clone(), retryable });
+        match &self.output {
+            Some(output) => (result.output, result.attempt) = (Some(output.clone()), 1),
+            None => {
+                let retryable = RETRYABLE.contains(&self.code);
+                result.error = Some(TaskError { code: self.code.into(), message: self.message.clone(), retryable });
+            }
+        }
         let now = Timestamp::now();
         result.timings.finished = Some(now);
         result.timings.waited_ms = Some(now.ms_since(self.task.envelope.accepted).max(0.0));
@@ -55,7 +68,6 @@ pub(crate) struct Finisher {
     pub store: Arc<dyn Store>,
     pub topology: Topology,
     pub metrics: Metrics,
-    pub shard: Shard,
     pub closing: CancellationToken,
 }
 
@@ -111,12 +123,12 @@ impl Finisher {
         }
     }
 
-    /// Publishes copies to the queue of the scheduler's own shard, and acks the originals once they are safe.
-    pub async fn send_round(self, group: Vec<(Envelope, Receipt)>) {
+    /// Publishes copies to the queue of a shard, mostly the scheduler's own, and acks the originals once they are safe.
+    pub async fn send_round(self, shard: u32, group: Vec<(Envelope, Receipt)>) {
         let mut outgoing = Vec::with_capacity(group.len());
         let mut receipts = Vec::with_capacity(group.len());
         for (envelope, receipt) in group {
-            match messages::round(&self.topology, self.shard.number, &envelope) {
+            match messages::round(&self.topology, shard, &envelope) {
                 Ok(message) => {
                     outgoing.push((message, Need::Work));
                     receipts.push(receipt);

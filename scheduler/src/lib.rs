@@ -12,6 +12,7 @@ mod choose;
 mod clock;
 mod control;
 mod core;
+mod deploying;
 mod depth;
 mod dispatch;
 mod finish;

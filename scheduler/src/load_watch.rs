@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::core::Event;
+use crate::deploying;
 use crate::lost::Quiet;
 use crate::metrics::Metrics;
 use crate::shard::Shard;
@@ -104,7 +105,11 @@ impl LoadWatch {
             true => self.broker.queue_state(&self.topology.intake()).await.ok().flatten().map(|state| state.ready),
             false => None,
         };
-        Ok(Event::Loads { loads, models, paused, elsewhere, unread })
+        let deployed = match models.is_some() {
+            true => Some(deploying::read(&*self.store).await?),
+            false => None,
+        };
+        Ok(Event::Loads { loads, models, paused, elsewhere, unread, deployed })
     }
 
     /// Here and nowhere else, so that what was read first is never in force last.

@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use crate::core::Core;
-use crate::planner::placement::{Held, HostNow, ModelNow, Resources, Rules, place};
+use crate::planner::placement::{Held, HostNow, ModelNow, Pin, Resources, Rules, place};
 
 /// Placement is decided so often.
 const EVERY: Duration = Duration::from_secs(1);
@@ -182,6 +182,11 @@ impl Core {
         let expected_seconds = spec.and_then(|spec| spec.expected_ms).map(|ms| ms / 1e3);
         let reports = || loads.iter().filter_map(|report| report.models.get(name));
         let is_held = self.placing.workers.values().any(|told| told.models.contains_key(name));
+        let deployed = &self.deploying.deployed;
+        let pin = match deployed.pins.get(name) {
+            Some(workers) => Some(Pin::Stay(*workers)),
+            None => (deployed.retired.contains(name) && !self.is_wanted(name)).then_some(Pin::Go),
+        };
         let known = self.placing.models.entry(name.to_owned()).or_default();
         if known.is_held && !is_held {
             known.unheld_us = Some(self.clock.now_us());
@@ -205,7 +210,7 @@ impl Core {
             oldest_us: demand.oldest_us,
             unheld_us: known.unheld_us,
             latest_start_us: demand.latest_start_us,
-            pin: None,
+            pin,
         }
     }
 

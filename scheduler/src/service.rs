@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Lock, QueueSpec};
+use taskyard_shared::deployment::Deployed;
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::{SHARDS_MOST, SchedulerSettings, TenantSettings};
-use taskyard_shared::store::Store;
+use taskyard_shared::store::{Store, StoreError};
 use taskyard_shared::{Topology, messages};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -20,6 +21,7 @@ use tracing::{info, warn};
 
 use crate::control::{self, Desk};
 use crate::core::{Core, Parts};
+use crate::deploying;
 use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
 use crate::memory;
@@ -28,6 +30,9 @@ use crate::quotas::Quotas;
 use crate::returns::Returns;
 use crate::room::Room;
 use crate::shard::Shard;
+
+/// The models by name, and what deployments came to.
+type Known = (HashMap<String, Arc<ModelSpec>>, Deployed);
 
 /// How often a standby asks whether it is its turn.
 const STANDBY: Duration = Duration::from_millis(500);
@@ -94,7 +99,7 @@ impl Scheduler {
         let Some((shard, lock)) = self.wait_for_shard(stop).await? else { return Ok(()) };
         self.broker.declare(&messages::shard_queues(&self.topology, shard.of)).await?;
         let own = self.queues_of(shard).await?;
-        let Some(models) = self.known_models(stop, &*lock).await else { return Ok(()) };
+        let Some((models, deployed)) = self.known_models(stop, &*lock).await else { return Ok(()) };
         for model in models.keys() {
             self.broker.declare(&[QueueSpec::durable(self.topology.ready(model))]).await?;
         }
@@ -174,6 +179,7 @@ impl Scheduler {
             models,
             shard,
             learnt,
+            deployed,
             closing: closing.clone(),
         });
         self.metrics.active(Some(shard.number));
@@ -235,13 +241,15 @@ impl Scheduler {
 
     /// Without knowing the models every task would be refused: nothing is read before the store has said which there
     /// are.
-    async fn known_models(&self, stop: &CancellationToken, lock: &dyn Lock) -> Option<HashMap<String, Arc<ModelSpec>>> {
+    async fn known_models(&self, stop: &CancellationToken, lock: &dyn Lock) -> Option<Known> {
         let mut told = false;
         loop {
-            match self.store.models().await {
-                Ok(announced) => {
+            let read =
+                async { Ok::<_, StoreError>((self.store.models().await?, deploying::read(&*self.store).await?)) };
+            match read.await {
+                Ok((announced, deployed)) => {
                     let all = self.configured.iter().cloned().chain(announced);
-                    return Some(all.map(|spec| (spec.name.clone(), Arc::new(spec))).collect());
+                    return Some((all.map(|spec| (spec.name.clone(), Arc::new(spec))).collect(), deployed));
                 }
                 Err(failure) => {
                     if !told {

@@ -5,6 +5,7 @@
 // The vocabulary.
 pub mod control;
 pub mod decode;
+pub mod deployment;
 pub mod envelope;
 pub mod lifecycle;
 pub mod load;

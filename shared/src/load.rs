@@ -10,6 +10,7 @@ use crate::time::Timestamp;
 /// A model as a worker announces it. The store keeps the newest announcement of each name.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModelSpec {
+    /// As its table is called: `name`, or `name@version` beside other versions of it.
     pub name: String,
     pub version: String,
     /// `onnx`, `http`, `process`, `simulated`, or what a handler of one's own calls itself.
@@ -37,7 +38,7 @@ pub struct ModelSpec {
 impl ModelSpec {
     /// `name@version`, as results name it.
     pub fn full_name(&self) -> String {
-        format!("{}@{}", self.name, self.version)
+        if self.name.contains('@') { self.name.clone() } else { format!("{}@{}", self.name, self.version) }
     }
 }
 

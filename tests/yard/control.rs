@@ -44,7 +44,7 @@ impl Api {
     }
 
     /// Status and outcome.
-    async fn cancel(&self, id: &Uuid) -> (u16, String) {
+    pub async fn cancel(&self, id: &Uuid) -> (u16, String) {
         let (status, body) = self.post(&format!("/v1/tasks/{id}/cancel"), json!({})).await;
         (status, body["outcome"].as_str().unwrap_or_default().to_owned())
     }

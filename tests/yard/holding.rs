@@ -32,13 +32,13 @@ fn by_hand(settings: &mut Settings, memory_mb: u64) {
     settings.scheduler.placement = "none".to_owned();
 }
 
-struct Placed {
+pub(super) struct Placed {
     stop: CancellationToken,
     running: JoinHandle<Result<(), taskyard_shared::broker::BrokerError>>,
 }
 
 impl Placed {
-    fn start(yard: &Yard, id: &str, models: &[(ModelSpec, Arc<dyn Builder>)]) -> Self {
+    pub(super) fn start(yard: &Yard, id: &str, models: &[(ModelSpec, Arc<dyn Builder>)]) -> Self {
         let mut settings = yard.settings.worker.clone();
         settings.id = id.to_owned();
         let (broker, store) = (yard.broker.clone(), yard.store.clone());
@@ -51,7 +51,7 @@ impl Placed {
         Self { stop, running }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(PATIENCE, self.running).await.expect("it stops").unwrap().unwrap();
     }
@@ -64,7 +64,7 @@ async fn place(yard: &Yard, worker: &str, models: &[&str]) {
 }
 
 /// Waits for a report of the worker's of which this is so.
-async fn reported(yard: &Yard, worker: &str, what: &str, so: impl Fn(&LoadReport) -> bool) -> LoadReport {
+pub(super) async fn reported(yard: &Yard, worker: &str, what: &str, so: impl Fn(&LoadReport) -> bool) -> LoadReport {
     let until = Instant::now() + PATIENCE;
     loop {
         let report = yard.store.loads().await.unwrap().into_iter().find(|report| report.worker == worker);
@@ -76,12 +76,12 @@ async fn reported(yard: &Yard, worker: &str, what: &str, so: impl Fn(&LoadReport
     }
 }
 
-fn states(report: &LoadReport, state: LoadState) -> Vec<&str> {
+pub(super) fn states(report: &LoadReport, state: LoadState) -> Vec<&str> {
     let of = report.models.iter().filter(|(_, model)| model.state == state);
     of.map(|(name, _)| name.as_str()).collect()
 }
 
-async fn holds(yard: &Yard, worker: &str, models: &[&str]) -> LoadReport {
+pub(super) async fn holds(yard: &Yard, worker: &str, models: &[&str]) -> LoadReport {
     reported(yard, worker, &format!("{models:?}"), |report| states(report, LoadState::Loaded) == models).await
 }
 
@@ -206,13 +206,13 @@ async fn the_scheduler_has_models_loaded_that_tasks_wait_for() {
 }
 
 /// Makes handlers that do as they are told, and knows what became of them.
-struct Makes {
-    gate: Arc<Semaphore>,
+pub(super) struct Makes {
+    pub gate: Arc<Semaphore>,
     made: AtomicUsize,
     closed: Arc<AtomicUsize>,
     dropped: Arc<AtomicUsize>,
     /// Loading it takes until somebody gives up.
-    hangs: AtomicBool,
+    pub hangs: AtomicBool,
     panics: AtomicBool,
 }
 
@@ -254,7 +254,7 @@ impl Drop for Made {
     }
 }
 
-fn makes(name: &str, memory_mb: u64) -> (ModelSpec, Arc<Makes>) {
+pub(super) fn makes(name: &str, memory_mb: u64) -> (ModelSpec, Arc<Makes>) {
     let makes = Makes {
         gate: Arc::new(Semaphore::new(0)),
         made: AtomicUsize::default(),
@@ -266,7 +266,7 @@ fn makes(name: &str, memory_mb: u64) -> (ModelSpec, Arc<Makes>) {
     (ModelSpec { memory_mb, ..spec(name) }, Arc::new(makes))
 }
 
-fn candidates(models: &[(ModelSpec, Arc<Makes>)]) -> Vec<(ModelSpec, Arc<dyn Builder>)> {
+pub(super) fn candidates(models: &[(ModelSpec, Arc<Makes>)]) -> Vec<(ModelSpec, Arc<dyn Builder>)> {
     models.iter().map(|(spec, makes)| (spec.clone(), makes.clone() as Arc<dyn Builder>)).collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod choice;
 mod control;
+mod deployment;
 mod holding;
 mod overload;
 mod quote;

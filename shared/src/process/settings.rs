@@ -387,7 +387,7 @@ impl ModelSettings {
     pub fn spec(&self, name: &str) -> crate::load::ModelSpec {
         crate::load::ModelSpec {
             name: name.to_owned(),
-            version: self.version.clone(),
+            version: name.split_once('@').map_or_else(|| self.version.clone(), |(_, version)| version.to_owned()),
             handler: self.handler.clone(),
             capabilities: self.capabilities.clone(),
             slots: self.slots,

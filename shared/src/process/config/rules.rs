@@ -188,8 +188,15 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
     check.that("log.level", log_level(&log.level))?;
     for (name, model) in &settings.models {
         let key = Key(vec!["models".to_owned(), name.clone()]);
-        let known = is_name(name, limits::MODEL_BYTES);
-        check.key(&key, known.or_say("is not a model's name: it must match [a-z0-9][a-z0-9._-]{0,127}"))?;
+        let (base, version) =
+            name.split_once('@').map_or((name.as_str(), None), |(base, version)| (base, Some(version)));
+        let known =
+            is_name(base, limits::MODEL_BYTES) && version.is_none_or(|version| is_name(version, limits::VERSION_BYTES));
+        let problem = "is not a model's name: it must match [a-z0-9][a-z0-9._-]{0,127}, and may have @VERSION after it";
+        check.key(&key, known.or_say(problem))?;
+        let told = layers.leaves.contains_key(&key.child("version"));
+        let told_twice = told && version.is_some_and(|version| version != model.version);
+        check.key(&key.child("version"), (!told_twice).or_say("must be as the table's name says, or not there"))?;
         check.model(&key, model)?;
     }
     for name in settings.tenants.keys() {

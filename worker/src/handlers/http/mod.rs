@@ -22,6 +22,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Client, Url, redirect};
 use serde_json::value::RawValue;
 use taskyard_shared::TaskError;
+use taskyard_shared::deployment::base;
 use taskyard_shared::process::settings::{HttpProtocol, HttpSettings};
 
 use self::exchange::{Exchange, Failure};
@@ -72,7 +73,7 @@ impl HttpHandler {
                 return Err(invalid(format!("max_batch must be at most {MOST_IN_ARRAY} for protocol json")));
             }
             HttpProtocol::OpenInference => {
-                url = open_inference::endpoint(url, name);
+                url = open_inference::endpoint(url, base(name));
                 Protocol::OpenInference
             }
         };
