@@ -333,7 +333,7 @@ fn of_unknown_model(task: &Held) -> Waiting {
 
 fn cancelled(task: Held, told: Option<oneshot::Sender<Fate>>) -> Finished {
     let message = "it was cancelled while it waited".to_owned();
-    Finished { task, state: State::Cancelled, code: CANCELLED, message, dead: false, told }
+    Finished { task, state: State::Cancelled, code: CANCELLED, message, told }
 }
 
 /// What became of a task that was to be cancelled.
