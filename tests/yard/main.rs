@@ -2,6 +2,7 @@
 
 mod choice;
 mod control;
+mod dead;
 mod holding;
 mod overload;
 mod quote;
@@ -9,7 +10,7 @@ mod shadow;
 mod shards;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Obedient {
     batches: Mutex<Vec<usize>>,
     runs: AtomicUsize,
+    /// `{"do": "fail until mended"}` fails, for good, until this is so.
+    mended: AtomicBool,
     /// `{"do": "wait"}` goes on when a permit is added.
     gate: Option<Arc<Semaphore>>,
 }
@@ -58,6 +61,7 @@ impl Handler for Obedient {
                     Ok(job.input)
                 }
                 Some("fail") => failed(false),
+                Some("fail until mended") if !self.mended.load(Ordering::SeqCst) => failed(false),
                 Some("fail once") if job.attempt == 1 => failed(true),
                 Some("flood") => Ok(serde_json::value::to_raw_value(&"x".repeat(5_000_000)).unwrap()),
                 _ => Ok(job.input),
