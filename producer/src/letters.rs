@@ -198,6 +198,10 @@ impl Look<'_> {
     /// Gives back what stays, and waits until it is there again.
     async fn give_back(mut self) {
         let kept: usize = self.taken.iter().map(|part| part.kept.len()).sum();
+        // None may be there to take what goes back.
+        for part in &mut self.taken {
+            let _gone = part.consumer.cancel().await;
+        }
         for part in &mut self.taken {
             let _void = part.consumer.acker().settle(std::mem::take(&mut part.kept), Verdict::Requeue).await;
         }

@@ -5,6 +5,7 @@ mod harness;
 
 mod clients;
 mod control;
+mod dead;
 mod faults;
 mod order;
 mod refusals;
