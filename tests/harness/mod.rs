@@ -166,6 +166,10 @@ impl Role {
         assert!(killed.success());
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// The exit code, once it has ended.
     pub fn wait(&mut self) -> Option<i32> {
         eventually("the process to end", || self.child.try_wait().unwrap()).code()

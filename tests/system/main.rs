@@ -8,5 +8,6 @@ mod control;
 mod dead;
 mod faults;
 mod order;
+mod poison;
 mod refusals;
 mod yard;

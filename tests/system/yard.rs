@@ -18,7 +18,7 @@ pub struct Yard {
     pub place: Place,
     pub environment: Vec<(String, String)>,
     models: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Yard {
@@ -27,7 +27,7 @@ impl Yard {
         let environment = environment(&place);
         let folder = tempfile::tempdir().unwrap();
         let models = models_file(folder.path(), models);
-        Self { place, environment, models, _folder: folder }
+        Self { place, environment, models, folder: folder }
     }
 
     pub fn role(&self, arguments: &[&str]) -> Role {
@@ -40,6 +40,22 @@ impl Yard {
         let mut all = vec!["--config", &models];
         all.extend(arguments);
         Role::start(&all, &self.environment)
+    }
+
+    /// Starts one whenever it is called, from anywhere.
+    pub fn starter(&self, arguments: &[&str]) -> impl Fn() -> Role + Send + use<> {
+        let (models, environment) = (self.models.to_string_lossy().into_owned(), self.environment.clone());
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        move || {
+            let mut all = vec!["--config", &models];
+            all.extend(arguments.iter().map(String::as_str));
+            Role::start(&all, &environment)
+        }
+    }
+
+    /// A file beside the models' one, which their commands may name.
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).unwrap();
     }
 
     pub fn scheduler(&self) -> Role {
