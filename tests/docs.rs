@@ -141,9 +141,9 @@ fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with
         .filter(|name| name != "message_id")
         .collect();
     assert_eq!(written, &scheduler | &worker);
-    let messages = source("shared/src/messages.rs");
-    let headers = after_any(&messages, "_HEADER: &str = \"");
-    assert!(headers.len() == 5, "{headers:?}");
+    let sources = source("shared/src/messages.rs") + &source("shared/src/dead.rs");
+    let headers = after_any(&sources, "_HEADER: &str = \"");
+    assert!(headers.len() == 12, "{headers:?}");
     for header in headers {
         assert!(reference().contains(&header), "{header}");
     }

@@ -285,3 +285,45 @@ async fn messages_between_roles_that_nobody_could_read_go_back_to_the_schedulers
     // The scheduler cannot read it either.
     yard.bury(2).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_says_what_really_happened() {
+    let mut yard = Yard::new(|_| {}).await;
+    let handler = Arc::new(Obedient::default());
+    yard.worker("w", vec![(spec("m"), handler.clone())]);
+    yard.scheduler(&[spec("m"), spec("absent")]);
+    let api = Api::new(&yard).await;
+    let ids = yard
+        .publish(vec![
+            failing(0),
+            json!({"model": "m", "input": 1}),
+            json!({"model": "m", "input": 1, "deadline": "2001-01-01T00:00:00Z"}),
+        ])
+        .await;
+    yard.collect(&ids).await;
+    yard.bury(1).await;
+    let waiting = yard.publish(vec![json!({"model": "absent", "input": 1})]).await;
+    api.explained(&waiting[0], "no_worker").await;
+    let retry = async |id: &Uuid| {
+        let (status, answer) = api.post(&format!("/v1/tasks/{id}/retry"), json!({})).await;
+        let code = answer["code"].as_str().unwrap_or_default().to_owned();
+        (status, answer["outcome"].as_str().unwrap_or_default().to_owned(), code, answer)
+    };
+    let is = |(status, outcome, code, _): &(u16, String, String, Value)| (*status, outcome.clone(), code.clone());
+    let said = |status: u16, outcome: &str, code: &str| (status, outcome.to_owned(), code.to_owned());
+    assert_eq!(is(&retry(&ids[1]).await), said(409, "already_finished", "already_finished"));
+    assert_eq!(is(&retry(&ids[2]).await), said(409, "input_not_kept", "input_not_kept"));
+    assert_eq!(is(&retry(&waiting[0]).await), said(409, "not_finished", "not_finished"));
+    assert_eq!(is(&retry(&Uuid::new_v4()).await), said(404, "not_found", "not_found"));
+
+    handler.mended.store(true, Ordering::SeqCst);
+    let first = retry(&ids[0]).await;
+    assert_eq!(is(&first), said(200, "retried", ""));
+    assert_eq!(first.3["state"], "failed");
+    let again: Uuid = first.3["task_id"].as_str().unwrap().parse().unwrap();
+    yard.collect(&[again]).await;
+    assert_eq!(yard.result(&again).state, State::Succeeded);
+    // Asking again changes nothing, and says the same.
+    assert_eq!(retry(&ids[0]).await, first);
+    assert_eq!(yard.lie_dead().await, 0);
+}

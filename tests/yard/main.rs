@@ -1,5 +1,6 @@
 //! Scheduler and workers on the embedded broker and store: what a task goes through, with models written for the test.
 
+mod alone;
 mod choice;
 mod control;
 mod dead;

@@ -170,13 +170,13 @@ pub(super) async fn get(State(gateway): State<Arc<Shared>>, request: Request) ->
 /// `POST /v1/dead/{id}/replay`
 pub(super) async fn replay(State(gateway): State<Arc<Shared>>, request: Request) -> Result<Json<Buried>, Problem> {
     let id = letter_id(request).await?;
-    one(gateway, id, Action::Replay).await.map(Json)
+    one(&gateway, id, Action::Replay).await.map(Json)
 }
 
 /// `POST /v1/dead/{id}/discard`
 pub(super) async fn discard(State(gateway): State<Arc<Shared>>, request: Request) -> Result<Json<Buried>, Problem> {
     let id = letter_id(request).await?;
-    one(gateway, id, Action::Discard).await.map(Json)
+    one(&gateway, id, Action::Discard).await.map(Json)
 }
 
 /// `POST /v1/dead/replay`
@@ -195,8 +195,13 @@ pub(super) async fn discard_selected(
     selected(gateway, request, Action::Discard).await
 }
 
-async fn one(gateway: Arc<Shared>, id: Uuid, action: Action) -> Result<Buried, Problem> {
-    let mut undertaker = Undertaker::new(&gateway, Which::One(id), action);
+/// Sends one again, and answers the id of the task that it is now.
+pub(super) async fn replay_one(gateway: &Shared, id: Uuid) -> Result<Option<TaskId>, Problem> {
+    Ok(one(gateway, id, Action::Replay).await?.task_id)
+}
+
+async fn one(gateway: &Shared, id: Uuid, action: Action) -> Result<Buried, Problem> {
+    let mut undertaker = Undertaker::new(gateway, Which::One(id), action);
     let looked = gateway.look(&mut undertaker).await?;
     match (undertaker.last, undertaker.kept) {
         (Some(done), 0) => Ok(done),

@@ -6,7 +6,7 @@
 //! pressure  what the schedulers would refuse
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
 //! ask       questions to the schedulers, and their answers
-//! tasks · batches · control · dead · state · health · openapi   what answers the calls
+//! tasks · batches · control · retry · dead · state · health · openapi   what answers the calls
 //! records   the store, which may be away
 //! ```
 
@@ -23,6 +23,7 @@ pub mod problem;
 mod quote;
 mod records;
 mod request;
+mod retry;
 mod routes;
 mod serve;
 mod state;

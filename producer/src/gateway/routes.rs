@@ -14,9 +14,10 @@ use super::control::{Changed, Counts, Explanation, NewPriority, Pause, Selection
 use super::dead::{Buried, DeadPage, LetterCounts, LetterSelection, WholeLetter};
 use super::health::{Alive, Ready};
 use super::problem::Code;
+use super::retry::Retried;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
-use super::{Shared, batches, control, dead, health, openapi, quote, state, tasks};
+use super::{Shared, batches, control, dead, health, openapi, quote, retry, state, tasks};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -156,6 +157,16 @@ const BODY_PROBLEMS: &[Code] = &[
 ];
 const ONE_PROBLEMS: &[Code] =
     &[Code::UnknownParameter, Code::NotFound, Code::AlreadyFinished, Code::OverCapacity, Code::StoreUnavailable];
+const RETRY_PROBLEMS: &[Code] = &[
+    Code::UnknownParameter,
+    Code::NotFound,
+    Code::AlreadyFinished,
+    Code::NotFinished,
+    Code::InputNotKept,
+    Code::OverCapacity,
+    Code::BrokerUnavailable,
+    Code::StoreUnavailable,
+];
 const REPRIORITIZE_PROBLEMS: &[Code] = &[
     Code::Empty,
     Code::Json,
@@ -311,6 +322,17 @@ pub(super) const ROUTES: &[Route] = &[
         ],
         problems: REPRIORITIZE_PROBLEMS,
         handler: |method| on(method, control::reprioritize),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/tasks/{id}/retry",
+        operation: "retryTask",
+        summary: "Try a task that has ended again, as a new one, if a dead letter holds its input",
+        parameters: &[ID],
+        body: &[],
+        answers: &[json(200, "It is `retried`, now or by an earlier call", Content::Of(of::<Retried>))],
+        problems: RETRY_PROBLEMS,
+        handler: |method| on(method, retry::post),
     },
     Route {
         method: Verb::Get,
