@@ -11,6 +11,7 @@
 pub mod batch;
 pub mod client;
 pub mod gateway;
+mod letters;
 pub mod publish;
 pub mod results;
 

@@ -14,13 +14,13 @@ impl Core {
         let Some(task) = self.as_wished(task) else { return };
         if task.envelope.deadline.is_some_and(|deadline| deadline <= Timestamp::now()) {
             let message = "the deadline had passed when the task came".into();
-            return self.refuse(task, State::Expired, "expired", message, false);
+            return self.refuse(task, State::Expired, "expired", message);
         }
         match self.choose_model(&task.envelope) {
             Ok(chosen) if task.envelope.kind == Kind::Deployment => self.deploy(task, chosen.spec),
             Ok(chosen) => self.admit_to(task, chosen),
             Err(_) if self.models_may_still_come() => self.unknown.push(task),
-            Err((code, message)) => self.refuse(task, State::Rejected, code, message, true),
+            Err((code, message)) => self.refuse(task, State::Rejected, code, message),
         }
     }
 
@@ -92,7 +92,7 @@ impl Core {
         };
         self.refuses |= matches!(refusal, Refusal::Overloaded { .. });
         self.metrics.turned_away(&task.model, refusal.as_str(), task.envelope.deadline.is_some());
-        self.refuse(task, State::Rejected, refusal.as_str(), message, false);
+        self.refuse(task, State::Rejected, refusal.as_str(), message);
     }
 
     pub fn refuse_over_rate(&mut self, task: Held) {
@@ -100,7 +100,7 @@ impl Core {
         let chosen = self.choose_model(&task.envelope);
         let model = chosen.map_or_else(|_| "_unknown".to_owned(), |chosen| chosen.spec.name.clone());
         self.metrics.turned_away(&model, "quota_rate", task.envelope.deadline.is_some());
-        self.refuse(task, State::Rejected, "quota_rate", message, false);
+        self.refuse(task, State::Rejected, "quota_rate", message);
     }
 
     pub fn arrival(&self, task: &Held) -> Arrival {

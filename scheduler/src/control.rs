@@ -340,7 +340,7 @@ fn of_unknown_model(task: &Held) -> Waiting {
 
 fn cancelled(task: Held, told: Option<oneshot::Sender<Fate>>) -> Finished {
     let message = "it was cancelled while it waited".to_owned();
-    Finished { task, state: State::Cancelled, code: CANCELLED, message, dead: false, told, output: None }
+    Finished { task, state: State::Cancelled, code: CANCELLED, message, told, output: None }
 }
 
 /// What became of a task that was to be cancelled.

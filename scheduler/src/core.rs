@@ -439,18 +439,12 @@ impl Core {
                 Decision::Shed { id, model, reason } => {
                     if let Some(task) = self.held.remove(&id) {
                         self.metrics.turned_away(&model, reason.as_str(), task.envelope.deadline.is_some());
-                        self.refuse(task, State::Rejected, reason.as_str(), shed_message(reason).into(), false);
+                        self.refuse(task, State::Rejected, reason.as_str(), shed_message(reason).into());
                     }
                 }
                 Decision::Expire { id, .. } => {
                     if let Some(task) = self.held.remove(&id) {
-                        self.refuse(
-                            task,
-                            State::Expired,
-                            "expired",
-                            "the deadline passed while it waited".into(),
-                            false,
-                        );
+                        self.refuse(task, State::Expired, "expired", "the deadline passed while it waited".into());
                     }
                 }
             }
@@ -487,7 +481,7 @@ impl Core {
         for (task, message) in unwritable {
             self.outstanding.remove(&task.envelope.id);
             self.planner.handle_completion(task.envelope.id, None);
-            self.refuse(task, State::Rejected, "unwritable", message, true);
+            self.refuse(task, State::Rejected, "unwritable", message);
         }
     }
 
@@ -513,9 +507,9 @@ impl Core {
     }
 
     /// To be finished without having run.
-    pub fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String, dead: bool) {
+    pub fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String) {
         debug!(task.id = %task.envelope.id.0, code, "finished without a run");
-        self.finished.push(Finished { task, state, code, message, dead, told: None, output: None });
+        self.finished.push(Finished { task, state, code, message, told: None, output: None });
     }
 
     fn finish(&mut self) {

@@ -106,16 +106,16 @@ impl Core {
         let order = match Order::read(&task.envelope.input) {
             Ok(order) => order,
             Err(problem) => {
-                return self.refuse(task, State::Rejected, "invalid_deployment", problem, true);
+                return self.refuse(task, State::Rejected, "invalid_deployment", problem);
             }
         };
         if matches!(task.envelope.target, Target::Capability(_)) {
             let problem = "a deployment names its model, not a capability".to_owned();
-            return self.refuse(task, State::Rejected, "invalid_deployment", problem, true);
+            return self.refuse(task, State::Rejected, "invalid_deployment", problem);
         }
         if self.deploying.running.len() >= AT_ONCE {
             let problem = format!("{AT_ONCE} deployments are under way");
-            return self.refuse(task, State::Rejected, "overloaded", problem, false);
+            return self.refuse(task, State::Rejected, "overloaded", problem);
         }
         info!(task.id = %id.0, task.model = %spec.name, action = order.as_str(), "a deployment begins");
         self.metrics.accepted(task.envelope.kind, &spec.name);
@@ -288,7 +288,7 @@ impl Core {
             }
             Some(End::Failed(code, message)) => {
                 warn!(task.id = %task.envelope.id.0, action, code, message, "a deployment failed");
-                self.refuse(task, State::Failed, code, message, false);
+                self.refuse(task, State::Failed, code, message);
             }
             None => {}
         }

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use serde_json::value::RawValue;
 use taskyard_shared::broker::{self, Broker, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::control::Fate;
+use taskyard_shared::dead::Letter;
 use taskyard_shared::store::{Guard, Settle, Settled, Store, until_answered};
 use taskyard_shared::{Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, messages};
 use tokio::sync::oneshot;
@@ -18,14 +18,23 @@ use crate::metrics::Metrics;
 /// Codes of what another task of the same content may be spared later.
 const RETRYABLE: [&str; 3] = ["overloaded", "quota_waiting", "quota_rate"];
 
+/// Codes of what is refused for what the task says, or the yard does not have: somebody has to change something, and the
+/// task is kept until then.
+const BURIED: [&str; 6] =
+    ["unknown_model", "unknown_capability", "quality_unmet", "unwritable", "retired_model", "invalid_deployment"];
+
+/// Whether what ended so without having run is kept as a dead letter: not what another time may bring through by itself.
+pub(crate) fn is_buried(result: &TaskResult) -> bool {
+    let code = result.error.as_ref().map_or("", |error| error.code.as_str());
+    result.state == State::Rejected && BURIED.contains(&code)
+}
+
 /// A task that is to end in `state` without having run.
 pub(crate) struct Finished {
     pub task: Held,
     pub state: State,
     pub code: &'static str,
     pub message: String,
-    /// It also goes to the dead letters, from where it can be tried again.
-    pub dead: bool,
     /// Who waits to hear what became of it.
     pub told: Option<oneshot::Sender<Fate>>,
     /// Of one that succeeded.
@@ -36,7 +45,7 @@ impl Finished {
     /// One that the scheduler has carried out itself.
     pub fn succeeded(task: Held, output: Box<RawValue>) -> Self {
         let (state, code, message) = (State::Succeeded, "", String::new());
-        Self { task, state, code, message, dead: false, told: None, output: Some(output) }
+        Self { task, state, code, message, told: None, output: Some(output) }
     }
 
     fn result(&self) -> TaskResult {
@@ -109,11 +118,9 @@ impl Finisher {
                     Err(failure) => warn!(%failure, "a result could not be told"),
                 }
             }
-            if finished.dead {
+            if is_buried(result) {
                 self.metrics.dead_lettered(finished.code);
-                let body = serde_json::to_vec(envelope).map_or_else(|_| Bytes::new(), Bytes::from);
-                let dead = messages::dead(&self.topology, finished.code, &finished.message, Some(envelope.id), body);
-                outgoing.push((dead, Need::Work));
+                outgoing.push((Letter::of_task(envelope, result).message(&self.topology), Need::Work));
             }
             self.metrics.finished(&finished.task.model, finished.state);
             receipts.extend(finished.task.receipt);

@@ -8,6 +8,7 @@ use std::time::Instant;
 use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
 };
+use taskyard_shared::dead::{self, Letter};
 use taskyard_shared::messages::{self, COUNTED_HEADER, RESULTS_HEADER};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::{Accept, Accepted, Store};
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::core::Event;
+use crate::finish;
 use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::quotas::Quotas;
@@ -129,25 +131,23 @@ impl Intake {
         receipts: Vec<Receipt>,
     ) {
         let mut outgoing = Vec::new();
-        let mut detail = String::new();
+        // Of an array each by itself, as it is written: its neighbours are not to be published again with it.
+        let members = dead::members(&delivery.body).unwrap_or_default();
         for (invalid, at) in &refused {
             warn!(code = invalid.code, field = %invalid.field, "a published task cannot be taken");
             self.metrics.dead_lettered(invalid.code);
-            if let Some(at) = at {
-                detail.push_str(&format!("task {at}: "));
-            }
-            detail.push_str(&format!("{invalid}; "));
             if let Some(reply) = &carried.reply {
                 let result = refusal(invalid, carried);
                 outgoing.extend(messages::result(reply, &result).ok().map(|message| (message, Need::Reply)));
             }
+            let body = match at.and_then(|at| members.get(at)) {
+                Some(member) => delivery.body.slice_ref(member.get().as_bytes()),
+                None => delivery.body.clone(),
+            };
+            let id = invalid.id.or_else(|| carried.message_id.as_ref()?.parse().ok().map(TaskId));
+            let letter = Letter::of_published(&delivery.properties, id, invalid.code, &invalid.to_string(), body);
+            outgoing.push((letter.message(&self.topology), Need::Work));
         }
-        let code = refused.first().map_or("unreadable", |(invalid, _)| invalid.code);
-        let id = carried.message_id.as_ref().and_then(|id| id.parse().ok()).map(TaskId);
-        outgoing.push((
-            messages::dead(&self.topology, code, detail.trim_end_matches("; "), id, delivery.body.clone()),
-            Need::Work,
-        ));
         if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
             broker::settle(receipts, Verdict::Ack).await;
         }
@@ -213,6 +213,11 @@ impl Intake {
                     }
                 }
                 Accepted::Known(record) | Accepted::Unwanted(record) => {
+                    // Whoever refused it may have ended before it wrote the letter.
+                    if redelivered && record.id == envelope.id && finish::is_buried(&record) {
+                        let letter = Letter::of_task(&envelope, &record);
+                        outgoing.push((letter.message(&self.topology), Need::Work));
+                    }
                     // The same task as before: answered with its result, or told when there is one.
                     if record.state.is_terminal()
                         && let Some(reply) = &envelope.reply

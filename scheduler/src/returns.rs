@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use taskyard_shared::broker::{Acker, Broker, BrokerError, Consumer, Delivery, Need, Receipt, Verdict, publish_surely};
+use taskyard_shared::dead::Letter;
 use taskyard_shared::load::Completion;
 use taskyard_shared::store::{Accept, Accepted, Store};
-use taskyard_shared::{Envelope, State, Topology, envelope, messages, wire};
+use taskyard_shared::{Envelope, State, Topology, envelope, wire};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -151,7 +152,7 @@ impl Returns {
     async fn bury(&self, delivery: Delivery, acker: &Arc<dyn Acker>, code: &str, detail: &str) {
         warn!(code, detail, "a returned message cannot be read");
         self.metrics.dead_lettered(code);
-        let dead = messages::dead(&self.topology, code, detail, None, delivery.body);
+        let dead = Letter::of_internal(code, detail, delivery.body).message(&self.topology);
         if publish_surely(&*self.broker, vec![(dead, Need::Work)], &self.closing).await.is_ok() {
             acker.settle(vec![delivery.tag], Verdict::Ack).await;
         }

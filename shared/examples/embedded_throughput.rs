@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::broker::{Broker, Message, QueueSpec, Verdict};
 use taskyard_shared::store::embedded::EmbeddedStore;
-use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
+use taskyard_shared::store::{Accept, Accepted, Beside, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
 use taskyard_shared::{Kind, Priority, State, TaskId, TaskResult, Timestamp, Timings};
 
 /// As the program has it.
@@ -197,6 +197,7 @@ async fn life(store: &EmbeddedStore, short: bool) -> Result<(), Box<dyn std::err
             lease_ms: 10_000,
             max_attempts: 3,
             attempts: 0,
+            beside: Beside::Others,
         };
         let claimed = store.claim(ids.iter().map(claim).collect()).await?;
         assert!(claimed.iter().all(|answer| matches!(answer, Claimed::Run { attempt: 1 })));

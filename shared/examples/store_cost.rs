@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use mimalloc::MiMalloc;
 use serde_json::value::RawValue;
 use taskyard_shared::store::embedded::EmbeddedStore;
-use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Filter, Guard, Retention, Settle, Settled, Store};
+use taskyard_shared::store::{
+    Accept, Accepted, Beside, Claim, Claimed, Filter, Guard, Retention, Settle, Settled, Store,
+};
 use taskyard_shared::{Kind, Priority, State, TaskId, TaskResult, Timestamp, Timings};
 
 /// As the program has it.
@@ -145,6 +147,7 @@ fn claim(id: &TaskId) -> Claim {
         lease_ms: 60_000,
         max_attempts: 3,
         attempts: 0,
+        beside: Beside::Others,
     }
 }
 

@@ -20,6 +20,7 @@ pub mod wire;
 
 // The ports and their adapters.
 pub mod broker;
+pub mod dead;
 pub mod messages;
 pub mod store;
 // What the embedded adapters write to.

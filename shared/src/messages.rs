@@ -1,9 +1,9 @@
 //! The queues that roles share and the messages they send to them, built in one place: ready and retried tasks, results,
-//! completions, dead letters.
+//! completions. Dead letters are [`crate::dead`]'s.
 
 use bytes::Bytes;
 
-use crate::broker::{Destination, Message, Properties, QueueSpec};
+use crate::broker::{Message, QueueSpec};
 use crate::control::{Answer, Question};
 use crate::envelope::{Envelope, Reply};
 use crate::load::Completion;
@@ -27,9 +27,6 @@ pub const PASSES_HEADER: &str = "x-taskyard-passes";
 
 /// Questions that may wait for a scheduler.
 const QUESTIONS: u64 = 1_000;
-
-/// Headers hold no more than this of a text that came from outside; bytes.
-const DETAIL_BYTES: usize = 512;
 
 /// Every durable queue but those of models and of shards. Any process may declare them, in any order.
 pub fn work_queues(topology: &Topology) -> Vec<QueueSpec> {
@@ -82,7 +79,7 @@ fn with_id(mut message: Message, id: TaskId) -> Message {
     message
 }
 
-fn text_of(id: TaskId) -> String {
+pub(crate) fn text_of(id: TaskId) -> String {
     let mut text = uuid::Uuid::encode_buffer();
     id.0.as_hyphenated().encode_lower(&mut text).to_owned()
 }
@@ -141,23 +138,11 @@ pub fn answer(reply: &Reply, answer: &Answer) -> Result<Message, Unwritable> {
     Ok(message)
 }
 
-/// A body that is no longer tried, with its reason.
-pub fn dead(topology: &Topology, reason: &str, detail: &str, id: Option<TaskId>, body: Bytes) -> Message {
-    let mut properties = Properties {
-        message_id: id.map(text_of),
-        content_type: Some("application/json".into()),
-        ..Properties::default()
-    };
-    properties.headers.insert(REASON_HEADER.into(), reason.into());
-    properties.headers.insert(DETAIL_HEADER.into(), printable(detail));
-    Message { to: Destination::Queue(topology.dead()), body, properties, persistent: true, mandatory: true }
-}
-
-/// Without control characters, and cut.
-fn printable(text: &str) -> String {
+/// Without control characters, and cut after so many bytes.
+pub(crate) fn printable(text: &str, most: usize) -> String {
     let mut out = String::new();
     for character in text.chars() {
-        if out.len() + character.len_utf8() > DETAIL_BYTES {
+        if out.len() + character.len_utf8() > most {
             break;
         }
         out.push(if character.is_control() { ' ' } else { character });

@@ -68,6 +68,11 @@ impl Topology {
         self.name("dead")
     }
 
+    /// Whoever holds this lock looks through the dead letters.
+    pub fn dead_lock(&self) -> String {
+        self.name("dead.looked-through")
+    }
+
     /// Results for one gateway or client; exclusive to it.
     pub fn replies(&self, owner: &str) -> String {
         self.name(&format!("replies.{owner}"))

@@ -16,8 +16,8 @@ use taskyard_shared::load::ModelSpec;
 use taskyard_shared::store::contract::Check;
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
-    Accept, Accepted, Claim, Claimed, Filter, Guard, RECORD_BYTES, Release, Released, Renew, Renewed, Retention,
-    Settle, Settled, Store, StoreError,
+    Accept, Accepted, Beside, Claim, Claimed, Filter, Guard, RECORD_BYTES, Release, Released, Renew, Renewed,
+    Retention, Settle, Settled, Store, StoreError,
 };
 use taskyard_shared::{Kind, Priority, State, TaskId, TaskResult, Timestamp, Timings};
 use uuid::Uuid;
@@ -77,7 +77,15 @@ fn acceptance(id: TaskId) -> Accept {
 }
 
 fn claim_of(id: TaskId, nonce: u128) -> Claim {
-    Claim { id, worker: "worker".into(), nonce, lease_ms: 60_000, max_attempts: 3, attempts: 0 }
+    Claim {
+        id,
+        worker: "worker".into(),
+        nonce,
+        lease_ms: 60_000,
+        max_attempts: 3,
+        attempts: 0,
+        beside: Beside::OthersAnyway,
+    }
 }
 
 fn text(task: &TaskResult) -> String {

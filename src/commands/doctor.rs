@@ -163,7 +163,12 @@ async fn examine_broker(broker: &dyn Broker, topology: &Topology, shards: u32, d
                 let found = format!("{} ready, {} consumers", state.ready, state.consumers);
                 let unread = state.consumers == 0;
                 if name == &topology.dead() && state.ready > 0 {
-                    findings.add(name, Health::Warn, found, "tasks that failed for good wait there");
+                    findings.add(
+                        name,
+                        Health::Warn,
+                        found,
+                        "tasks that failed for good wait there: `taskyard dead list` shows them",
+                    );
                 } else if name == &topology.intake() && unread {
                     findings.add(name, Health::Warn, found, "no scheduler reads it: start one");
                 } else if own.contains(name) && unread {

@@ -2,6 +2,7 @@
 //! themselves.
 
 pub mod bench;
+pub mod dead;
 pub mod doctor;
 pub mod health;
 pub mod models;

@@ -45,6 +45,8 @@ pub enum TaskCommand {
     List(ListArgs),
     /// Cancels tasks, by their ids or by what they have in common
     Cancel(change::CancelArgs),
+    /// Tries tasks that have ended again, as new ones
+    Retry(change::RetryArgs),
     /// Gives waiting tasks another priority
     Reprioritize(change::ReprioritizeArgs),
     /// Says when a task would start and end, were it to be submitted now
@@ -106,6 +108,7 @@ pub async fn run(arguments: TaskArgs) -> Exit {
         TaskCommand::Wait(arguments) => wait(&client, &arguments).await,
         TaskCommand::List(arguments) => list(&client, arguments).await,
         TaskCommand::Cancel(arguments) => change::cancel(&client, arguments).await,
+        TaskCommand::Retry(arguments) => change::retry(&client, &arguments).await,
         TaskCommand::Reprioritize(arguments) => change::reprioritize(&client, arguments).await,
         TaskCommand::Quote(arguments) => submit::quote(&client, &arguments).await,
         TaskCommand::Explain(arguments) => change::explain(&client, &arguments).await,

@@ -94,13 +94,19 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The yard's part of Redis is empty, as after a flush.
+    pub fn flush_store(&self) {
+        let script = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end";
+        let pattern = format!("{}:*", self.namespace);
+        let _gone = Command::new("redis-cli").args(["-u", &self.redis, "EVAL", script, "0", &pattern]).output();
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let _gone = Command::new("rabbitmqctl").args(["delete_vhost", &self.vhost]).output();
-        let url = self.redis.clone();
-        let script = "for _, key in ipairs(redis.call('KEYS', ARGV[1])) do redis.call('DEL', key) end";
-        let pattern = format!("{}:*", self.namespace);
-        let _gone = Command::new("redis-cli").args(["-u", &url, "EVAL", script, "0", &pattern]).output();
+        self.flush_store();
     }
 }
 
@@ -158,6 +164,10 @@ impl Role {
     pub fn signal(&self, signal: &str) {
         let killed = Command::new("kill").args([signal, &self.pid().to_string()]).status().unwrap();
         assert!(killed.success());
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// The exit code, once it has ended.

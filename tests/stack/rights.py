@@ -49,6 +49,7 @@ ATTEMPTS = [
     ("publisher", "deletes the tasks exchange", NO, lambda channel: channel.exchange_delete("taskyard.tasks")),
     ("gateway", "publishes a task", YES, publish("taskyard.tasks", "any")),
     ("gateway", "reads the intake", NO, lambda channel: consume(channel, "taskyard.intake")),
+    ("gateway", "looks at one dead letter", YES, lambda channel: channel.basic_get("taskyard.dead")),
     ("gateway", "publishes into a queue by the default exchange", NO, publish("", "taskyard.dead")),
     ("gateway", "declares another queue of the yard", NO, lambda channel: channel.queue_declare(NEW, durable=True)),
     ("worker", "reads the intake", NO, lambda channel: consume(channel, "taskyard.intake")),

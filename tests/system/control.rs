@@ -28,14 +28,14 @@ service_ms = 1.0
 "#;
 
 /// The command line, at one gateway.
-struct Operator<'a> {
-    yard: &'a Yard,
+pub struct Operator<'a> {
+    pub yard: &'a Yard,
     api: String,
     _gateway: Role,
 }
 
 impl<'a> Operator<'a> {
-    fn new(yard: &'a mut Yard) -> Self {
+    pub fn new(yard: &'a mut Yard) -> Self {
         let listen = format!("127.0.0.1:{}", free_port());
         yard.environment.push(("TASKYARD__GATEWAY__LISTEN".into(), listen.clone()));
         let yard: &Yard = yard;
@@ -45,7 +45,7 @@ impl<'a> Operator<'a> {
     }
 
     /// What a command prints as JSON, and its exit code.
-    fn says(&self, arguments: &[&str]) -> (Option<i32>, Value) {
+    pub fn says(&self, arguments: &[&str]) -> (Option<i32>, Value) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_taskyard"));
         command.args(arguments).args(["--api", &self.api, "-o", "json"]).envs(self.yard.environment.clone());
         let output = command.output().unwrap();
@@ -57,6 +57,13 @@ impl<'a> Operator<'a> {
             )
         });
         (output.status.code(), said)
+    }
+
+    /// A command's exit code.
+    pub fn exit(&self, arguments: &[&str]) -> Option<i32> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_taskyard"));
+        command.args(arguments).args(["--api", &self.api]).envs(self.yard.environment.clone());
+        command.output().unwrap().status.code()
     }
 
     fn submit(&self, model: &str, input: &str) -> String {

@@ -5,7 +5,9 @@ mod harness;
 
 mod clients;
 mod control;
+mod dead;
 mod faults;
 mod order;
+mod poison;
 mod refusals;
 mod yard;

@@ -1,7 +1,7 @@
 //! A yard of real processes, and a publisher that stands outside it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub struct Yard {
     pub place: Place,
     pub environment: Vec<(String, String)>,
     models: PathBuf,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Yard {
@@ -27,14 +27,35 @@ impl Yard {
         let environment = environment(&place);
         let folder = tempfile::tempdir().unwrap();
         let models = models_file(folder.path(), models);
-        Self { place, environment, models, _folder: folder }
+        Self { place, environment, models, folder: folder }
     }
 
     pub fn role(&self, arguments: &[&str]) -> Role {
-        let models = self.models.to_string_lossy().into_owned();
+        self.role_with(&self.models, arguments)
+    }
+
+    /// One with a configuration file of its own.
+    pub fn role_with(&self, models: &Path, arguments: &[&str]) -> Role {
+        let models = models.to_string_lossy();
         let mut all = vec!["--config", &models];
         all.extend(arguments);
         Role::start(&all, &self.environment)
+    }
+
+    /// Starts one whenever it is called, from anywhere.
+    pub fn starter(&self, arguments: &[&str]) -> impl Fn() -> Role + Send + use<> {
+        let (models, environment) = (self.models.to_string_lossy().into_owned(), self.environment.clone());
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        move || {
+            let mut all = vec!["--config", &models];
+            all.extend(arguments.iter().map(String::as_str));
+            Role::start(&all, &environment)
+        }
+    }
+
+    /// A file beside the models' one, which their commands may name.
+    pub fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).unwrap();
     }
 
     pub fn scheduler(&self) -> Role {
@@ -104,13 +125,16 @@ impl Publisher {
 
     /// Collects until every one of these has its result.
     pub async fn collect(&mut self, ids: &[Uuid]) {
+        self.collect_until(|results| ids.iter().all(|id| results.contains_key(id))).await;
+    }
+
+    pub async fn collect_until(&mut self, is_enough: impl Fn(&HashMap<Uuid, TaskResult>) -> bool) {
         let mut consumer = self.broker.consume(&self.replies, 500).await.unwrap();
         let acker = consumer.acker();
-        while ids.iter().any(|id| !self.results.contains_key(id)) {
-            let missing = ids.iter().filter(|id| !self.results.contains_key(id)).count();
+        while !is_enough(&self.results) {
             let batch = tokio::time::timeout(Duration::from_secs(90), consumer.next_batch(500))
                 .await
-                .unwrap_or_else(|_| panic!("{missing} results do not come"))
+                .unwrap_or_else(|_| panic!("results do not come; there are {}", self.results.len()))
                 .unwrap();
             for delivery in &batch {
                 let result: TaskResult = serde_json::from_slice(&delivery.body).unwrap();

@@ -1,7 +1,9 @@
 //! Scheduler and workers on the embedded broker and store: what a task goes through, with models written for the test.
 
+mod alone;
 mod choice;
 mod control;
+mod dead;
 mod deployment;
 mod holding;
 mod overload;
@@ -10,7 +12,7 @@ mod shadow;
 mod shards;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -38,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Obedient {
     batches: Mutex<Vec<usize>>,
     runs: AtomicUsize,
+    /// `{"do": "fail until mended"}` fails, for good, until this is so.
+    mended: AtomicBool,
     /// `{"do": "wait"}` goes on when a permit is added.
     gate: Option<Arc<Semaphore>>,
 }
@@ -59,6 +63,7 @@ impl Handler for Obedient {
                     Ok(job.input)
                 }
                 Some("fail") => failed(false),
+                Some("fail until mended") if !self.mended.load(Ordering::SeqCst) => failed(false),
                 Some("fail once") if job.attempt == 1 => failed(true),
                 Some("flood") => Ok(serde_json::value::to_raw_value(&"x".repeat(5_000_000)).unwrap()),
                 _ => Ok(job.input),

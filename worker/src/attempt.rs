@@ -1,7 +1,7 @@
 //! One attempt at a batch of tasks, as a row of steps: claim, start, execute, judge, hand over to be settled.
 //!
 //! A batch is most often one task. Each member has its own claim, its own lease and its own outcome; they only share the
-//! handler's call. The first attempt at a short task is begun without a claim, which would take as long as the task: of
+//! handler's call. What may have ended its worker before runs by itself ([`crate::alone`]). The first attempt at a short task is begun without a claim, which would take as long as the task: of
 //! two workers that run it, as after a crash of the scheduler they may, the one that settles first has it. Once it turns
 //! out to be long, or when its message comes a second time, it is claimed like any other.
 
@@ -13,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use taskyard_shared::control::CANCELLED;
-use taskyard_shared::store::{Claim, Claimed, Guard};
+use taskyard_shared::store::{Beside, Claim, Claimed, Guard};
 use taskyard_shared::{Envelope, State, Timestamp, time};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use crate::alone::Alone;
 use crate::claims::{Claimer, Closed};
 use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::held::Held;
@@ -35,6 +36,8 @@ pub(crate) struct Yard {
     pub settler: mpsc::Sender<Settlement>,
     pub retry: taskyard_shared::retry::Backoff,
     pub max_output_bytes: usize,
+    /// What may end its worker runs with nothing beside it.
+    pub alone: Alone,
 }
 
 /// An attempt that was begun without a claim and still runs after this time is claimed then.
@@ -58,6 +61,14 @@ struct Member {
 }
 
 impl Member {
+    fn nonce(&self) -> u128 {
+        match &self.right {
+            Right::Claimed { lease, .. } => lease.nonce,
+            Right::First { nonce } => *nonce,
+            Right::Lost(_) => 0,
+        }
+    }
+
     fn attempt(&self) -> u32 {
         match &self.right {
             Right::Claimed { attempt, .. } => *attempt,
@@ -87,9 +98,68 @@ impl Member {
 /// Runs a batch from claim to settlement. Answers the deliveries that were not begun, when the worker is closing.
 pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: Vec<Held>) -> Vec<Held> {
     let batch = drop_expired(yard, batch).await;
-    let (mut batch, not_begun) = begin(yard, lane, batch).await;
+    // A first attempt without a claim may have been begun, and have ended the worker that it was with.
+    let (mut suspects, batch): (Vec<Held>, Vec<Held>) =
+        batch.into_iter().partition(|held| lane.is_short() && held.redelivered && held.envelope.attempts == 0);
+    let mut not_begun = Vec::new();
+    if !batch.is_empty() {
+        let _beside = yard.alone.beside().await;
+        let begun = begin(yard, lane, batch, Beside::Others).await;
+        suspects.extend(begun.lost);
+        not_begun.extend(begun.not_begun);
+        run(yard, lane, handler, begun.running).await;
+    }
+    for held in suspects {
+        match not_begun.is_empty() {
+            true => not_begun.extend(run_alone(yard, lane, handler, held).await),
+            false => not_begun.push(held),
+        }
+    }
+    not_begun
+}
+
+/// Runs one with nothing beside it, for as long as that is promised.
+async fn run_alone(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, held: Held) -> Vec<Held> {
+    let (place, beside) = match yard.alone.place().await {
+        Some(place) => (Some(place), Beside::Nothing),
+        // What runs here takes too long to be waited for.
+        None => (None, Beside::OthersAnyway),
+    };
+    let _beside = match place {
+        Some(_) => None,
+        None => Some(yard.alone.beside().await),
+    };
+    let envelope = held.envelope.clone();
+    let begun = begin(yard, lane, vec![held], beside).await;
+    let nonce = begun.running.first().map(Member::nonce);
+    let running = run(yard, lane, handler, begun.running);
+    match (place, nonce) {
+        (Some(place), Some(nonce)) => {
+            let let_others_in = async {
+                let place = place.over().await;
+                // What happens from now on is not held against it. No attempt is begun by this: the task may just have been
+                // given back.
+                let beside = Beside::OthersAnyway;
+                let claim = Claim { beside, max_attempts: 0, ..claim(yard, lane, &envelope, nonce) };
+                let _closed = yard.claimer.claim(vec![claim], vec![envelope]).await;
+                place
+            };
+            let mut running = pin!(running);
+            tokio::select! {
+                biased;
+                () = &mut running => {}
+                _place = let_others_in => running.await,
+            }
+        }
+        _ => running.await,
+    }
+    begun.not_begun
+}
+
+/// The handler's call with what was begun, and what comes of it.
+async fn run(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, mut batch: Vec<Member>) {
     if batch.is_empty() {
-        return not_begun;
+        return;
     }
     let started = Timestamp::now();
     let clock = Instant::now();
@@ -102,7 +172,6 @@ pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, handler: &dyn Handler
         let verdict = judge(yard, lane, &member.held.envelope, member.attempt(), answer);
         hand_over(yard, lane, member, verdict, started, ran_ms).await;
     }
-    not_begun
 }
 
 /// A task whose deadline passed while it waited is not begun.
@@ -120,45 +189,65 @@ async fn drop_expired(yard: &Yard, batch: Vec<Held>) -> Vec<Held> {
     live
 }
 
+/// What became of those that were to be begun.
+#[derive(Default)]
+struct Begun {
+    running: Vec<Member>,
+    /// Their last attempt was lost: they are to run with nothing beside them.
+    lost: Vec<Held>,
+    /// The worker is closing.
+    not_begun: Vec<Held>,
+}
+
 /// Takes the right to run each member; what may not run goes its own way.
-async fn begin(yard: &Yard, lane: &ModelLane, batch: Vec<Held>) -> (Vec<Member>, Vec<Held>) {
-    let short = lane.is_short();
+async fn begin(yard: &Yard, lane: &ModelLane, batch: Vec<Held>, beside: Beside) -> Begun {
+    let short = lane.is_short() && beside == Beside::Others;
     let (unclaimed, to_claim): (Vec<Held>, Vec<Held>) =
         batch.into_iter().partition(|held| short && !held.redelivered && held.envelope.attempts == 0);
     let mut running: Vec<Member> =
         unclaimed.into_iter().map(|held| Member { held, right: Right::First { nonce: nonce() } }).collect();
     if to_claim.is_empty() {
-        return (running, Vec::new());
+        return Begun { running, ..Begun::default() };
     }
-    let claims: Vec<Claim> = to_claim.iter().map(|held| claim(yard, lane, held, nonce())).collect();
+    let claims: Vec<Claim> =
+        to_claim.iter().map(|held| Claim { beside, ..claim(yard, lane, &held.envelope, nonce()) }).collect();
     let nonces: Vec<u128> = claims.iter().map(|claim| claim.nonce).collect();
     let envelopes: Vec<Arc<Envelope>> = to_claim.iter().map(|held| held.envelope.clone()).collect();
     let claimed = match yard.claimer.claim(claims, envelopes).await {
         Ok(claimed) => claimed,
         // Nothing is begun any more, so what needed no claim goes back too.
-        Err(Closed) => return (Vec::new(), running.into_iter().map(|member| member.held).chain(to_claim).collect()),
+        Err(Closed) => {
+            let not_begun = running.into_iter().map(|member| member.held).chain(to_claim).collect();
+            return Begun { not_begun, ..Begun::default() };
+        }
     };
+    let mut lost = Vec::new();
     for ((held, claimed), nonce) in to_claim.into_iter().zip(claimed).zip(nonces) {
+        if let Claimed::Lost = claimed {
+            lost.push(held);
+            continue;
+        }
         match right(yard, lane, &held, nonce, claimed) {
             Right::Lost(outcome) => settle(yard, Settlement { held, outcome }).await,
             right => running.push(Member { held, right }),
         }
     }
-    (running, Vec::new())
+    Begun { running, lost, not_begun: Vec::new() }
 }
 
 fn nonce() -> u128 {
     u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..))
 }
 
-fn claim(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128) -> Claim {
+fn claim(yard: &Yard, lane: &ModelLane, envelope: &Envelope, nonce: u128) -> Claim {
     Claim {
-        id: held.envelope.id,
+        id: envelope.id,
         worker: yard.worker.clone(),
         nonce,
         lease_ms: yard.lease.as_millis() as u64,
-        max_attempts: held.envelope.max_attempts.unwrap_or(lane.spec.max_attempts),
-        attempts: held.envelope.attempts,
+        max_attempts: envelope.max_attempts.unwrap_or(lane.spec.max_attempts),
+        attempts: envelope.attempts,
+        beside: Beside::Others,
     }
 }
 
@@ -180,6 +269,17 @@ fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claim
             debug!(task.id = %held.envelope.id.0, task.model = %lane.spec.name, attempts, "no attempt is left");
             Outcome::Terminal { result: Arc::new(result), guard: Guard::Unclaimed, dead: true }
         }
+        Claimed::Fatal { attempts, worker } => {
+            let place = worker.as_deref().unwrap_or("unknown");
+            let message = format!(
+                "its worker was lost while it ran, and so was {place} when nothing else ran there: it is taken to end its workers"
+            );
+            let mut result = unrun(&held.envelope, State::Failed, codes::WORKER_LOST, &message);
+            (result.attempt, result.worker) = (attempts, worker);
+            Outcome::Terminal { result: Arc::new(result), guard: Guard::Unclaimed, dead: true }
+        }
+        // Only who asks for it is told so, and runs it then.
+        Claimed::Lost => Outcome::Later { after_ms: 0, begun: true },
         Claimed::Unwanted { attempts } => {
             let mut result = unrun(&held.envelope, State::Cancelled, CANCELLED, "it was cancelled before it ran");
             result.attempt = attempts;
@@ -258,7 +358,10 @@ async fn claim_late(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) {
             Right::Claimed { .. } | Right::Lost(_) => None,
         })
         .collect();
-    let claims = late.iter().map(|(member, nonce)| claim(yard, lane, &member.held, *nonce)).collect();
+    let beside = Beside::OthersAnyway;
+    let claim =
+        |(member, nonce): &(&mut Member, u128)| Claim { beside, ..claim(yard, lane, &member.held.envelope, *nonce) };
+    let claims = late.iter().map(claim).collect();
     let envelopes = late.iter().map(|(member, _)| member.held.envelope.clone()).collect();
     let Ok(claimed) = yard.claimer.claim(claims, envelopes).await else { return };
     for ((member, nonce), claimed) in late.into_iter().zip(claimed) {

@@ -50,6 +50,8 @@ pub mod codes {
     pub const LEASE_LOST: &str = "lease_lost";
     /// Every attempt that it may have was begun, and none came to an end: it may crash its worker.
     pub const ATTEMPTS_EXHAUSTED: &str = "attempts_exhausted";
+    /// Its worker was lost twice while it ran, the second time with nothing else running there.
+    pub const WORKER_LOST: &str = "worker_lost";
 }
 
 /// An error with one of [`codes`].

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use taskyard_shared::broker::{
     Acker, Broker, BrokerError, Consumer, Delivery, Need, QueueSpec, Receipt, Tag, Verdict, publish_surely, settle,
 };
+use taskyard_shared::dead::Letter;
 use taskyard_shared::load::{LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages, wire};
@@ -364,8 +365,8 @@ impl Serving {
     async fn bury(&self, delivery: Delivery, acker: &Arc<dyn Acker>, reason: &Unreadable) {
         warn!(task.model = %self.lane.spec.name, %reason, "a message in the ready queue cannot be read");
         self.metrics.dead_lettered(reason.code());
-        let dead = messages::dead(&self.topology, reason.code(), &reason.to_string(), None, delivery.body);
-        let work = vec![(dead, Need::Work)];
+        let dead = Letter::of_internal(reason.code(), &reason.to_string(), delivery.body);
+        let work = vec![(dead.message(&self.topology), Need::Work)];
         if publish_surely(&*self.broker, work, &self.closing).await.is_ok() {
             acker.settle(vec![delivery.tag], Verdict::Ack).await;
         }

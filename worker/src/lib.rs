@@ -6,6 +6,7 @@
 //! Which models there are: [`orders`] reads what the worker is told to hold, [`holdings`] decides what to do next about it, and
 //! [`hold`] loads, serves and unloads.
 
+mod alone;
 mod attempt;
 mod batching;
 mod builder;

@@ -202,6 +202,7 @@ fn known_code(code: &str) -> &'static str {
         OUTPUT_TOO_LARGE,
         LEASE_LOST,
         ATTEMPTS_EXHAUSTED,
+        WORKER_LOST,
     ]
     .into_iter()
     .find(|known| *known == code)

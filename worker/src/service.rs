@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::alone::Alone;
 use crate::attempt::Yard;
 use crate::builder::Builder;
 use crate::claims::Claimer;
@@ -113,6 +114,7 @@ impl Worker {
                 Duration::from_millis(settings.retry_most_ms),
             ),
             max_output_bytes: settings.max_output_bytes,
+            alone: Alone::new(Duration::from_secs(settings.alone_s)),
         });
         let reporting = CancellationToken::new();
         let budget = Budget { memory_mb: settings.memory_mb, gpus: settings.gpus };

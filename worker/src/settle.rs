@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use taskyard_shared::broker::{self, Broker, Message, Need, Verdict, publish_surely};
+use taskyard_shared::dead::Letter;
 use taskyard_shared::load::Completion;
 use taskyard_shared::messages;
 use taskyard_shared::store::{Guard, Release, Released, Settle, Settled, Store, until_answered};
@@ -193,7 +193,12 @@ impl Settler {
                             self.push(&mut outgoing, messages::result(reply, result), Need::Reply);
                         }
                     }
-                    if let Outcome::Terminal { dead: true, .. } = outcome {
+                    // A failure that is told again may have been settled by an attempt that ended before it wrote the letter.
+                    let dead = match outcome {
+                        Outcome::Terminal { dead, .. } => *dead,
+                        _ => result.state == State::Failed,
+                    };
+                    if dead {
                         outgoing.push((self.dead_letter(envelope, result), Need::Work));
                     }
                 }
@@ -250,8 +255,7 @@ impl Settler {
             None => ("failed", ""),
         };
         warn!(task.id = %envelope.id.0, task.model = envelope.model(), attempt = result.attempt, code, detail, "failed");
-        let body = serde_json::to_vec(envelope).map_or_else(|_| Bytes::new(), Bytes::from);
-        messages::dead(&self.topology, code, detail, Some(envelope.id), body)
+        Letter::of_task(envelope, result).message(&self.topology)
     }
 }
 

@@ -45,6 +45,12 @@ pub enum Outcome {
     AlreadyDispatched,
     /// It had ended before, and stays as it is.
     AlreadyFinished,
+    /// It is another task now, with its input and all attempts before it.
+    Retried,
+    /// It has not ended: there is nothing to try again yet.
+    NotFinished,
+    /// It has ended, and what it was to work on is not kept: send it again.
+    InputNotKept,
     /// No task has this id.
     NotFound,
 }
@@ -57,6 +63,9 @@ impl Outcome {
             Self::Requested => "requested",
             Self::AlreadyDispatched => "already_dispatched",
             Self::AlreadyFinished => "already_finished",
+            Self::Retried => "retried",
+            Self::NotFinished => "not_finished",
+            Self::InputNotKept => "input_not_kept",
             Self::NotFound => "not_found",
         }
     }
@@ -533,11 +542,11 @@ fn cancelled(record: TaskResult) -> TaskResult {
 fn one(mut changed: Vec<Changed>) -> Result<Response, Problem> {
     let Some(changed) = changed.pop() else { return Err(not_found()) };
     let status = match changed.outcome {
-        Outcome::Cancelled | Outcome::Reprioritized => StatusCode::OK,
+        Outcome::Cancelled | Outcome::Reprioritized | Outcome::Retried => StatusCode::OK,
         Outcome::Requested => StatusCode::ACCEPTED,
         Outcome::NotFound => return Err(not_found()),
         Outcome::AlreadyDispatched => StatusCode::CONFLICT,
-        Outcome::AlreadyFinished => StatusCode::CONFLICT,
+        Outcome::AlreadyFinished | Outcome::NotFinished | Outcome::InputNotKept => StatusCode::CONFLICT,
     };
     if status == StatusCode::CONFLICT {
         let (code, detail) = match changed.state {
@@ -551,7 +560,7 @@ fn one(mut changed: Vec<Changed>) -> Result<Response, Problem> {
     Ok((status, Json(changed)).into_response())
 }
 
-fn not_found() -> Problem {
+pub(super) fn not_found() -> Problem {
     Problem { outcome: Some(Outcome::NotFound), ..Problem::not_found() }
 }
 

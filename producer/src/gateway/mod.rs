@@ -6,13 +6,14 @@
 //! pressure  what the schedulers would refuse
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
 //! ask       questions to the schedulers, and their answers
-//! tasks · batches · control · state · health · openapi   what answers the calls
+//! tasks · batches · control · retry · dead · state · health · openapi   what answers the calls
 //! records   the store, which may be away
 //! ```
 
 mod ask;
 mod batches;
 mod control;
+mod dead;
 mod health;
 mod intake;
 mod metrics;
@@ -22,6 +23,7 @@ pub mod problem;
 mod quote;
 mod records;
 mod request;
+mod retry;
 mod routes;
 mod serve;
 mod state;
@@ -56,6 +58,7 @@ use self::problem::{Code, Problem};
 use self::records::Records;
 use self::request::{BodyRoom, Held, Parameters};
 use self::routes::Route;
+use crate::letters::DeadLetters;
 use crate::publish::Publisher;
 use crate::results::Inbox;
 
@@ -88,6 +91,7 @@ struct Shared {
     publisher: Publisher,
     inbox: Inbox,
     desk: Desk,
+    letters: DeadLetters,
     pressure: Pressure,
     bodies: BodyRoom,
     declared: watch::Sender<bool>,
@@ -107,6 +111,7 @@ impl Gateway {
         Ok(Self {
             shared: Arc::new(Shared {
                 publisher: Publisher::new(broker.clone(), &topology),
+                letters: DeadLetters::new(broker.clone(), &topology),
                 broker,
                 pressure: Pressure::new(store.clone()),
                 records: Records::new(store),

@@ -47,6 +47,10 @@ pub enum Code {
     AlreadyFinished,
     /// 409. The task is with the workers: its priority stays.
     AlreadyDispatched,
+    /// 409. The task has not ended: there is nothing to try again yet.
+    NotFinished,
+    /// 409. The task has ended, and no dead letter holds what it was to work on: send it again.
+    InputNotKept,
     /// 413. The body, a task, or the number of tasks is over its limit.
     TooLarge,
     /// 415. The content type or encoding is none that this call reads.
@@ -76,7 +80,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 29] = [
+    pub const ALL: [Code; 31] = [
         Code::Empty,
         Code::Utf8,
         Code::Json,
@@ -93,6 +97,8 @@ impl Code {
         Code::Conflict,
         Code::AlreadyFinished,
         Code::AlreadyDispatched,
+        Code::NotFinished,
+        Code::InputNotKept,
         Code::TooLarge,
         Code::UnsupportedMediaType,
         Code::InvalidField,
@@ -118,6 +124,7 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict | Self::AlreadyFinished | Self::AlreadyDispatched => StatusCode::CONFLICT,
+            Self::NotFinished | Self::InputNotKept => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
@@ -149,6 +156,8 @@ impl Code {
             Self::BodyTimeout => "The body took too long",
             Self::AlreadyFinished => "The task has ended",
             Self::AlreadyDispatched => "The task is with the workers",
+            Self::NotFinished => "The task has not ended",
+            Self::InputNotKept => "The task's input is not kept",
             Self::Conflict => "Another task has this id or idempotency key",
             Self::TooLarge => "Too large",
             Self::UnsupportedMediaType => "Unsupported media type",

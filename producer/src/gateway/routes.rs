@@ -11,11 +11,13 @@ use taskyard_shared::{Task, TaskResult};
 
 use super::batches::BatchAnswer;
 use super::control::{Changed, Counts, Explanation, NewPriority, Pause, Selection, SelectionAndPriority};
+use super::dead::{Buried, DeadPage, LetterCounts, LetterSelection, WholeLetter};
 use super::health::{Alive, Ready};
 use super::problem::Code;
+use super::retry::Retried;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
-use super::{Shared, batches, control, health, openapi, quote, state, tasks};
+use super::{Shared, batches, control, dead, health, openapi, quote, retry, state, tasks};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -103,6 +105,8 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 }
 
 const ID: Parameter = Parameter { place: Place::Path, name: "id", summary: "The task's id, a UUID" };
+const LETTER: Parameter =
+    Parameter { place: Place::Path, name: "id", summary: "The dead letter's id, or that of its task; a UUID" };
 const MODEL: Parameter = Parameter { place: Place::Path, name: "model", summary: "The model's name" };
 const PREFER: Parameter = Parameter {
     place: Place::Header,
@@ -153,6 +157,16 @@ const BODY_PROBLEMS: &[Code] = &[
 ];
 const ONE_PROBLEMS: &[Code] =
     &[Code::UnknownParameter, Code::NotFound, Code::AlreadyFinished, Code::OverCapacity, Code::StoreUnavailable];
+const RETRY_PROBLEMS: &[Code] = &[
+    Code::UnknownParameter,
+    Code::NotFound,
+    Code::AlreadyFinished,
+    Code::NotFinished,
+    Code::InputNotKept,
+    Code::OverCapacity,
+    Code::BrokerUnavailable,
+    Code::StoreUnavailable,
+];
 const REPRIORITIZE_PROBLEMS: &[Code] = &[
     Code::Empty,
     Code::Json,
@@ -200,6 +214,19 @@ const QUOTE_PROBLEMS: &[Code] = &[
     Code::SchedulerUnavailable,
 ];
 const PAUSE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::StoreUnavailable];
+const LETTER_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::BrokerUnavailable];
+const LETTERS_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::Json,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::BodyTimeout,
+    Code::TooLarge,
+    Code::UnsupportedMediaType,
+    Code::InvalidField,
+    Code::OverCapacity,
+    Code::BrokerUnavailable,
+];
 const STATE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::StoreUnavailable];
 
 pub(super) const ROUTES: &[Route] = &[
@@ -295,6 +322,17 @@ pub(super) const ROUTES: &[Route] = &[
         ],
         problems: REPRIORITIZE_PROBLEMS,
         handler: |method| on(method, control::reprioritize),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/tasks/{id}/retry",
+        operation: "retryTask",
+        summary: "Try a task that has ended again, as a new one, if a dead letter holds its input",
+        parameters: &[ID],
+        body: &[],
+        answers: &[json(200, "It is `retried`, now or by an earlier call", Content::Of(of::<Retried>))],
+        problems: RETRY_PROBLEMS,
+        handler: |method| on(method, retry::post),
     },
     Route {
         method: Verb::Get,
@@ -413,6 +451,78 @@ pub(super) const ROUTES: &[Route] = &[
         answers: &[json(200, "It is kept", Content::Of(of::<Pause>))],
         problems: PAUSE_PROBLEMS,
         handler: |method| on(method, control::resume),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/dead",
+        operation: "listDead",
+        summary: "Dead letters, newest first, a page at a time",
+        parameters: &[
+            query("reason", "Only letters of this reason, a code"),
+            query("model", "Only letters of this model"),
+            query("tenant", "Only this tenant's letters"),
+            query("cursor", "The `cursor` of the page before"),
+            query("limit", "Most letters on the page: 50 by default, at most 500; more is taken as 500"),
+        ],
+        body: &[],
+        answers: &[json(200, "A page", Content::Of(of::<DeadPage>))],
+        problems: &[Code::UnknownParameter, Code::InvalidParameter, Code::OverCapacity, Code::BrokerUnavailable],
+        handler: |method| on(method, dead::list),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/dead/{id}",
+        operation: "getDead",
+        summary: "A dead letter with what it holds",
+        parameters: &[LETTER],
+        body: &[],
+        answers: &[json(200, "The letter", Content::Of(of::<WholeLetter>))],
+        problems: LETTER_PROBLEMS,
+        handler: |method| on(method, dead::get),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/dead/{id}/replay",
+        operation: "replayDead",
+        summary: "Send what a dead letter holds again, as a new task, and remove the letter",
+        parameters: &[LETTER],
+        body: &[],
+        answers: &[json(200, "It is `replayed`", Content::Of(of::<Buried>))],
+        problems: LETTER_PROBLEMS,
+        handler: |method| on(method, dead::replay),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/dead/{id}/discard",
+        operation: "discardDead",
+        summary: "Throw a dead letter away",
+        parameters: &[LETTER],
+        body: &[],
+        answers: &[json(200, "It is `discarded`", Content::Of(of::<Buried>))],
+        problems: LETTER_PROBLEMS,
+        handler: |method| on(method, dead::discard),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/dead/replay",
+        operation: "replayDeadLetters",
+        summary: "Send the dead letters that match again",
+        parameters: &[],
+        body: &[("application/json", Content::Of(of::<LetterSelection>))],
+        answers: &[json(200, "How many came to what", Content::Of(of::<LetterCounts>))],
+        problems: LETTERS_PROBLEMS,
+        handler: |method| on(method, dead::replay_selected),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/dead/discard",
+        operation: "discardDeadLetters",
+        summary: "Throw the dead letters that match away",
+        parameters: &[],
+        body: &[("application/json", Content::Of(of::<LetterSelection>))],
+        answers: &[json(200, "How many came to what", Content::Of(of::<LetterCounts>))],
+        problems: LETTERS_PROBLEMS,
+        handler: |method| on(method, dead::discard_selected),
     },
     Route {
         method: Verb::Get,

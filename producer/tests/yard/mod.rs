@@ -18,7 +18,7 @@ use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::GatewaySettings;
 use taskyard_shared::store::embedded::EmbeddedStore;
-use taskyard_shared::store::{Accept, Accepted, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
+use taskyard_shared::store::{Accept, Accepted, Beside, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
 use taskyard_shared::{Carried, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -320,8 +320,15 @@ impl Worker {
             Accepted::Known(_) | Accepted::New => {}
         }
         let nonce = envelope.id.0.as_u128();
-        let claim =
-            Claim { id: envelope.id, worker: "worker-1".into(), nonce, lease_ms: 10_000, max_attempts: 3, attempts: 0 };
+        let claim = Claim {
+            id: envelope.id,
+            worker: "worker-1".into(),
+            nonce,
+            lease_ms: 10_000,
+            max_attempts: 3,
+            attempts: 0,
+            beside: Beside::OthersAnyway,
+        };
         let Claimed::Run { attempt } = self.store.claim(vec![claim]).await.unwrap().remove(0) else { return };
         self.runs.fetch_add(1, Ordering::Relaxed);
 

@@ -114,6 +114,8 @@ pub struct WorkerSettings {
     /// Deliveries held beyond the free slots, for each model.
     pub prefetch: u16,
     pub lease_ms: u64,
+    /// How long a task whose worker was lost is waited for to run with nothing beside it, and then runs so.
+    pub alone_s: u64,
     pub drain_s: u64,
     /// Of which the loaded models take no more than this together; 0: without bounds.
     pub memory_mb: u64,

@@ -16,6 +16,7 @@
 //! has to end is short or 0 ms, which is dead at once, and is waited for by asking again, never by sleeping it out.
 
 mod accept;
+mod alone;
 mod claim;
 mod first;
 mod listing;
@@ -35,7 +36,8 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::{
-    Accept, Accepted, Claim, Claimed, Guard, Release, Released, Renew, Renewed, Retention, Settle, Settled, Store,
+    Accept, Accepted, Beside, Claim, Claimed, Guard, Release, Released, Renew, Renewed, Retention, Settle, Settled,
+    Store,
 };
 use crate::envelope::Reply;
 use crate::lifecycle::State;
@@ -44,6 +46,7 @@ use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
 
 pub use accept::*;
+pub use alone::*;
 pub use claim::*;
 pub use first::*;
 pub use listing::*;
@@ -83,6 +86,9 @@ macro_rules! store_contract {
             exhausted_after_max_attempts
             attempts_that_only_the_envelope_knows_of_count
             a_finished_task_is_not_claimed
+            an_attempt_after_a_lost_one_has_its_worker_to_itself_and_is_the_last_if_it_is_lost
+            what_others_were_let_run_beside_is_not_held_against_a_task
+            what_was_asked_of_a_task_outlives_an_attempt_that_runs_alone
             a_dispatched_task_says_so_and_on_which_model
             dispatching_never_creates_and_never_touches_what_runs_or_has_ended
             a_settled_task_shows_its_result
@@ -242,7 +248,15 @@ fn acceptance(id: TaskId) -> Accept {
 }
 
 fn claim_of(id: TaskId, nonce: u128, lease_ms: u64) -> Claim {
-    Claim { id, worker: "worker-1".to_owned(), nonce, lease_ms, max_attempts: 3, attempts: 0 }
+    Claim {
+        id,
+        worker: "worker-1".to_owned(),
+        nonce,
+        lease_ms,
+        max_attempts: 3,
+        attempts: 0,
+        beside: Beside::OthersAnyway,
+    }
 }
 
 fn follower(name: &str) -> Reply {

@@ -72,6 +72,19 @@ pub struct Claim {
     pub max_attempts: u32,
     /// Attempts begun, by the envelope: counts when the record knows of fewer.
     pub attempts: u32,
+    pub beside: Beside,
+}
+
+/// What may run on the worker beside the attempt. An attempt whose lease ends before it is settled or given back is lost, and
+/// so perhaps is its worker, with all that ran there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beside {
+    /// Anything. A task whose last attempt was lost is not run so: [`Claimed::Lost`].
+    Others,
+    /// Anything, even if the last attempt was lost.
+    OthersAnyway,
+    /// Nothing: if this attempt is lost as well, the task did it, and is not run again.
+    Nothing,
 }
 
 #[derive(Clone, Debug)]
@@ -84,6 +97,10 @@ pub enum Claimed {
     Terminal { result: Box<TaskResult>, followers: Vec<Reply> },
     /// As many attempts as it may have were begun, and none settled it.
     Exhausted { attempts: u32 },
+    /// Its last attempt was lost, and may be what ended its worker: claim it with [`Beside::Nothing`]. Nothing was changed.
+    Lost,
+    /// An attempt that had its worker to itself was lost: no other is begun. The worker is the last one.
+    Fatal { attempts: u32, worker: Option<String> },
     /// Somebody asked to cancel it, and no attempt runs: settle it as cancelled. So many attempts were begun before.
     Unwanted { attempts: u32 },
     /// There is no record: accept it again (the envelope has all that takes), then claim.
@@ -218,7 +235,8 @@ pub trait Store: Send + Sync {
     /// creates one, and leaves a `running` one alone. `model` is the one chosen.
     async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError>;
 
-    /// Takes the right to run. Raises the count of attempts, so that one that kills its worker counts too.
+    /// Takes the right to run. Raises the count of attempts, so that one that kills its worker counts too. Claiming again with
+    /// the same nonce renews the lease and changes what the attempt runs beside.
     async fn claim(&self, claims: Vec<Claim>) -> Result<Vec<Claimed>, StoreError>;
 
     async fn renew(&self, leases: Vec<Renew>) -> Result<Vec<Renewed>, StoreError>;

@@ -21,8 +21,8 @@ use redis::{Cmd, Value};
 use self::link::{Link, array, bytes, optional_bytes, unexpected};
 use self::script::Entry;
 use super::{
-    Accept, Accepted, Claim, Claimed, FOLLOWERS, Filter, MISSED_MS, Page, Release, Released, Renew, Renewed, Retention,
-    Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor, pack,
+    Accept, Accepted, Beside, Claim, Claimed, FOLLOWERS, Filter, MISSED_MS, Page, Release, Released, Renew, Renewed,
+    Retention, Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
@@ -161,6 +161,11 @@ impl Store for RedisStore {
                 number(claim.lease_ms.min(LONGEST_MS)),
                 number(claim.max_attempts),
                 number(claim.attempts),
+                match claim.beside {
+                    Beside::Others => number(0u32),
+                    Beside::OthersAnyway => number(1u32),
+                    Beside::Nothing => number(2u32),
+                },
             ],
         });
         let entries: Vec<_> = entries.collect();
@@ -169,9 +174,14 @@ impl Store for RedisStore {
             Value::Int(0) => Ok(Claimed::Unknown),
             Value::Int(busy) if busy < 0 => Ok(Claimed::Busy { for_ms: busy.unsigned_abs() }),
             Value::Int(attempt) => Ok(Claimed::Run { attempt: attempts(attempt)? }),
-            Value::Array(begun) => match begun[..] {
-                [Value::Int(begun)] => Ok(Claimed::Exhausted { attempts: attempts(begun)? }),
-                [Value::Int(begun), _] => Ok(Claimed::Unwanted { attempts: attempts(begun)? }),
+            Value::Array(begun) => match &begun[..] {
+                [Value::Int(begun)] => Ok(Claimed::Exhausted { attempts: attempts(*begun)? }),
+                [Value::Int(begun), Value::Int(1)] => Ok(Claimed::Unwanted { attempts: attempts(*begun)? }),
+                [Value::Int(begun), Value::Int(2), Value::BulkString(worker)] => {
+                    let worker = Some(String::from_utf8_lossy(worker).into_owned()).filter(|name| !name.is_empty());
+                    Ok(Claimed::Fatal { attempts: attempts(*begun)?, worker })
+                }
+                [Value::Int(0), Value::Int(3)] => Ok(Claimed::Lost),
                 _ => Err(unexpected("claim")),
             },
             ended => {

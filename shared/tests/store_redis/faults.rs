@@ -9,8 +9,8 @@ use taskyard_shared::load::LoadReport;
 use taskyard_shared::outcome::{TaskResult, Timings};
 use taskyard_shared::store::redis::RedisStore;
 use taskyard_shared::store::{
-    Accept, Accepted, Claim, Claimed, Filter, Guard, Release, Released, Renew, Renewed, Retention, Settle, Settled,
-    Store, StoreError, contract,
+    Accept, Accepted, Beside, Claim, Claimed, Filter, Guard, Release, Released, Renew, Renewed, Retention, Settle,
+    Settled, Store, StoreError, contract,
 };
 use taskyard_shared::{Kind, Priority, TaskId, Timestamp};
 use tokio::net::{TcpListener, TcpStream};
@@ -46,7 +46,15 @@ pub fn tasks(count: usize) -> Vec<Accept> {
 }
 
 pub fn claim(id: TaskId, nonce: u128) -> Claim {
-    Claim { id, worker: "worker-1".to_owned(), nonce, lease_ms: 60_000, max_attempts: 3, attempts: 0 }
+    Claim {
+        id,
+        worker: "worker-1".to_owned(),
+        nonce,
+        lease_ms: 60_000,
+        max_attempts: 3,
+        attempts: 0,
+        beside: Beside::OthersAnyway,
+    }
 }
 
 pub fn settle(task: &Accept, nonce: u128) -> Settle {

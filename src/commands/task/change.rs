@@ -36,6 +36,13 @@ pub struct ReprioritizeArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+pub struct RetryArgs {
+    /// Tasks' ids
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<uuid::Uuid>,
+}
+
+#[derive(Args, Clone, Debug)]
 pub struct ExplainArgs {
     /// The task's id
     #[arg(value_name = "ID")]
@@ -67,6 +74,19 @@ struct Changed {
     outcome: String,
     #[serde(default)]
     state: Option<String>,
+}
+
+/// What came of trying one again.
+#[derive(Serialize, Deserialize)]
+struct Retried {
+    #[serde(default)]
+    id: Option<uuid::Uuid>,
+    outcome: String,
+    #[serde(default)]
+    state: Option<String>,
+    /// The task that it is now; in a problem, the one that was asked for.
+    #[serde(default)]
+    task_id: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -158,13 +178,33 @@ async fn change_all(client: &ClientArgs, filter: &FilterArgs, call: &str, body: 
     Ok(Exit::Ok)
 }
 
+/// One by one: each looks through the dead letters, and only one can at a time.
+pub async fn retry(client: &ClientArgs, arguments: &RetryArgs) -> Result<Exit, Failure> {
+    let api = client.api()?;
+    let mut retried = Vec::new();
+    for id in &arguments.ids {
+        let (_, answer) = api.change(&format!("v1/tasks/{id}/retry"), &json!({})).await?;
+        let one: Retried = api.decode(&answer)?;
+        let task_id = one.task_id.filter(|_| one.outcome == "retried");
+        retried.push(Retried { id: Some(*id), task_id, ..one });
+    }
+    client.print(|output| {
+        output.rows(&["id", "outcome", "state", "task"], &retried, |one| {
+            let text = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+            let id = one.id.map(|id| id.to_string()).unwrap_or_default();
+            vec![id, one.outcome.clone(), text(&one.state), text(&one.task_id)]
+        })
+    })?;
+    Ok(judge(retried.iter().map(|one| one.outcome.as_str())))
+}
+
 /// Not found counts before what came too late.
 fn judge<'a>(outcomes: impl Iterator<Item = &'a str>) -> Exit {
     let mut exit = Exit::Ok;
     for outcome in outcomes {
         match outcome {
             "not_found" => return Exit::NotFound,
-            "already_finished" | "already_dispatched" => exit = Exit::Failed,
+            "already_finished" | "already_dispatched" | "not_finished" | "input_not_kept" => exit = Exit::Failed,
             _ => {}
         }
     }

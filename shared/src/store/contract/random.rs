@@ -298,6 +298,8 @@ async fn ask(desk: &Desk, model: &Model, call: &Call) -> String {
                 Claimed::Busy { .. } => "busy".to_owned(),
                 Claimed::Terminal { result, followers } => format!("terminal {} for {followers:?}", words(&result)),
                 Claimed::Exhausted { attempts } => format!("exhausted {attempts}"),
+                Claimed::Lost => "lost".to_owned(),
+                Claimed::Fatal { attempts, .. } => format!("fatal {attempts}"),
                 Claimed::Unwanted { attempts } => format!("unwanted {attempts}"),
                 Claimed::Unknown => "unknown".to_owned(),
             }

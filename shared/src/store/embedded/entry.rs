@@ -17,8 +17,10 @@ const MODEL: u8 = 2;
 const VALUE: u8 = 3;
 const RECORD: u8 = 4;
 /// A [`RECORD`] that begins with its marks: 1 when somebody asked to cancel it, plus 2 times (n + 1) when it was given the
-/// priority n.
+/// priority n, plus [`ALONE`].
 const MARKED_RECORD: u8 = 5;
+/// The mark of one whose attempt has its worker to itself.
+const ALONE: u8 = 32;
 
 /// How [`EARLIER_RECORD`] marks a fingerprint that is made as it is today.
 const FINGERPRINT: u8 = 3;
@@ -47,7 +49,8 @@ pub(super) fn put_record(out: &mut Vec<u8>, id: TaskId, record: &Record) {
 }
 
 fn marks_of(record: &Record) -> u8 {
-    u8::from(record.unwanted) + record.priority.map_or(0, |priority| 2 * (priority.get() + 1))
+    let priority = record.priority.map_or(0, |priority| 2 * (priority.get() + 1));
+    u8::from(record.unwanted) + priority + ALONE * u8::from(record.alone)
 }
 
 fn put_followers(out: &mut Vec<u8>, followers: &[Reply]) {
@@ -93,7 +96,7 @@ pub(super) fn read(bytes: &[u8]) -> Result<Entry<'_>, Malformed> {
 }
 
 fn record(mut reader: Reader<'_>, marks: u8, earlier: bool) -> Result<Entry<'_>, Malformed> {
-    let priority = match marks / 2 {
+    let priority = match marks % ALONE / 2 {
         0 => None,
         given => Some(Priority::try_from(given - 1).map_err(|_| Malformed)?),
     };
@@ -122,6 +125,7 @@ fn record(mut reader: Reader<'_>, marks: u8, earlier: bool) -> Result<Entry<'_>,
         attempt,
         state,
         held: nonce.is_some(),
+        alone: marks >= ALONE,
         unwanted: marks % 2 == 1,
         priority,
         told_apart: fingerprint.is_some(),
@@ -239,7 +243,7 @@ mod tests {
             task in any_result(),
             (seq, touched_ms, attempt) in any::<(u64, u64, u32)>(),
             (nonce, fingerprint) in any::<(Option<u128>, Option<u128>)>(),
-            (unwanted, priority) in (any::<bool>(), proptest::option::of(0..10_u8)),
+            (unwanted, alone, priority) in (any::<bool>(), any::<bool>(), proptest::option::of(0..10_u8)),
             more in proptest::option::of((
                 any::<Option<String>>(), proptest::collection::vec(any_reply(), 0..3),
                 any::<Option<String>>(), any::<Option<String>>(), any::<Option<i64>>(),
@@ -263,6 +267,7 @@ mod tests {
                 attempt,
                 state: task.state,
                 held: nonce.is_some(),
+                alone,
                 unwanted,
                 priority: priority.map(|priority| Priority::try_from(priority).unwrap()),
                 told_apart: fingerprint.is_some(),
@@ -273,7 +278,7 @@ mod tests {
             prop_assert_eq!(id, task.id);
             prop_assert_eq!((read.seq, read.touched_ms), (seq, touched_ms));
             prop_assert_eq!((read.attempt, read.state), (attempt, task.state));
-            prop_assert_eq!((read.unwanted, read.priority), (record.unwanted, record.priority));
+            prop_assert_eq!((read.unwanted, read.alone, read.priority), (unwanted, alone, record.priority));
             prop_assert_eq!(read.held.then_some(read.nonce), nonce);
             prop_assert_eq!(read.told_apart.then_some(read.fingerprint), fingerprint);
             prop_assert_eq!((read.alias(), read.followers()), (record.alias(), record.followers()));

@@ -286,6 +286,10 @@ impl Store for EmbeddedStore {
             Held::Busy { for_ms } => Ok(Claimed::Busy { for_ms }),
             Held::Terminal(view, followers) => Ok(Claimed::Terminal { result: shown(&view)?, followers }),
             Held::Exhausted { attempts } => Ok(Claimed::Exhausted { attempts }),
+            Held::Lost => Ok(Claimed::Lost),
+            Held::Fatal { attempts, worker } => {
+                Ok(Claimed::Fatal { attempts, worker: worker.map(|worker| worker.to_string()) })
+            }
             Held::Unwanted { attempts } => Ok(Claimed::Unwanted { attempts }),
             Held::Unknown => Ok(Claimed::Unknown),
         };

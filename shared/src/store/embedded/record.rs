@@ -37,6 +37,8 @@ pub(super) struct Record {
     pub attempt: u32,
     pub state: State,
     pub held: bool,
+    /// The attempt that holds it has its worker to itself.
+    pub alone: bool,
     /// Somebody asked to cancel it.
     pub unwanted: bool,
     /// The one that it was given, if it was given another than it was accepted with; until it has ended.

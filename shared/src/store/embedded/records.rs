@@ -12,7 +12,7 @@ use super::record::{Record, View};
 use crate::envelope::Reply;
 use crate::journal::{Address, Batch, Journal};
 use crate::lifecycle::State;
-use crate::store::{Claim, Guard, MISSED_MS, Release, Released, Renew, Renewed, Retention};
+use crate::store::{Beside, Claim, Guard, MISSED_MS, Release, Released, Renew, Renewed, Retention};
 use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
 
@@ -64,6 +64,8 @@ pub(super) enum Held {
     Busy { for_ms: u64 },
     Terminal(View, Vec<Reply>),
     Exhausted { attempts: u32 },
+    Lost,
+    Fatal { attempts: u32, worker: Option<Arc<str>> },
     Unwanted { attempts: u32 },
     Unknown,
 }
@@ -318,6 +320,7 @@ impl Records {
             attempt,
             state,
             held: false,
+            alone: false,
             unwanted,
             priority: None,
             told_apart: true,
@@ -388,7 +391,12 @@ impl Records {
         if record.holds(claim.nonce) {
             // Its answer was lost.
             record.lease_ms = until_ms;
-            return Held::Run { attempt: record.attempt };
+            let (attempt, alone) = (record.attempt, claim.beside == Beside::Nothing);
+            if record.alone != alone {
+                record.alone = alone;
+                write(record, id, batch);
+            }
+            return Held::Run { attempt };
         }
         if record.lease_ms > now_ms {
             return Held::Busy { for_ms: record.lease_ms - now_ms };
@@ -396,12 +404,19 @@ impl Records {
         if record.unwanted {
             return Held::Unwanted { attempts: record.attempt };
         }
+        if record.held && record.alone {
+            let worker = record.more.as_ref().and_then(|more| more.worker.clone());
+            return Held::Fatal { attempts: record.attempt, worker };
+        }
         let begun = record.attempt.max(claim.attempts);
         if begun >= claim.max_attempts {
             return Held::Exhausted { attempts: begun };
         }
+        if record.held && claim.beside == Beside::Others {
+            return Held::Lost;
+        }
         record.lease_ms = until_ms;
-        (record.nonce, record.held) = (claim.nonce, true);
+        (record.nonce, record.held, record.alone) = (claim.nonce, true, claim.beside == Beside::Nothing);
         (record.state, record.attempt) = (State::Running, begun + 1);
         let more = record.more();
         (more.worker, more.started) = (Some(worker), Some(started));
@@ -424,7 +439,7 @@ impl Records {
         if !record.open() || !record.holds(release.nonce) {
             return Released::Stale;
         }
-        (record.lease_ms, record.held) = (0, false);
+        (record.lease_ms, record.held, record.alone) = (0, false, false);
         record.state = State::Queued;
         record.attempt = record.attempt.saturating_sub(u32::from(!release.counts));
         let more = record.more();
@@ -459,6 +474,7 @@ impl Records {
                 },
                 state,
                 held: nonce.is_some(),
+                alone: false,
                 unwanted: false,
                 priority: None,
                 told_apart: false,
@@ -484,7 +500,7 @@ impl Records {
         }
         self.bytes = self.bytes + task.len() - record.task.len();
         record.task = task;
-        record.held = nonce.is_some();
+        (record.held, record.alone) = (nonce.is_some(), false);
         record.nonce = nonce.unwrap_or(0);
         if let Guard::First { .. } = guard {
             record.attempt = record.attempt.max(1);

@@ -15,8 +15,8 @@
 --   +0   1  state, as numbered below
 --   +1   4  attempts begun
 --   +5   1  whether an attempt holds the task or has settled it: 0 none, 1 one that claimed, 2 a first one that did not;
---           and, while it has not ended, its marks: plus 4 when somebody asked to cancel it, plus 16 times (n + 1) when it
---           was given the priority n
+--           and, while it has not ended, its marks: plus 4 when somebody asked to cancel it, plus 8 when the attempt that
+--           holds it has its worker to itself, plus 16 times (n + 1) when it was given the priority n
 --   +6  16  nonce of that attempt
 --  +22   8  until when it holds the task: milliseconds since the epoch
 --  +30   8  when it began: microseconds since the epoch
@@ -29,6 +29,7 @@
 -- Where a task was to be cancelled that has no record, there is one byte instead of a record, for a while.
 
 local QUEUED, DISPATCHED, RUNNING, SUCCEEDED = 1, 2, 3, 4
+local ALONE = 8
 
 local byte, sub, pack, unpack_of = string.byte, string.sub, struct.pack, struct.unpack
 
@@ -72,7 +73,17 @@ end
 
 -- Whether somebody asked to cancel it.
 local function unwanted(record, at)
-  return marks_of(record, at) % 8 == 4
+  return marks_of(record, at) % 8 >= 4
+end
+
+-- Whether the attempt that holds it has its worker to itself.
+local function is_alone(record, at)
+  return marks_of(record, at) % 16 >= ALONE
+end
+
+-- The marks that outlive an attempt.
+local function marks_but_alone(record, at)
+  return marks_of(record, at) - (is_alone(record, at) and ALONE or 0)
 end
 
 -- The record with other marks.

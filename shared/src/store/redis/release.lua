@@ -14,7 +14,7 @@ for number, key in ipairs(KEYS) do
     if ARGV[number * 2 + 1] == '0' then
       tries = tries - 1
     end
-    local run = pack('<BI4Bc16I8', QUEUED, tries, marks_of(record, at), holder, 0)
+    local run = pack('<BI4Bc16I8', QUEUED, tries, marks_but_alone(record, at), holder, 0)
     write(key, sub(record, 1, at - 1) .. run .. sub(record, at + 30), at, ARGV[1])
     answers[number] = 1
   else
