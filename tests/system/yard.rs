@@ -27,7 +27,7 @@ impl Yard {
         let environment = environment(&place);
         let folder = tempfile::tempdir().unwrap();
         let models = models_file(folder.path(), models);
-        Self { place, environment, models, folder: folder }
+        Self { place, environment, models, folder }
     }
 
     pub fn role(&self, arguments: &[&str]) -> Role {
