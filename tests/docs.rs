@@ -145,7 +145,7 @@ fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with
     assert_eq!(written, &scheduler | &worker);
     let sources = source("shared/src/messages.rs") + &source("shared/src/dead.rs");
     let headers = after_any(&sources, "_HEADER: &str = \"");
-    assert!(headers.len() == 12, "{headers:?}");
+    assert!(headers.len() == 13, "{headers:?}");
     for header in headers {
         assert!(reference().contains(&header), "{header}");
     }

@@ -141,6 +141,7 @@ impl Core {
 
     pub fn take_back(&mut self, mut task: Held) {
         let id = task.envelope.id;
+        self.stop_watching(id);
         if let Some(held) = self.held.get_mut(&id) {
             // A copy of what waits already.
             if held.receipt.is_some() {

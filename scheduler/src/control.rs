@@ -220,7 +220,7 @@ impl Core {
     }
 
     fn fate_of_absent(&self, id: TaskId) -> Fate {
-        if self.outstanding.contains_key(&id) || self.deploying.carries_out(id) {
+        if self.outstanding.contains_key(&id) || self.deploying.carries_out(id) || self.watch.holds(id) {
             Fate::Dispatched
         } else {
             Fate::Unknown

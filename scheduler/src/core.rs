@@ -41,6 +41,7 @@ use crate::room::Room;
 use crate::shadow::Shadow;
 use crate::shard::Shard;
 use crate::wanted::Wanted;
+use crate::watch::Watch;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
@@ -63,6 +64,8 @@ pub(crate) enum Event {
     Returned(Vec<Held>),
     /// Tasks held for long, on their way round through the broker.
     CameRound(Vec<Held>),
+    /// Tasks that run for long, to be watched over.
+    Runs(Vec<Held>),
     /// Tasks that came beyond the rates of their tenants.
     OverQuota(Vec<Held>),
     /// Tasks that came, or came back, and that somebody asked to cancel.
@@ -141,6 +144,7 @@ pub(crate) struct Core {
     pub wanted: Wanted,
     pub placing: Placing,
     pub deploying: Deploying,
+    pub watch: Watch,
     /// Tenants that have a quota.
     pub quotas: BTreeMap<String, TenantSignal>,
     /// When it was last said how much waits.
@@ -248,6 +252,7 @@ impl Core {
             wanted: Wanted::default(),
             placing: Placing::default(),
             deploying: Deploying::new(deployed),
+            watch: Watch::default(),
             quotas: quotas(&tenants),
             signalled: Instant::now(),
             signalling: JoinSet::new(),
@@ -295,7 +300,7 @@ impl Core {
             self.finish();
             self.signal_soon();
             // What is refused is in memory until that is told.
-            self.room.is_held(self.held.len() + self.unknown.len() + self.finished.len());
+            self.room.is_held(self.held.len() + self.unknown.len() + self.finished.len() + self.watch.len());
         }
         self.keep_learnt();
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
@@ -327,6 +332,7 @@ impl Core {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
             Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
+            Event::Runs(tasks) => self.watch(tasks),
             Event::OverQuota(tasks) => tasks.into_iter().for_each(|task| self.refuse_over_rate(task)),
             Event::Unwanted(tasks) => tasks.into_iter().for_each(|task| self.end_unwanted(task)),
             Event::Asked(asked) => self.answer(asked),
@@ -352,6 +358,9 @@ impl Core {
     fn complete(&mut self, done: Completion) {
         let now = Instant::now();
         let was = self.outstanding.remove(&done.id);
+        if done.state.is_terminal() {
+            self.stop_watching(done.id);
+        }
         self.last_completion.insert(done.model.clone(), now);
         if let Some(was) = was {
             let ran = Ran { seconds: done.ran_ms / 1e3, whole: done.state == State::Succeeded };
@@ -534,6 +543,7 @@ impl Core {
             unknown.into_iter().for_each(|task| self.admit(task));
         }
         self.send_round();
+        self.look_after_long_tasks();
         while self.keeping.try_join_next().is_some() {}
         while self.signalling.try_join_next().is_some() {}
         if self.kept.0.elapsed() >= KEPT_EVERY && self.keeping.is_empty() {

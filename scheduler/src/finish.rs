@@ -130,6 +130,25 @@ impl Finisher {
         }
     }
 
+    /// The same with tasks that run and are watched over.
+    pub async fn send_watched_round(self, shard: u32, group: Vec<(Envelope, Receipt)>) {
+        let group = group.into_iter().map(|(envelope, receipt)| (Envelope { shard, ..envelope }, receipt));
+        let (mut outgoing, mut receipts) = (Vec::new(), Vec::new());
+        for (envelope, receipt) in group {
+            match messages::watch(&self.topology, &envelope) {
+                Ok(message) => {
+                    outgoing.push((message, Need::Work));
+                    receipts.push(receipt);
+                }
+                // Not acked: the broker gives it back when it loses patience.
+                Err(failure) => warn!(%failure, "a task that runs for long could not be sent round"),
+            }
+        }
+        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
+            broker::settle(receipts, Verdict::Ack).await;
+        }
+    }
+
     /// Publishes copies to the queue of a shard, mostly the scheduler's own, and acks the originals once they are safe.
     pub async fn send_round(self, shard: u32, group: Vec<(Envelope, Receipt)>) {
         let mut outgoing = Vec::with_capacity(group.len());

@@ -35,5 +35,6 @@ mod shard;
 mod signal;
 pub mod simulate;
 mod wanted;
+mod watch;
 
 pub use service::Scheduler;

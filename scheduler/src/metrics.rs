@@ -47,6 +47,7 @@ struct Inner {
     shard: IntGaugeVec,
     store_failures: IntCounterVec,
     credits_reclaimed: IntCounterVec,
+    watched_tasks: IntGaugeVec,
     worker_slots: IntGaugeVec,
     model_workers: IntGaugeVec,
     shadow_ratio: GaugeVec,
@@ -174,6 +175,11 @@ impl Metrics {
                 "Calls of the store that failed, by call.",
                 &["call"],
             )?,
+            watched_tasks: registry.gauges(
+                "scheduler_watched_tasks",
+                "Tasks that run for longer than their workers keep deliveries, and are watched over.",
+                &[],
+            )?,
             credits_reclaimed: registry.counters(
                 "credits_reclaimed_total",
                 "Credits given back because nobody held their task any more.",
@@ -259,6 +265,10 @@ impl Metrics {
 
     pub fn store_failed(&self, call: &str) {
         self.0.store_failures.with_label_values(&[call]).inc();
+    }
+
+    pub fn watched(&self, tasks: usize) {
+        self.0.watched_tasks.with_label_values::<&str>(&[]).set(tasks as i64);
     }
 
     pub fn credits_reclaimed(&self, credits: usize) {

@@ -7,7 +7,7 @@ use taskyard_shared::broker::{Acker, Broker, BrokerError, Consumer, Delivery, Ne
 use taskyard_shared::dead::Letter;
 use taskyard_shared::load::Completion;
 use taskyard_shared::store::{Accept, Accepted, Store};
-use taskyard_shared::{Envelope, State, Topology, envelope, wire};
+use taskyard_shared::{Envelope, State, Topology, envelope, messages, wire};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -61,17 +61,20 @@ impl Returns {
                 () = self.closing.cancelled() => return Ok(()),
             };
             let mut tasks = Vec::with_capacity(deliveries.len());
+            let mut running = Vec::new();
             for delivery in deliveries {
+                let runs = delivery.properties.headers.contains_key(messages::RUNS_HEADER);
                 match wire::read::<Envelope>(&delivery.body) {
                     Ok(envelope) if envelope.v == envelope::VERSION => {
                         let receipt = Receipt::split(delivery.tag, &acker, 1).pop();
-                        tasks.push(Held {
+                        let task = Held {
                             envelope: Box::new(envelope),
                             receipt,
                             since: Instant::now(),
                             is_known: true,
                             model: String::new(),
-                        });
+                        };
+                        if runs { running.push(task) } else { tasks.push(task) }
                     }
                     Ok(envelope) => {
                         let detail =
@@ -80,6 +83,9 @@ impl Returns {
                     }
                     Err(failure) => self.bury(delivery, &acker, "unreadable", &failure.to_string()).await,
                 }
+            }
+            if !running.is_empty() && self.events.send(Event::Runs(running)).await.is_err() {
+                return Ok(());
             }
             let (tasks, unwanted) = self.as_asked(tasks).await;
             if !unwanted.is_empty() && self.events.send(Event::Unwanted(unwanted)).await.is_err() {

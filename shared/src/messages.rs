@@ -25,6 +25,9 @@ pub const COUNTED_HEADER: &str = "x-taskyard-counted";
 /// The worker begins these tasks before what it was sent earlier and has not begun.
 pub const PASSES_HEADER: &str = "x-taskyard-passes";
 
+/// The task runs, and the scheduler is to watch over it.
+pub const RUNS_HEADER: &str = "x-taskyard-runs";
+
 /// Questions that may wait for a scheduler.
 const QUESTIONS: u64 = 1_000;
 
@@ -102,6 +105,13 @@ pub fn retry(topology: &Topology, envelope: &Envelope) -> Result<Message, Unwrit
 /// A task that the scheduler of a shard sends to itself.
 pub fn round(topology: &Topology, shard: u32, envelope: &Envelope) -> Result<Message, Unwritable> {
     Ok(with_id(Message::to_queue(topology.round(shard), one("a task", envelope)?), envelope.id))
+}
+
+/// A task that runs for long, to the scheduler that dispatched it.
+pub fn watch(topology: &Topology, envelope: &Envelope) -> Result<Message, Unwritable> {
+    let mut message = round(topology, envelope.shard, envelope)?;
+    message.properties.headers.insert(RUNS_HEADER.into(), "1".into());
+    Ok(message)
 }
 
 /// A result, to whoever asked for it.

@@ -6,6 +6,7 @@ mod control;
 mod dead;
 mod deployment;
 mod holding;
+mod long;
 mod overload;
 mod quote;
 mod shadow;

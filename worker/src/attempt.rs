@@ -24,6 +24,7 @@ use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::held::Held;
 use crate::lane::ModelLane;
 use crate::leases::{Lease, Leases};
+use crate::long::Long;
 use crate::settle::{Outcome, Settlement, unrun};
 use crate::verdict::{Verdict, judge};
 
@@ -38,10 +39,14 @@ pub(crate) struct Yard {
     pub max_output_bytes: usize,
     /// What may end its worker runs with nothing beside it.
     pub alone: Alone,
+    pub long: Long,
 }
 
 /// An attempt that was begun without a claim and still runs after this time is claimed then.
 const CLAIMED_LATE: Duration = Duration::from_millis(100);
+
+/// What could not be handed on after a long time is tried again after this.
+const AGAIN: Duration = Duration::from_secs(10);
 
 /// By what right a member runs.
 enum Right {
@@ -312,7 +317,10 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
     let mut call = pin!(tokio::time::timeout(limit, AssertUnwindSafe(handler.execute(jobs)).catch_unwind()));
     let begun = Instant::now();
     let mut unclaimed = batch.iter().any(|member| matches!(member.right, Right::First { .. }));
+    // What could not be handed on is tried again.
+    let mut hand_on_at = yard.long.due(batch.iter().map(|member| &member.held));
     let answers = loop {
+        let mut hands_on = false;
         let every_right_lost = async {
             for member in batch.iter() {
                 member.lost().await;
@@ -324,6 +332,7 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
             () = tokio::time::sleep_until((begun + CLAIMED_LATE).into()), if unclaimed => {
                 unclaimed = false;
             }
+            () = until(hand_on_at), if hand_on_at.is_some() => hands_on = true,
             () = every_right_lost => {
                 if !batch.iter().all(|member| member.is_unwanted()) {
                     warn!(task.model = %lane.spec.name, "the lease was lost while running: the attempt was stopped");
@@ -334,7 +343,16 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
         tokio::select! {
             biased;
             answers = &mut call => break answers,
-            () = claim_late(yard, lane, batch) => {}
+            () = async {
+                match hands_on {
+                    true => hand_on(yard, batch).await,
+                    false => claim_late(yard, lane, batch).await,
+                }
+            } => {}
+        }
+        if hands_on {
+            let kept = batch.iter().any(|member| member.held.receipt.is_some());
+            hand_on_at = kept.then(|| Instant::now() + AGAIN);
         }
     };
     match answers {
@@ -346,6 +364,19 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
             all(codes::BAD_ANSWER, &message, false)
         }
     }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Those that hold a lease are watched over by it from now on, and no longer by their deliveries.
+async fn hand_on(yard: &Yard, batch: &mut [Member]) {
+    let leased = batch.iter_mut().filter(|member| matches!(member.right, Right::Claimed { .. }));
+    yard.long.hand_on(leased.map(|member| &mut member.held).filter(|held| held.receipt.is_some()).collect()).await;
 }
 
 /// Claims what was begun without a claim. While the store is away the attempts go on as they are. Cancel safe: a claim

@@ -10,7 +10,8 @@ use crate::leases::Lease;
 
 pub(crate) struct Held {
     pub envelope: Arc<Envelope>,
-    pub receipt: Receipt,
+    /// Nothing once its scheduler watches over it.
+    pub receipt: Option<Receipt>,
     pub received: Instant,
     /// It may have been begun before, by a worker that is gone.
     pub redelivered: bool,

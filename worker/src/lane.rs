@@ -259,6 +259,7 @@ impl Serving {
         let mut free = pin!(Slots { own: slots.clone(), pool: self.pool.clone() }.free());
         loop {
             let closes = self.batch_closes(waiting, slots);
+            let too_old = self.yard.long.due(waiting.iter());
             tokio::select! {
                 biased;
                 () = self.draining.cancelled() => return Ok(()),
@@ -273,6 +274,16 @@ impl Serving {
                     let idle = self.lane.free_since().pop_back().map_or(Duration::ZERO, |since| since.elapsed());
                     batch.iter_mut().for_each(|held| held.idle = idle);
                     running.spawn(self.begin(permit, batch));
+                }
+                () = until(too_old), if too_old.is_some() => {
+                    // It comes again at once, and the broker's patience with it begins anew.
+                    let oldest = Instant::now().checked_sub(self.yard.long.most);
+                    let (old, young) = std::mem::take(waiting)
+                        .into_iter()
+                        .partition::<Vec<_>, _>(|held| oldest.is_some_and(|oldest| held.received <= oldest));
+                    waiting.extend(young);
+                    self.lane.held.fetch_sub(old.len() as u32, Ordering::Relaxed);
+                    self.give_back(old).await;
                 }
                 deliveries = consumer.next_batch(most) => {
                     for delivery in deliveries? {
@@ -342,7 +353,7 @@ impl Serving {
                 for (envelope, receipt) in envelopes.into_iter().zip(receipts) {
                     let held = Held {
                         envelope: Arc::new(envelope),
-                        receipt,
+                        receipt: Some(receipt),
                         received,
                         redelivered: delivery.redelivered,
                         passes,
@@ -377,7 +388,14 @@ impl Serving {
             return;
         }
         info!(task.model = %self.lane.spec.name, tasks = held.len(), "given back, not begun");
-        settle(held.into_iter().map(|held| held.receipt).collect(), Verdict::Requeue).await;
+        settle(held.into_iter().filter_map(|held| held.receipt).collect(), Verdict::Requeue).await;
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -19,6 +19,7 @@ mod holdings;
 mod lane;
 mod leases;
 mod load_report;
+mod long;
 mod memory;
 mod metrics;
 mod orders;

@@ -24,6 +24,7 @@ use crate::holdings::Budget;
 use crate::lane::ModelLane;
 use crate::leases::Leases;
 use crate::load_report::{Reporter, host_name};
+use crate::long::Long;
 use crate::metrics::Metrics;
 use crate::orders;
 use crate::settle::Settler;
@@ -114,6 +115,12 @@ impl Worker {
                 Duration::from_millis(settings.retry_most_ms),
             ),
             max_output_bytes: settings.max_output_bytes,
+            long: Long {
+                broker: broker.clone(),
+                topology: topology.clone(),
+                closing: closing.clone(),
+                most: Duration::from_secs(settings.held_s),
+            },
             alone: Alone::new(Duration::from_secs(settings.alone_s)),
         });
         let reporting = CancellationToken::new();

@@ -110,7 +110,7 @@ impl Settler {
         let mut done = Vec::with_capacity(group.len());
         for (settlement, told) in group.into_iter().zip(told) {
             self.metrics.settled(&settlement, &told);
-            done.push(settlement.held.receipt);
+            done.extend(settlement.held.receipt);
         }
         self.metrics.void_acks(broker::settle(done, Verdict::Ack).await);
     }

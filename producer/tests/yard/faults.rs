@@ -12,7 +12,7 @@ use taskyard_shared::broker::{
 use taskyard_shared::load::{LoadReport, ModelSpec};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
-    Accept, Accepted, Claim, Claimed, Filter, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
+    Accept, Accepted, Claim, Claimed, Filter, Leased, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
     StoreError, TakeTokens, TokensTaken,
 };
 use taskyard_shared::{Priority, Reply, TaskId, TaskResult};
@@ -222,6 +222,7 @@ checked! {
     async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> ();
     async fn claim(&self, claims: Vec<Claim>) -> Vec<Claimed>;
     async fn renew(&self, leases: Vec<Renew>) -> Vec<Renewed>;
+    async fn leased(&self, ids: Vec<TaskId>) -> Vec<Leased>;
     async fn settle(&self, settlements: Vec<Settle>) -> Vec<Settled>;
     async fn release(&self, releases: Vec<Release>) -> Vec<Released>;
     async fn cancel(&self, ids: Vec<TaskId>) -> Vec<Option<TaskResult>>;

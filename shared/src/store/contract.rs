@@ -36,8 +36,8 @@ use std::time::Duration;
 use serde_json::value::RawValue;
 
 use super::{
-    Accept, Accepted, Beside, Claim, Claimed, Guard, Release, Released, Renew, Renewed, Retention, Settle, Settled,
-    Store,
+    Accept, Accepted, Beside, Claim, Claimed, Guard, Leased, Release, Released, Renew, Renewed, Retention, Settle,
+    Settled, Store,
 };
 use crate::envelope::Reply;
 use crate::lifecycle::State;
@@ -82,6 +82,7 @@ macro_rules! store_contract {
             a_claim_without_a_record_is_unknown
             a_dead_lease_is_taken_over_with_the_next_attempt
             a_renewed_lease_lives_on
+            whether_somebody_runs_a_task_can_be_asked
             only_the_attempt_that_holds_it_renews_a_lease
             exhausted_after_max_attempts
             attempts_that_only_the_envelope_knows_of_count

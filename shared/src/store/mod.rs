@@ -125,6 +125,19 @@ pub enum Renewed {
     Unknown,
 }
 
+/// Whether somebody runs a task.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leased {
+    /// An attempt whose lease lives.
+    Live,
+    /// Nobody, and it has not ended.
+    Over,
+    /// Nobody: it has ended.
+    Ended,
+    /// There is no record.
+    Unknown,
+}
+
 /// Who may write a terminal state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Guard {
@@ -240,6 +253,9 @@ pub trait Store: Send + Sync {
     async fn claim(&self, claims: Vec<Claim>) -> Result<Vec<Claimed>, StoreError>;
 
     async fn renew(&self, leases: Vec<Renew>) -> Result<Vec<Renewed>, StoreError>;
+
+    /// Whether attempts at these tasks are under way. Changes nothing.
+    async fn leased(&self, ids: Vec<TaskId>) -> Result<Vec<Leased>, StoreError>;
 
     /// Writes terminal states. A record that is unknown is created: its task was accepted once.
     async fn settle(&self, settlements: Vec<Settle>) -> Result<Vec<Settled>, StoreError>;

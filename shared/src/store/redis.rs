@@ -21,8 +21,8 @@ use redis::{Cmd, Value};
 use self::link::{Link, array, bytes, optional_bytes, unexpected};
 use self::script::Entry;
 use super::{
-    Accept, Accepted, Beside, Claim, Claimed, FOLLOWERS, Filter, MISSED_MS, Page, Release, Released, Renew, Renewed,
-    Retention, Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor, pack,
+    Accept, Accepted, Beside, Claim, Claimed, FOLLOWERS, Filter, Leased, MISSED_MS, Page, Release, Released, Renew,
+    Renewed, Retention, Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
@@ -205,6 +205,20 @@ impl Store for RedisStore {
             Value::Int(2) => Ok(Renewed::Unknown),
             Value::Int(3) => Ok(Renewed::CancelRequested),
             _ => Err(unexpected("renew")),
+        };
+        answers.into_iter().map(read).collect()
+    }
+
+    async fn leased(&self, ids: Vec<TaskId>) -> Result<Vec<Leased>, StoreError> {
+        let entries = ids.into_iter().map(|id| Entry { key: self.keys.of(id), arguments: [] });
+        let entries: Vec<Entry<0>> = entries.collect();
+        let answers = script::LEASED.batch(&self.leases, &[], &[], &entries).await?;
+        let read = |answer| match answer {
+            Value::Int(0) => Ok(Leased::Over),
+            Value::Int(1) => Ok(Leased::Live),
+            Value::Int(2) => Ok(Leased::Ended),
+            Value::Int(3) => Ok(Leased::Unknown),
+            _ => Err(unexpected("leased")),
         };
         answers.into_iter().map(read).collect()
     }

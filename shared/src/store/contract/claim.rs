@@ -103,6 +103,28 @@ pub async fn a_renewed_lease_lives_on(store: Arc<dyn Store>) {
     assert!(matches!(desk.claim(claim_of(id, super::nonce(), LONG_MS)).await, Claimed::Busy { .. }));
 }
 
+pub async fn whether_somebody_runs_a_task_can_be_asked(store: Arc<dyn Store>) {
+    const NEXT: u128 = 77;
+    let desk = Desk(store);
+    let leased = async |id| desk.0.leased(vec![id]).await.expect("leased");
+    let (id, nonce) = (TaskId::new(), nonce());
+    assert_eq!(leased(id).await, [Leased::Unknown]);
+    desk.open(id).await;
+    assert_eq!(leased(id).await, [Leased::Over], "nobody has begun it");
+    desk.run(id, nonce, LONG_MS, 1).await;
+    assert_eq!(desk.0.leased(vec![id, TaskId::new()]).await.expect("leased"), [Leased::Live, Leased::Unknown]);
+    // A lease that ends.
+    desk.0.renew(vec![Renew { id, nonce, lease_ms: 1 }]).await.expect("renew");
+    eventually("the lease ends", || async { (leased(id).await == [Leased::Over]).then_some(()) }).await;
+    desk.0.renew(vec![Renew { id, nonce, lease_ms: LONG_MS }]).await.expect("renew");
+    assert_eq!(leased(id).await, [Leased::Live]);
+    desk.0.release(vec![Release { id, nonce, counts: true }]).await.expect("release");
+    assert_eq!(leased(id).await, [Leased::Over]);
+    desk.run(id, NEXT, LONG_MS, 2).await;
+    desk.settle(2, NEXT, &TaskResult { state: State::Succeeded, attempt: 2, ..queued(id) }).await;
+    assert_eq!(leased(id).await, [Leased::Ended]);
+}
+
 pub async fn only_the_attempt_that_holds_it_renews_a_lease(store: Arc<dyn Store>) {
     let desk = Desk(store);
     let (id, first, second) = (TaskId::new(), nonce(), nonce());

@@ -29,8 +29,8 @@ use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
 use self::shelf::Shelf;
 use super::pack::put_task;
 use super::{
-    Accept, Accepted, Claim, Claimed, Filter, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention, Settle,
-    Settled, Store, StoreError, TakeTokens, TokensTaken, cursor,
+    Accept, Accepted, Claim, Claimed, Filter, Leased, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention,
+    Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor,
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
@@ -294,6 +294,12 @@ impl Store for EmbeddedStore {
             Held::Unknown => Ok(Claimed::Unknown),
         };
         held.into_iter().map(answer).collect()
+    }
+
+    async fn leased(&self, ids: Vec<TaskId>) -> Result<Vec<Leased>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let mut records = self.records();
+        Ok(ids.into_iter().map(|id| records.leased(id, now_ms)).collect())
     }
 
     async fn renew(&self, leases: Vec<Renew>) -> Result<Vec<Renewed>, StoreError> {

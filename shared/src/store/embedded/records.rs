@@ -12,7 +12,7 @@ use super::record::{Record, View};
 use crate::envelope::Reply;
 use crate::journal::{Address, Batch, Journal};
 use crate::lifecycle::State;
-use crate::store::{Beside, Claim, Guard, MISSED_MS, Release, Released, Renew, Renewed, Retention};
+use crate::store::{Beside, Claim, Guard, Leased, MISSED_MS, Release, Released, Renew, Renewed, Retention};
 use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
 
@@ -422,6 +422,15 @@ impl Records {
         (more.worker, more.started) = (Some(worker), Some(started));
         write(record, id, batch);
         Held::Run { attempt: begun + 1 }
+    }
+
+    pub fn leased(&mut self, id: TaskId, now_ms: u64) -> Leased {
+        let Some(record) = self.touch(id, now_ms) else { return Leased::Unknown };
+        match record.open() {
+            false => Leased::Ended,
+            true if record.held && record.lease_ms > now_ms => Leased::Live,
+            true => Leased::Over,
+        }
     }
 
     pub fn renew(&mut self, renew: &Renew, now_ms: u64) -> Renewed {

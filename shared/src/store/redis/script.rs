@@ -30,6 +30,7 @@ scripts! {
     CLAIM = "claim.lua"
     DISPATCHED = "dispatched.lua"
     FOLLOW = "follow.lua"
+    LEASED = "leased.lua"
     LIST = "list.lua"
     LOADS = "loads.lua"
     RELEASE = "release.lua"
