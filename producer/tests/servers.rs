@@ -19,6 +19,7 @@ use taskyard_producer::{Client, GatewayParts};
 use taskyard_shared::broker::Broker;
 use taskyard_shared::broker::rabbitmq::RabbitMq;
 use taskyard_shared::messages::work_queues;
+use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::{BrokerSettings, QueueType, StoreSettings};
 use taskyard_shared::store::Retention;
@@ -132,6 +133,7 @@ impl Servers {
             topology: self.topology.clone(),
             settings: settings(),
             registry: Registry::new().unwrap(),
+            keys: Keys::default(),
         })
         .await;
         gateway.ready().await;

@@ -16,7 +16,7 @@ use config::Config;
 use toml::{Table, Value};
 
 use super::secret::{MASK, masked};
-use super::settings::Settings;
+use super::settings::{Anonymous, Settings};
 
 mod error;
 mod layer;
@@ -25,6 +25,7 @@ mod shape;
 mod source;
 
 pub use error::{ConfigError, Origin};
+pub use rules::check_key;
 use shape::{DEFAULTS, Key};
 
 /// Settings, and where each came from.
@@ -157,6 +158,15 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// Whether the gateway may listen where it is to: beyond this machine it asks for keys, unless somebody decided otherwise.
+    pub fn require_keys(&self) -> Result<(), ConfigError> {
+        let here = self.gateway.listen.ip().to_canonical().is_loopback();
+        if here || !self.keys.is_empty() || self.gateway.anonymous == Anonymous::Anywhere {
+            return Ok(());
+        }
+        Err(ConfigError::NoKeys { listen: self.gateway.listen })
     }
 }
 

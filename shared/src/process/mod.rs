@@ -4,6 +4,7 @@ pub mod admin;
 pub mod config;
 pub mod connect;
 pub mod exit;
+pub mod keys;
 pub mod listen;
 pub mod metrics;
 pub mod secret;

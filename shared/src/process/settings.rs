@@ -1,5 +1,6 @@
 //! The settings of every role, as types. `settings.default.toml` says what each means and is compiled in as the lowest
-//! layer, and `settings.models.toml` and `settings.tenants.toml` are the same for a model's and a tenant's; [`super::config`] reads the layers and checks the values.
+//! layer, and `settings.models.toml`, `settings.tenants.toml` and `settings.keys.toml` are the same for a
+//! model's, a tenant's and a key's; [`super::config`] reads the layers and checks the values.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,9 @@ pub struct Settings {
     pub models: BTreeMap<String, ModelSettings>,
     #[serde(default)]
     pub tenants: BTreeMap<String, TenantSettings>,
+    /// To the HTTP API. Without any, none is asked for.
+    #[serde(default)]
+    pub keys: BTreeMap<String, KeySettings>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -62,12 +66,23 @@ pub struct StoreSettings {
 #[serde(deny_unknown_fields)]
 pub struct GatewaySettings {
     pub listen: SocketAddr,
+    /// Who is served while there are no keys.
+    pub anonymous: Anonymous,
     pub max_wait_s: u64,
     pub max_waiters: usize,
     pub max_connections: usize,
     pub max_batch_tasks: usize,
     pub max_body_bytes: usize,
     pub request_timeout_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Anonymous {
+    /// Everybody on this machine: another address is not listened on.
+    Loopback,
+    /// Everybody who reaches it.
+    Anywhere,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -189,6 +204,20 @@ impl Default for TenantSettings {
     fn default() -> Self {
         Self { weight: default_weight(), max_running: None, max_waiting: None, max_per_second: None, burst: None }
     }
+}
+
+/// `[keys.<name>]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySettings {
+    /// Hex.
+    pub sha256: String,
+    /// One, or `*`.
+    pub tenant: String,
+    pub scopes: Vec<String>,
+    /// RFC 3339.
+    #[serde(default)]
+    pub expires: Option<String>,
 }
 
 /// `[models.<name>]`. The table of the handler's name is read by the handler.

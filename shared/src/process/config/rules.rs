@@ -1,6 +1,7 @@
 //! What a value must be beyond its type. Bounds and choices are tables by key, checked before the values become
 //! [`Settings`]; what concerns a form, or several values, is checked after.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::SocketAddr;
 
@@ -8,13 +9,13 @@ use toml::Value;
 use url::Url;
 
 use super::super::settings::{
-    HttpSettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, SHARDS_MOST, Settings,
+    HttpSettings, KeySettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, SHARDS_MOST, Settings,
 };
 use super::error::{ConfigError, Origin};
 use super::is_embedded;
 use super::layer::Layer;
 use super::shape::Key;
-use crate::decode::is_name;
+use crate::decode::{is_name, is_tenant};
 use crate::task::limits;
 
 /// The least and the most that a number may be.
@@ -100,6 +101,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
 /// Texts that are one of a few.
 const CHOICES: &[(&str, &[&str])] = &[
     ("broker.queue_type", &["auto", "classic", "quorum"]),
+    ("gateway.anonymous", &["loopback", "anywhere"]),
     ("scheduler.late", &["refuse", "demote", "keep"]),
     ("scheduler.placement", &["demand", "none"]),
     ("scheduler.policy", &["cmu", "fair", "fifo", "strict", "edf", "wspt"]),
@@ -117,6 +119,9 @@ const REQUIRED: &[(&str, &str)] = &[
     ("models.*.onnx", "file"),
     ("models.*.http", "url"),
     ("models.*.process", "command"),
+    ("keys.*", "sha256"),
+    ("keys.*", "tenant"),
+    ("keys.*", "scopes"),
 ];
 
 /// Bounds, choices, addresses and required keys. After it, the values have the types of [`Settings`].
@@ -201,12 +206,33 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
         check.model(&key, model)?;
     }
     for name in settings.tenants.keys() {
-        let known = !name.is_empty() && name.len() <= limits::TENANT_BYTES && !name.chars().any(char::is_control);
+        let known = is_tenant(name);
         let key = Key(vec!["tenants".to_owned(), name.clone()]);
         check
             .key(&key, known.or_say("is not a tenant's name: it must be 1 to 128 bytes without control characters"))?;
     }
+    let mut digests = BTreeSet::new();
+    for (name, settings) in &settings.keys {
+        let key = Key(vec!["keys".to_owned(), name.clone()]);
+        check.key(&key, key_name(name))?;
+        match settings.grant(name) {
+            Err((field, problem)) => check.key(&key.child(field), Err(problem))?,
+            Ok((digest, _)) => {
+                check.key(&key.child("sha256"), digests.insert(digest).or_say("is that of another key, too"))?;
+            }
+        }
+    }
     Ok(())
+}
+
+fn key_name(name: &str) -> Result<(), String> {
+    is_name(name, 64).or_say("is not a key's name: it must match [a-z0-9][a-z0-9._-]{0,63}")
+}
+
+/// Whether a key can be in the settings under this name. The problem is one sentence.
+pub fn check_key(name: &str, settings: &KeySettings) -> Result<(), String> {
+    key_name(name).map_err(|problem| format!("{name:?} {problem}"))?;
+    settings.grant(name).map(|_| ()).map_err(|(field, problem)| format!("{field} {problem}"))
 }
 
 struct Check<'a> {
@@ -408,7 +434,10 @@ mod tests {
             Shape::Leaf(_) => {}
             Shape::Section(children) => children.iter().for_each(|(name, of)| numbers(of, &key.child(name), all)),
             Shape::Named(names, of) => {
-                assert!(matches!(names, Names::Models | Names::Tenants) || matches!(**of, Shape::Leaf(Type::Text)));
+                assert!(
+                    matches!(names, Names::Models | Names::Tenants | Names::Keys)
+                        || matches!(**of, Shape::Leaf(Type::Text))
+                );
                 numbers(of, &key.child("any"), all);
             }
         }
