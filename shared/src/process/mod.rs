@@ -11,3 +11,4 @@ pub mod secret;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

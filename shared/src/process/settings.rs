@@ -41,6 +41,8 @@ pub struct BrokerSettings {
     pub publish_timeout_ms: u64,
     /// Messages whose confirms are awaited at once.
     pub in_flight: usize,
+    #[serde(default)]
+    pub tls: TlsSettings,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -60,6 +62,30 @@ pub struct StoreSettings {
     pub finished_hours: u64,
     pub unfinished_hours: u64,
     pub listed_tasks: usize,
+    #[serde(default)]
+    pub tls: TlsSettings,
+}
+
+/// PEM files; an empty path is none. They are relative as models' files are.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// Who is trusted, instead of the system's authorities.
+    pub ca_file: PathBuf,
+    /// This client's certificate, and those between it and its authority.
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+impl TlsSettings {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(super) fn files(&mut self) -> [&mut PathBuf; 3] {
+        [&mut self.ca_file, &mut self.cert_file, &mut self.key_file]
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

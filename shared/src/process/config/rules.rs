@@ -10,6 +10,7 @@ use url::Url;
 
 use super::super::settings::{
     HttpSettings, KeySettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, SHARDS_MOST, Settings,
+    TlsSettings,
 };
 use super::error::{ConfigError, Origin};
 use super::is_embedded;
@@ -186,6 +187,8 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
     let Settings { broker, store, worker, log, .. } = settings;
     check.that("broker.url", broker_url(&broker.url))?;
     check.that("store.url", store_url(&store.url))?;
+    check.tls("broker", &broker.tls, &broker.url, "amqps://")?;
+    check.tls("store", &store.tls, &store.url, "rediss://")?;
     let namespace = is_name(&broker.namespace, 64);
     check.that("broker.namespace", namespace.or_say("must match [a-z0-9][a-z0-9._-]{0,63}"))?;
     check.that("worker.id", worker_id(&worker.id))?;
@@ -251,6 +254,19 @@ impl Check<'_> {
             let table = || self.layers.sections.get(key).or_else(|| self.layers.sections.get(&key.parent()));
             value_error(key, leaf.or_else(table).cloned().unwrap_or(Origin::Default), problem)
         })
+    }
+
+    fn tls(&self, section: &str, tls: &TlsSettings, url: &str, scheme: &str) -> Result<(), ConfigError> {
+        for (name, file) in [("ca_file", &tls.ca_file), ("cert_file", &tls.cert_file), ("key_file", &tls.key_file)] {
+            // Whoever sets it believes that it protects something.
+            let used = file.as_os_str().is_empty() || url.starts_with(scheme);
+            let problem = format!("is used with {scheme} alone, and {section}.url is another");
+            self.that(&format!("{section}.tls.{name}"), used.or_say(problem))?;
+        }
+        let both = tls.cert_file.as_os_str().is_empty() == tls.key_file.as_os_str().is_empty();
+        let alone = if tls.cert_file.as_os_str().is_empty() { "key_file" } else { "cert_file" };
+        let problem = "needs the other: cert_file and key_file belong together";
+        self.that(&format!("{section}.tls.{alone}"), both.or_say(problem))
     }
 
     fn model(&self, key: &Key, model: &ModelSettings) -> Result<(), ConfigError> {
