@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod config;
 pub mod connect;
+pub mod egress;
 pub mod exit;
 pub mod keys;
 pub mod listen;

@@ -358,9 +358,35 @@ pub struct ProcessSettings {
     /// Working directory of the child.
     #[serde(default)]
     pub directory: Option<PathBuf>,
-    /// The child's environment beside `PATH`, `HOME` and `LANG`.
+    /// Variables that the child gets of the worker's environment, beside `PATH`, `HOME` and `LANG`.
+    #[serde(default)]
+    pub inherit: Vec<String>,
+    /// The rest of the child's environment.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    #[serde(default)]
+    pub limits: ProcessLimits,
+}
+
+/// What the kernel holds the child to; `None` is what it holds the worker to.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessLimits {
+    /// Of address space, for each process.
+    #[serde(default)]
+    pub memory_mb: Option<u64>,
+    /// Open at once, for each process.
+    #[serde(default)]
+    pub open_files: Option<u64>,
+    /// Of the worker's user, all together.
+    #[serde(default)]
+    pub processes: Option<u64>,
+    /// Largest file that is written.
+    #[serde(default)]
+    pub file_mb: Option<u64>,
+    /// Of processor time, for each process, from its start on.
+    #[serde(default)]
+    pub cpu_s: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -90,6 +90,12 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.onnx.max_tokens", Bounds::Whole(1, 1_000_000)),
     ("models.*.http.connect_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("models.*.http.max_response_bytes", Bounds::Whole(1, 1 << 30)),
+    // Below this a program cannot even be loaded.
+    ("models.*.process.limits.memory_mb", Bounds::Whole(16, 100_000_000)),
+    ("models.*.process.limits.open_files", Bounds::Whole(8, 1_000_000)),
+    ("models.*.process.limits.processes", Bounds::Whole(1, 1_000_000)),
+    ("models.*.process.limits.file_mb", Bounds::Whole(0, 100_000_000)),
+    ("models.*.process.limits.cpu_s", Bounds::Whole(1, 100_000_000)),
     ("models.*.simulated.service_ms", Bounds::Number(0.0, limits::DURATION_MS as f64)),
     ("models.*.simulated.failure_ratio", Bounds::Number(0.0, 1.0)),
     ("tenants.*.weight", Bounds::Number(0.01, 100.0)),
@@ -343,6 +349,10 @@ impl Check<'_> {
         self.key(&key.child("command"), program.or_say(problem))?;
         let valid = !process.command.iter().any(|part| part.contains('\0'));
         self.key(&key.child("command"), valid.or_say("must not hold a zero byte"))?;
+        for name in &process.inherit {
+            let valid = !name.is_empty() && !name.contains(['=', '\0']);
+            self.key(&key.child("inherit"), valid.or_say(format!("holds {name:?}, which is no variable's name")))?;
+        }
         for (name, value) in &process.environment {
             let valid = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
             let problem = "cannot be a variable: a name without = is needed, and no zero byte";
