@@ -1,8 +1,10 @@
 //! The HTTP API as the client commands use it: one request, one answer, and a failure that knows its exit code.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use reqwest::header::{HeaderMap, HeaderValue};
 use reqwest::{RequestBuilder, StatusCode, Url, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -19,6 +21,9 @@ pub struct ApiArgs {
     /// Where the API is; also TASKYARD_API. http://127.0.0.1:8080 when neither is given
     #[arg(long, value_name = "URL", global = true)]
     pub api: Option<String>,
+    /// A file that holds the key, where the API asks for one; also TASKYARD_API_KEY_FILE, or the key itself in TASKYARD_API_KEY
+    #[arg(long, value_name = "FILE", global = true)]
+    pub api_key_file: Option<PathBuf>,
 }
 
 /// Why a command did not do what it was asked for.
@@ -73,6 +78,9 @@ impl Api {
         let mut http = reqwest::Client::builder().connect_timeout(CONNECT_LIMIT);
         if is_loopback(&base) {
             http = http.no_proxy();
+        }
+        if let Some(key) = key(arguments, |name| std::env::var(name).ok())? {
+            http = http.default_headers(HeaderMap::from_iter([(header::AUTHORIZATION, key)]));
         }
         let http =
             http.build().map_err(|error| Failure::new(Exit::Failed, format!("no HTTP client can be made: {error}")))?;
@@ -181,14 +189,43 @@ impl Api {
     }
 }
 
+/// What goes into the header, by the first that is said of: the argument, the variable with the key, the variable with the file.
+/// The key itself is never an argument: everybody on the machine sees those.
+fn key(arguments: &ApiArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Option<HeaderValue>, Failure> {
+    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let (place, key) = match (&arguments.api_key_file, variable("TASKYARD_API_KEY"), variable("TASKYARD_API_KEY_FILE"))
+    {
+        (Some(path), ..) => ("--api-key-file", read_key("--api-key-file", path)?),
+        (None, Some(key), _) => ("TASKYARD_API_KEY", key),
+        (None, None, Some(path)) => ("TASKYARD_API_KEY_FILE", read_key("TASKYARD_API_KEY_FILE", Path::new(&path))?),
+        (None, None, None) => return Ok(None),
+    };
+    let bare = key.strip_suffix('\n').map_or(key.as_str(), |key| key.strip_suffix('\r').unwrap_or(key));
+    let printable = !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_graphic());
+    let value = HeaderValue::try_from(format!("Bearer {bare}")).ok().filter(|_| printable);
+    let mut value =
+        value.ok_or_else(|| Failure::new(Exit::Usage, format!("{place} holds no key: it must be one word")))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+fn read_key(place: &str, path: &Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path)
+        .map_err(|error| Failure::new(Exit::Usage, format!("{place}: {} cannot be read: {error}", path.display())))
+}
+
 /// The exit code of a problem.
 fn failed(status: StatusCode, problem: &Problem) -> Failure {
     let exit = match status.as_u16() {
         404 if problem.code == "not_found" => Exit::NotFound,
-        400 | 413 | 415 | 422 => Exit::Usage,
+        400 | 401 | 403 | 413 | 415 | 422 => Exit::Usage,
         429 | 503 => Exit::NotReachable,
         _ => Exit::Failed,
     };
+    if status == StatusCode::UNAUTHORIZED {
+        let hint = "give it with --api-key-file, TASKYARD_API_KEY_FILE or TASKYARD_API_KEY";
+        return Failure::new(exit, format!("{}; {hint} [{}]", problem.detail, problem.code));
+    }
     let task = problem.task_id.as_ref().map(|id| format!(" (task {id})")).unwrap_or_default();
     Failure::new(exit, format!("{}{task} [{}]", problem.detail, problem.code))
 }
@@ -203,7 +240,7 @@ mod tests {
     use super::*;
 
     fn api(url: &str) -> Result<Api, Failure> {
-        Api::new(&ApiArgs { api: Some(url.to_owned()) })
+        Api::new(&ApiArgs { api: Some(url.to_owned()), api_key_file: None })
     }
 
     #[test]
@@ -228,6 +265,38 @@ mod tests {
     #[test]
     fn a_password_in_the_address_is_not_shown() {
         assert_eq!(api("http://user:secret@host:1/yard").unwrap().place(), "http://host:1/yard");
+    }
+
+    #[test]
+    fn the_key_comes_from_the_nearest_place_and_is_one_word() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let found = |argument: Option<&Path>, variables: &[(&str, &str)]| {
+            let arguments = ApiArgs { api: None, api_key_file: argument.map(Path::to_owned) };
+            key(&arguments, |name| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string())
+            })
+            .map(|key| key.map(|key| key.to_str().unwrap().to_owned()))
+            .map_err(|failure| failure.exit)
+        };
+        let bearer = |key: &str| Ok(Some(format!("Bearer {key}")));
+        let (one, two) = (file("one", "one\n"), file("two", "two\r\n"));
+        let all = [("TASKYARD_API_KEY", "direct"), ("TASKYARD_API_KEY_FILE", two.to_str().unwrap())];
+        assert_eq!(found(None, &[]), Ok(None));
+        assert_eq!(found(None, &[("TASKYARD_API_KEY", "")]), Ok(None));
+        assert_eq!(found(Some(&one), &all), bearer("one"));
+        assert_eq!(found(None, &all), bearer("direct"));
+        assert_eq!(found(None, &all[1..]), bearer("two"));
+        for bad in ["", "\n", "a b", "a\nb", "é", " a"] {
+            assert_eq!(found(Some(&file("bad", bad)), &[]), Err(Exit::Usage), "{bad:?}");
+        }
+        assert_eq!(found(Some(&folder.path().join("none")), &[]), Err(Exit::Usage));
+        let shown = format!("{:?}", key(&ApiArgs { api: None, api_key_file: Some(one) }, |_| None).unwrap());
+        assert!(!shown.contains("one"), "{shown}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use taskyard_producer::gateway::{Gateway, GatewayParts};
 use taskyard_shared::process::config;
+use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::shutdown::Shutdown;
 use taskyard_shared::process::telemetry;
@@ -37,7 +38,7 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
         }
     }
     let shutdown = Shutdown::on_signals()?;
-    let listener = bind_gateway(loaded.settings.gateway.listen).await?;
+    let listener = bind_gateway(&loaded.settings).await?;
     let address = listener.local_addr()?;
     let registry = Registry::new()?;
     let models = load_models(&loaded, &[]).await?;
@@ -52,6 +53,7 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
         topology: yard.topology.clone(),
         settings: settings.gateway.clone(),
         registry,
+        keys: Keys::new(&settings.keys).map_err(Failure::Usage)?,
     })?;
     tell!("Taskyard runs at http://{address} with the models {}.", names.join(", "));
     match &args.data {

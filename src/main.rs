@@ -77,6 +77,8 @@ enum Command {
     /// Asks a running process whether it is well; for health checks.
     #[command(hide = true)]
     Health(commands::health::HealthArgs),
+    /// Keys to the HTTP API: makes them.
+    Keys(commands::keys::KeysArgs),
     /// The settings in force.
     Config {
         #[command(subcommand)]
@@ -130,6 +132,7 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Workers(args) => return commands::workers::run(args).await.into(),
         Command::Queues(args) => return commands::queues::run(args).await.into(),
         Command::Doctor { args, output } => return commands::doctor::run(args, config, output).await,
+        Command::Keys(args) => return commands::keys::run(args).into(),
         Command::Health(args) => return commands::health::run(args).await,
         Command::Config { action, output } => return self::config::run(action, output, config).into(),
     };

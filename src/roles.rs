@@ -1,6 +1,5 @@
 //! The roles that run by themselves: gateway, scheduler, worker. Each reads straight down, from settings to drain.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +12,7 @@ use taskyard_shared::broker::Broker;
 use taskyard_shared::process::admin::{self, Health, Readiness};
 use taskyard_shared::process::config::{self, Loaded};
 use taskyard_shared::process::connect::{open_broker, open_store};
+use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::listen::{ListenError, Listener};
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::Settings;
@@ -84,7 +84,9 @@ impl Role {
 }
 
 /// The listener of `gateway.listen`; the gateway holds its connections to its own limits.
-pub async fn bind_gateway(address: SocketAddr) -> Result<TcpListener, Failure> {
+pub async fn bind_gateway(settings: &Settings) -> Result<TcpListener, Failure> {
+    settings.require_keys()?;
+    let address = settings.gateway.listen;
     let refused = |source| ListenError { address, setting: "gateway.listen", source };
     let listener = TcpListener::bind(address).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
@@ -165,13 +167,14 @@ pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure
 
 pub async fn gateway(file: Option<&Path>) -> Result<(), Failure> {
     let role = Role::start("gateway", file).await?;
-    let listener = bind_gateway(role.settings().gateway.listen).await?;
+    let listener = bind_gateway(role.settings()).await?;
     let gateway = Gateway::new(GatewayParts {
         broker: role.broker.clone(),
         store: role.store.clone(),
         topology: role.topology.clone(),
         settings: role.settings().gateway.clone(),
         registry: role.registry.clone(),
+        keys: Keys::new(&role.settings().keys).map_err(Failure::Usage)?,
     })?;
     gateway.run(listener, role.shutdown.drain.clone()).await;
     role.broker.close().await;

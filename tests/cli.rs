@@ -277,6 +277,51 @@ fn a_port_that_is_taken_is_named_with_its_setting() {
 }
 
 #[test]
+fn a_gateway_that_others_can_reach_wants_keys() {
+    let everywhere = [("TASKYARD__GATEWAY__LISTEN", "0.0.0.0:0")];
+    taskyard(&["dev"], &everywhere)
+        .refuses(2, &["gateway.listen", "0.0.0.0:0", "taskyard keys new", "gateway.anonymous"]);
+}
+
+#[test]
+fn a_key_is_made_and_its_lines_are_settings() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    let new = ["keys", "new", "--name", "ci.2026", "--tenant", "blue", "--scopes", "submit,read"];
+    let to_file = ["--key-file", file.to_str().unwrap(), "--expires", "2030-01-01T00:00:00Z"];
+
+    let printed = taskyard(&new, &[]);
+    assert_eq!(printed.code, Some(0), "{}", printed.err);
+    let (key, lines) = printed.out.split_once("\n\n").unwrap();
+    assert!(key.starts_with("tyk_") && !lines.contains(key) && !printed.err.contains(key));
+    let path = written(&folder, "printed.toml", lines);
+    assert_eq!(taskyard(&["config", "check", "--config", path.to_str().unwrap()], &[]).code, Some(0));
+
+    let kept = taskyard(&[&new[..], &to_file].concat(), &[]);
+    let key = std::fs::read_to_string(&file).unwrap();
+    assert!(key.starts_with("tyk_") && key.ends_with('\n') && !kept.out.contains(key.trim()), "{}", kept.out);
+    assert!(kept.out.contains("expires = "));
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&file.metadata().unwrap().permissions()) & 0o777, 0o600);
+    let path = written(&folder, "kept.toml", &kept.out);
+    assert_eq!(taskyard(&["config", "check", "--config", path.to_str().unwrap()], &[]).code, Some(0));
+    // A key that is there is not written over.
+    taskyard(&[&new[..], &to_file].concat(), &[]).refuses(2, &["key"]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), key);
+
+    let json: serde_json::Value =
+        serde_json::from_str(&taskyard(&[&new[..], &["-o", "json"]].concat(), &[]).out).unwrap();
+    assert_eq!((&json["tenant"], &json["scopes"]), (&"blue".into(), &serde_json::json!(["submit", "read"])));
+    for (arguments, words) in [
+        (["--name", "CI", "--tenant", "blue", "--scopes", "read"], "not a key's name"),
+        (["--name", "ci", "--tenant", "", "--scopes", "read"], "tenant"),
+        (["--name", "ci", "--tenant", "blue", "--scopes", "admin"], "admin"),
+        (["--name", "ci", "--tenant", "*", "--scopes", "everything"], "submit, read, control, admin"),
+    ] {
+        taskyard(&[&["keys", "new"][..], &arguments].concat(), &[]).refuses(2, &[words]);
+    }
+}
+
+#[test]
 fn what_the_servers_refuse_is_2_and_an_unknown_model_too() {
     let Some(servers) = servers("refusals of servers") else { return };
     let (_, host) = servers.amqp.rsplit_once('@').unwrap();

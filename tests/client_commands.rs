@@ -8,6 +8,8 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 use taskyard_shared::Timestamp;
 use taskyard_shared::load::{LoadReport, ModelLoad, ModelSpec};
+use taskyard_shared::process::keys::{Keys, NewKey};
+use taskyard_shared::process::settings::KeySettings;
 use taskyard_shared::store::Store;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -130,6 +132,43 @@ async fn exit_codes_say_what_happened() {
         assert_eq!(ran.code, *code, "{arguments:?}: {}{}", ran.out, ran.err);
         assert!(ran.err.contains(words), "{arguments:?}: {}", ran.err);
         assert!(*code < 2 || ran.out.is_empty(), "{arguments:?}: {}", ran.out);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_sent_where_one_is_asked_for() {
+    let yard = Yard::working().await;
+    let (blue, stranger) = (NewKey::generate().unwrap(), NewKey::generate().unwrap());
+    let settings = KeySettings {
+        sha256: blue.sha256(),
+        tenant: "blue".to_owned(),
+        scopes: vec!["submit".to_owned(), "read".to_owned()],
+        expires: None,
+    };
+    let keys = Keys::new(&[("blue".to_owned(), settings)].into()).unwrap();
+    let gateway = yard.gateway_with_keys(yard::settings(), keys).await;
+    gateway.ready().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (blue, stranger) = (file("blue", &format!("{}\n", blue.text())), file("stranger", stranger.text()));
+    let submit = ["task", "submit", "--model", "echo", "--input", "1", "--wait", "20s", "-o", "json"];
+    let ran = taskyard(&gateway, &[&submit[..], &["--api-key-file", &blue]].concat()).await;
+    assert_eq!((ran.code, ran.json()["tenant"].as_str()), (0, Some("blue")), "{}", ran.err);
+    let cases: [(&[&str], &[&str], &str); 5] = [
+        (&submit, &[], "--api-key-file"),
+        (&submit, &["--api-key-file", &stranger], "unauthorized"),
+        (&submit, &["--api-key-file", "/no/such/file"], "/no/such/file"),
+        (&submit, &["--api-key-file", &blue, "--tenant", "red"], "forbidden"),
+        (&["queues"], &["--api-key-file", &blue], "forbidden"),
+    ];
+    for (command, arguments, words) in cases {
+        let ran = taskyard(&gateway, &[command, arguments].concat()).await;
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}: {}", ran.err);
+        assert!(ran.err.contains(words), "{arguments:?}: {}", ran.err);
     }
 }
 

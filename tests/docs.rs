@@ -318,7 +318,7 @@ fn every_command_and_option_is_written_down() {
 /// Every page that a reader comes to.
 fn pages() -> Vec<String> {
     let mut pages: Vec<String> =
-        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "docs/reference.md"].map(str::to_owned).into();
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md", "docs/reference.md"].map(str::to_owned).into();
     for folder in ["docs", "docs/decisions", "demo", "scheduler/src/planner", "tests/stack"] {
         for entry in std::fs::read_dir(root().join(folder)).unwrap() {
             let path = entry.unwrap().path();

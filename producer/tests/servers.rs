@@ -19,8 +19,9 @@ use taskyard_producer::{Client, GatewayParts};
 use taskyard_shared::broker::Broker;
 use taskyard_shared::broker::rabbitmq::RabbitMq;
 use taskyard_shared::messages::work_queues;
+use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::Registry;
-use taskyard_shared::process::settings::{BrokerSettings, QueueType, StoreSettings};
+use taskyard_shared::process::settings::{BrokerSettings, QueueType, StoreSettings, TlsSettings};
 use taskyard_shared::store::Retention;
 use taskyard_shared::store::redis::RedisStore;
 use taskyard_shared::{State, TaskId, Topology};
@@ -77,6 +78,7 @@ fn broker_settings(url: &str, topology: &Topology) -> BrokerSettings {
         connect_timeout_ms: 10_000,
         publish_timeout_ms: 10_000,
         in_flight: 2048,
+        tls: TlsSettings::default(),
     }
 }
 
@@ -87,6 +89,7 @@ fn store(url: &str, topology: &Topology) -> Arc<RedisStore> {
         finished_hours: 1,
         unfinished_hours: 1,
         listed_tasks: 10_000,
+        tls: TlsSettings::default(),
     };
     Arc::new(RedisStore::connect(&settings, topology, Retention::default()).unwrap())
 }
@@ -132,6 +135,7 @@ impl Servers {
             topology: self.topology.clone(),
             settings: settings(),
             registry: Registry::new().unwrap(),
+            keys: Keys::default(),
         })
         .await;
         gateway.ready().await;

@@ -273,6 +273,10 @@ fn check_duration(name: &'static str, value: Option<u64>, least: u64) -> Result<
     Ok(())
 }
 
+pub(crate) fn is_tenant(text: &str) -> bool {
+    check_label("tenant", text, limits::TENANT_BYTES).is_ok()
+}
+
 fn check_label(name: &'static str, text: &str, limit: usize) -> Result<(), Invalid> {
     if text.is_empty() || text.len() > limit || has_control(text) {
         return Err(field(name, format_args!("must be 1 to {limit} bytes without control characters")));

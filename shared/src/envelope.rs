@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128_with_seed};
 
-use crate::decode::Invalid;
+use crate::decode::{Invalid, is_tenant};
 use crate::lifecycle::State;
 use crate::outcome::{ModelChoice, TaskError, TaskResult, Timings};
 use crate::task::{Alternative, Kind, ONE_TARGET, Priority, Target, Task, TaskId, Webhook, if_some, limits};
@@ -230,12 +230,14 @@ impl Envelope {
 
     /// The same task again has the same fingerprint: it covers what runs and on what.
     ///
-    /// XXH3 of 128 bits over the input, seeded with that of 64 bits over the target, seeded with that over the kind. It
+    /// XXH3 of 128 bits over the input, seeded with that of 64 bits over the tenant, seeded with that over the target, seeded
+    /// with that over the kind: one tenant's task is never another's, who would be told its result. It
     /// tells apart what one caller sends under one id; it is no proof against somebody who looks for two inputs that
     /// have the same one, who would only get the first one's result for the second.
     pub fn fingerprint(&self) -> u128 {
         let (_, target) = self.target.field();
         let seed = xxh3_64_with_seed(target.as_bytes(), xxh3_64(self.kind.as_str().as_bytes()));
+        let seed = xxh3_64_with_seed(self.tenant.as_bytes(), seed);
         xxh3_128_with_seed(self.input.get().as_bytes(), seed)
     }
 
@@ -364,8 +366,33 @@ fn is_first(shard: &u32) -> bool {
 }
 
 fn checked_tenant(app_id: &str) -> Result<String, Invalid> {
-    if app_id.is_empty() || app_id.len() > limits::TENANT_BYTES || app_id.chars().any(char::is_control) {
+    if !is_tenant(app_id) {
         return Err(Invalid::field("app_id", "must be 1 to 128 bytes without control characters: it is the tenant"));
     }
     Ok(app_id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_that_differ_in_target_kind_input_or_tenant_are_told_apart() {
+        let task = |target: Target, input: &str| {
+            let input = RawValue::from_string(input.to_owned()).unwrap();
+            Envelope::new(Task::new(target, input), &Carried::default(), Timestamp::now()).unwrap()
+        };
+        let model = |name: &str| Target::Model(name.to_owned());
+        let one = task(model("m"), "1");
+        let same = Envelope { id: TaskId::new(), priority: Priority::try_from(9).unwrap(), ..one.clone() };
+        assert_eq!(one.fingerprint(), same.fingerprint());
+        for other in [
+            task(model("n"), "1"),
+            task(model("m"), "2"),
+            Envelope { kind: Kind::Training, ..one.clone() },
+            Envelope { tenant: "blue".to_owned(), ..one.clone() },
+        ] {
+            assert_ne!(one.fingerprint(), other.fingerprint(), "{other:?}");
+        }
+    }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use taskyard_shared::broker::contract::Subject;
 use taskyard_shared::broker::rabbitmq::RabbitMq;
 use taskyard_shared::broker::{Broker, BrokerError, Consumer, Delivery, Message, PublishError, QueueSpec, Verdict};
-use taskyard_shared::process::settings::{BrokerSettings, QueueType};
+use taskyard_shared::process::settings::{BrokerSettings, QueueType, TlsSettings};
 
 use self::relay::Relay;
 
@@ -36,6 +36,7 @@ fn settings(queue_type: QueueType) -> Option<BrokerSettings> {
         connect_timeout_ms: 10_000,
         publish_timeout_ms: 10_000,
         in_flight: 2048,
+        tls: TlsSettings::default(),
     })
 }
 

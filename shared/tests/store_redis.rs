@@ -14,7 +14,7 @@ mod tls;
 
 use std::sync::Arc;
 
-use taskyard_shared::process::settings::StoreSettings;
+use taskyard_shared::process::settings::{StoreSettings, TlsSettings};
 use taskyard_shared::store::Retention;
 use taskyard_shared::store::contract::Check;
 use taskyard_shared::store::redis::RedisStore;
@@ -30,5 +30,12 @@ async fn run(retention: Retention, check: Check) {
 }
 
 fn settings(url: &str, timeout_ms: u64) -> StoreSettings {
-    StoreSettings { url: url.to_owned(), timeout_ms, finished_hours: 1, unfinished_hours: 1, listed_tasks: 1_000 }
+    StoreSettings {
+        url: url.to_owned(),
+        timeout_ms,
+        finished_hours: 1,
+        unfinished_hours: 1,
+        listed_tasks: 1_000,
+        tls: TlsSettings::default(),
+    }
 }

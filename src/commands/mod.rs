@@ -5,6 +5,7 @@ pub mod bench;
 pub mod dead;
 pub mod doctor;
 pub mod health;
+pub mod keys;
 pub mod models;
 pub mod queues;
 pub mod simulate;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use serde_json::{Value, json};
 use taskyard_producer::{Gateway, GatewayParts};
+use taskyard_shared::process::keys::Keys;
 use tokio::net::TcpListener;
 use tokio_util::sync::DropGuard;
 
@@ -24,6 +25,7 @@ impl Api {
             topology: yard.topology.clone(),
             settings: yard.settings.gateway.clone(),
             registry: yard.registry.clone(),
+            keys: Keys::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());

@@ -304,3 +304,84 @@ async fn a_wrong_command_shows_at_once() {
         assert!(!error.contains('\n') && !error.contains("canary"), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_child_is_held_to_its_limits() {
+    let script = r#"
+import resource
+
+def tried(what):
+    try:
+        what()
+        return "done"
+    except BaseException as failure:
+        return type(failure).__name__
+
+def many_files():
+    files = [open("/dev/null") for _ in range(100)]
+
+def large_file():
+    with open("large", "wb") as file:
+        for _ in range(3):
+            file.write(b"x" * (1 << 20))
+            file.flush()
+
+names = ["RLIMIT_CORE", "RLIMIT_AS", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_FSIZE", "RLIMIT_CPU"]
+for task in tasks():
+    if task["input"] == "spin":
+        while True:
+            pass
+    limits = {name: list(resource.getrlimit(getattr(resource, name))) for name in names}
+    inner = subprocess.run(["sh", "-c", "ulimit -n"], capture_output=True, text=True).stdout.strip()
+    answer(task, {
+        "limits": limits,
+        "inner": inner,
+        "memory": tried(lambda: bytearray(1 << 30)),
+        "files": tried(many_files),
+        "file": tried(large_file),
+    })
+"#;
+    let limits = "limits = { memory_mb = 512, open_files = 40, processes = 5000, file_mb = 2, cpu_s = 2 }";
+    let child = Python::start_with("", limits, script).await;
+    let got = output(&child.ask_one(1).await);
+    let most = |name: &str| got["limits"][name].clone();
+    assert_eq!(most("RLIMIT_CORE"), json!([0, 0]));
+    assert_eq!(most("RLIMIT_AS"), json!([512 << 20, 512 << 20]));
+    assert_eq!(most("RLIMIT_NOFILE"), json!([40, 40]));
+    assert_eq!(most("RLIMIT_NPROC"), json!([5000, 5000]));
+    assert_eq!(most("RLIMIT_FSIZE"), json!([2 << 20, 2 << 20]));
+    assert_eq!(got["inner"], "40", "what it starts is held to them, too");
+    assert_eq!(
+        (&got["memory"], &got["files"], &got["file"]),
+        (&json!("MemoryError"), &json!("OSError"), &json!("OSError"))
+    );
+    // The kernel ends it, and another serves the next.
+    assert_eq!(failure(&child.ask_one("\"spin\"").await), ("crashed", true));
+    assert_eq!(output(&child.ask_one(1).await)["memory"], "MemoryError");
+}
+
+#[tokio::test]
+async fn a_child_has_no_limits_of_its_own_and_no_dumps_unless_they_are_set() {
+    let script = r#"
+import resource
+for task in tasks():
+    answer(task, [list(resource.getrlimit(of)) for of in (resource.RLIMIT_CORE, resource.RLIMIT_AS)])
+"#;
+    let child = Python::start("", script).await;
+    assert_eq!(output(&child.ask_one(1).await), json!([[0, 0], [-1, -1]]));
+}
+
+#[tokio::test]
+async fn a_child_gets_the_variables_that_are_named_and_no_others() {
+    let script = "for task in tasks():\n    answer(task, sorted(os.environ))";
+    // Cargo sets some for this program; none of them reaches the child unasked.
+    assert!(std::env::var_os("CARGO_PKG_NAME").is_some() && std::env::var_os("CARGO_PKG_VERSION").is_some());
+    let child =
+        Python::start_with("", "inherit = [\"CARGO_PKG_NAME\", \"NOT_THERE\"]\nenvironment = { OWN = \"1\" }", script)
+            .await;
+    let got = output(&child.ask_one(1).await);
+    let names: Vec<&str> = got.as_array().unwrap().iter().filter_map(|name| name.as_str()).collect();
+    assert!(names.contains(&"CARGO_PKG_NAME") && names.contains(&"OWN") && names.contains(&"PATH"), "{names:?}");
+    // Whatever Python, or what starts it, adds by itself, none is of this program's.
+    assert!(names.iter().all(|name| *name == "CARGO_PKG_NAME" || !name.starts_with("CARGO")), "{names:?}");
+}

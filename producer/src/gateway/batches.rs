@@ -12,6 +12,7 @@ use taskyard_shared::task::limits;
 use taskyard_shared::{Invalid, Task, TaskResult, Timestamp, decode_tasks};
 
 use super::Shared;
+use super::access::Caller;
 use super::intake::Taken;
 use super::problem::{Code, Problem};
 use super::request::{Incoming, Media, Said, media};
@@ -32,6 +33,7 @@ pub(super) struct BatchAnswer {
 
 pub(super) async fn post(State(gateway): State<Arc<Shared>>, request: Request) -> Result<Response, Problem> {
     let (parts, body) = request.into_parts();
+    let caller = Caller::of(&parts)?;
     let media = media(&parts.headers, &[Media::Json, Media::NdJson])?;
     let mut said = Said::read(&parts.headers)?;
     if said.idempotency_key.take().is_some() {
@@ -52,7 +54,8 @@ pub(super) async fn post(State(gateway): State<Arc<Shared>>, request: Request) -
     let mut taken: Vec<Option<Taken>> = Vec::with_capacity(decoded.len());
     let mut incoming = Vec::with_capacity(decoded.len());
     for task in decoded {
-        match task.map_err(Problem::from).and_then(|task| Incoming::new(task, &said, now)) {
+        let own = task.map_err(Problem::from).and_then(|mut task| caller.claim(&mut task).map(|()| task));
+        match own.and_then(|task| Incoming::new(task, &said, now)) {
             Ok(good) => {
                 incoming.push(good);
                 taken.push(None);

@@ -21,6 +21,7 @@ use taskyard_shared::store::{Filter, Guard, Settle, Settled, Store};
 use taskyard_shared::{Priority, State, TaskError, TaskId, TaskResult, Timestamp, Timings, messages};
 
 use super::Shared;
+use super::access::Caller;
 use super::ask::Heard;
 use super::problem::{Code, Problem};
 use super::request::{Media, media, path_id, read_json};
@@ -153,14 +154,14 @@ pub(super) struct Explanation {
 /// `POST /v1/tasks/{id}/cancel`
 pub(super) async fn cancel(Shares(gateway): Shares<Arc<Shared>>, request: Request) -> Result<Response, Problem> {
     let (mut parts, _) = request.into_parts();
-    let id = path_id(&mut parts).await.ok_or_else(not_found)?;
+    let id = gateway.open_to_change(&mut parts).await?;
     one(gateway.cancel(vec![id]).await?)
 }
 
 /// `POST /v1/tasks/{id}/reprioritize`
 pub(super) async fn reprioritize(Shares(gateway): Shares<Arc<Shared>>, request: Request) -> Result<Response, Problem> {
     let (mut parts, body) = request.into_parts();
-    let id = path_id(&mut parts).await.ok_or_else(not_found)?;
+    let id = gateway.open_to_change(&mut parts).await?;
     media(&parts.headers, &[Media::Json])?;
     let held = gateway.read_body(&parts.headers, body).await?;
     let NewPriority { priority } = read_json(&held.bytes)?;
@@ -175,7 +176,7 @@ pub(super) async fn cancel_selected(
     let (parts, body) = request.into_parts();
     media(&parts.headers, &[Media::Json])?;
     let held = gateway.read_body(&parts.headers, body).await?;
-    let (ids, cursor) = gateway.select(read_json(&held.bytes)?).await?;
+    let (ids, cursor) = gateway.select(&Caller::of(&parts)?, read_json(&held.bytes)?).await?;
     Ok(Json(counts(gateway.cancel(ids).await?, cursor)))
 }
 
@@ -188,7 +189,7 @@ pub(super) async fn reprioritize_selected(
     media(&parts.headers, &[Media::Json])?;
     let held = gateway.read_body(&parts.headers, body).await?;
     let SelectionAndPriority { priority, selection } = read_json(&held.bytes)?;
-    let (ids, cursor) = gateway.select(selection).await?;
+    let (ids, cursor) = gateway.select(&Caller::of(&parts)?, selection).await?;
     Ok(Json(counts(gateway.reprioritize(ids, priority).await?, cursor)))
 }
 
@@ -228,7 +229,8 @@ pub(super) async fn explain(
 ) -> Result<Json<Explanation>, Problem> {
     let (mut parts, _) = request.into_parts();
     let id = path_id(&mut parts).await.ok_or_else(not_found)?;
-    let task = gateway.look_up(id).await?.ok_or_else(not_found)?;
+    let caller = Caller::of(&parts)?;
+    let task = gateway.seen(&caller, id).await?.ok_or_else(not_found)?;
     if task.state.is_terminal() || task.state == State::Running {
         return Ok(Json(explained(task, None, "")));
     }
@@ -244,7 +246,7 @@ pub(super) async fn explain(
         }
     }
     // It may have moved on while it was asked about.
-    let task = gateway.look_up(id).await?.ok_or_else(not_found)?;
+    let task = gateway.seen(&caller, id).await?.ok_or_else(not_found)?;
     let reason = match task.state {
         _ if dispatched => "dispatched",
         State::Dispatched => "dispatched",
@@ -302,6 +304,12 @@ fn in_words(reason: &str, waiting: &Waiting) -> String {
 }
 
 impl Shared {
+    /// The task of a path, when it is there for who calls.
+    async fn open_to_change(&self, parts: &mut Parts) -> Result<TaskId, Problem> {
+        let id = path_id(parts).await.ok_or_else(not_found)?;
+        if self.may_change(&Caller::of(parts)?, id).await? { Ok(id) } else { Err(not_found()) }
+    }
+
     async fn cancel(&self, ids: Vec<TaskId>) -> Result<Vec<Changed>, Problem> {
         let asked = ids.clone();
         let records = self.records.ask(LOOKUP_LIMIT, |store| async move { store.cancel(asked).await }).await?;
@@ -424,7 +432,7 @@ impl Shared {
     }
 
     /// Ids of tasks that match, and where to go on.
-    async fn select(&self, selection: Selection) -> Result<(Vec<TaskId>, Option<String>), Problem> {
+    async fn select(&self, caller: &Caller, selection: Selection) -> Result<(Vec<TaskId>, Option<String>), Problem> {
         let invalid = |field: &str, message: &str| {
             Problem::new(Code::InvalidField, format!("{field}: {message}")).at(field.to_owned())
         };
@@ -432,6 +440,7 @@ impl Shared {
         if model.is_none() && tenant.is_none() && state.is_none() && metadata.is_empty() {
             return Err(invalid("body", "must name a model, a tenant, a state or metadata"));
         }
+        let tenant = caller.narrowed(tenant)?;
         let states = match state {
             Some(state) if state.is_terminal() => {
                 return Err(invalid("state", "must be one in which a task has not ended"));

@@ -56,7 +56,12 @@ impl Shared {
         self.publish(&incoming, &mut fresh, (reply.as_ref(), is_counted), &mut taken).await;
         self.record(&incoming, &fresh, &mut taken).await;
         let lost = || Err(Problem::new(Code::Internal, "the task was lost on the way in"));
-        taken.into_iter().map(|taken| taken.unwrap_or_else(lost)).collect()
+        let own = |(incoming, taken): (&Incoming, Option<Taken>)| match taken.unwrap_or_else(lost) {
+            // However alike the tasks are: what is another tenant's is not told.
+            Ok(record) if record.tenant != incoming.envelope.tenant => Err(conflict(&record)),
+            taken => taken,
+        };
+        incoming.iter().zip(taken).map(own).collect()
     }
 
     /// A named task that has a record was accepted before: it is answered from there, or refused when it differs.
@@ -169,7 +174,7 @@ fn accept(envelope: &Envelope, follower: Option<Reply>) -> Accept {
     }
 }
 
-fn conflict(record: &TaskResult) -> Problem {
+pub(super) fn conflict(record: &TaskResult) -> Problem {
     Problem::new(Code::Conflict, "a task of other content has this id or idempotency key").of_task(record.id)
 }
 

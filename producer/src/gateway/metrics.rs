@@ -11,6 +11,7 @@ pub(super) struct GatewayMetrics {
     pub(super) connections: IntGauge,
     pub(super) connections_refused: IntCounter,
     pub(super) waiters: IntGauge,
+    pub(super) turned_away: IntCounterVec,
     pub(super) unrecorded: IntCounter,
     pub(super) pushed_back: IntCounterVec,
     pub(super) rechecked: IntCounter,
@@ -38,6 +39,11 @@ impl GatewayMetrics {
                 "HTTP connections turned away because too many were open.",
             )?,
             waiters: registry.gauge("http_waiters", "HTTP requests that wait for a result.")?,
+            turned_away: registry.counters(
+                "http_requests_turned_away_total",
+                "HTTP requests whose key was missing, unreadable, unknown or expired, or has not the scope or the tenant.",
+                &["reason"],
+            )?,
             finished: registry.counters(
                 "tasks_finished_total",
                 "Tasks that reached a terminal state, by model and state.",

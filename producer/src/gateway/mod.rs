@@ -3,6 +3,7 @@
 //! ```text
 //! routes    every call, in one table       serve     connections and their limits
 //! request   reading one, bounded           problem   every error, with its code
+//! access    who calls, and what they may
 //! pressure  what the schedulers would refuse
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
 //! ask       questions to the schedulers, and their answers
@@ -10,6 +11,7 @@
 //! records   the store, which may be away
 //! ```
 
+mod access;
 mod ask;
 mod batches;
 mod control;
@@ -41,6 +43,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use taskyard_shared::Topology;
 use taskyard_shared::broker::Broker;
+use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::GatewaySettings;
 use taskyard_shared::retry::Backoff;
@@ -51,6 +54,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::access::{Access, Caller};
 use self::ask::Desk;
 use self::metrics::GatewayMetrics;
 use self::pressure::Pressure;
@@ -75,6 +79,8 @@ pub struct GatewayParts {
     pub settings: GatewaySettings,
     /// The gateway's metrics are registered here, and `/metrics` shows all of it.
     pub registry: Registry,
+    /// Without any, every caller may do everything.
+    pub keys: Keys,
 }
 
 pub struct Gateway {
@@ -88,6 +94,7 @@ struct Shared {
     settings: GatewaySettings,
     registry: Registry,
     metrics: GatewayMetrics,
+    keys: Keys,
     publisher: Publisher,
     inbox: Inbox,
     desk: Desk,
@@ -104,7 +111,7 @@ impl Gateway {
     /// # Errors
     /// When a metric cannot be registered.
     pub fn new(parts: GatewayParts) -> Result<Self, MetricsError> {
-        let GatewayParts { broker, store, topology, settings, registry } = parts;
+        let GatewayParts { broker, store, topology, settings, registry, keys } = parts;
         let owner = Uuid::new_v4();
         let queue = topology.replies(&format!("gateway-{owner}"));
         let desk = Desk::new(topology.replies(&format!("control-{owner}")));
@@ -117,6 +124,7 @@ impl Gateway {
                 records: Records::new(store),
                 metrics: GatewayMetrics::register(&registry)?,
                 registry,
+                keys,
                 inbox: Inbox::new(queue, settings.max_waiters),
                 desk,
                 bodies: BodyRoom::new(BODIES_BYTES.max(settings.max_body_bytes.saturating_mul(8))),
@@ -210,7 +218,7 @@ impl Shared {
     }
 }
 
-/// Around every call: its query is checked, its answer is counted and marked.
+/// Around every call: its key and its query are checked, its answer is counted and marked.
 async fn around(State(gateway): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let began = Instant::now();
     let path = request.extensions().get::<MatchedPath>().cloned();
@@ -223,12 +231,19 @@ async fn around(State(gateway): State<Arc<Shared>>, request: Request, next: Next
     };
 
     let (mut parts, body) = request.into_parts();
-    let checked = match route {
-        Some(route) => Parameters::read(&parts, &route.query()),
-        None => Ok(Parameters::default()),
+    // Who calls comes first: whoever may not is not told what is wrong with the rest.
+    let access = route.map_or(Access::Open, |route| route.access);
+    let checked = match (Caller::identify(&gateway.keys, access, &parts.headers), route) {
+        (Err(turned), _) => {
+            gateway.metrics.turned_away.with_label_values(&[turned.reason]).inc();
+            Err(turned.into())
+        }
+        (Ok(caller), Some(route)) => Parameters::read(&parts, &route.query()).map(|parameters| (caller, parameters)),
+        (Ok(caller), None) => Ok((caller, Parameters::default())),
     };
     let mut response = match checked {
-        Ok(parameters) => {
+        Ok((caller, parameters)) => {
+            parts.extensions.insert(caller);
             parts.extensions.insert(parameters);
             next.run(Request::from_parts(parts, body)).await
         }

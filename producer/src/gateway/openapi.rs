@@ -11,8 +11,12 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
+use super::access::Access;
 use super::problem::{Code, Problem};
 use super::routes::{Content, Parameter, Place, ROUTES, Route};
+
+/// The one way in which a caller says who it is.
+const SCHEME: &str = "key";
 
 /// `GET /openapi.json`
 pub(super) async fn get() -> Response {
@@ -50,7 +54,14 @@ pub(super) fn document() -> Value {
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
-        "components": {"schemas": generator.take_definitions(true)},
+        "components": {
+            "schemas": generator.take_definitions(true),
+            "securitySchemes": {SCHEME: {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "A key of the gateway's settings; asked for while there are any",
+            }},
+        },
     })
 }
 
@@ -60,6 +71,14 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
         "summary": route.summary,
         "responses": responses(route, generator),
     });
+    match route.access {
+        Access::Open => operation["security"] = json!([]),
+        Access::Own(scope) => operation["security"] = json!([{SCHEME: [scope.name()]}]),
+        Access::Yard(scope) => {
+            operation["security"] = json!([{SCHEME: [scope.name()]}]);
+            operation["description"] = "With keys, for one of all tenants.".into();
+        }
+    }
     if !route.parameters.is_empty() {
         operation["parameters"] = route.parameters.iter().map(parameter).collect();
     }
@@ -105,7 +124,8 @@ fn responses(route: &Route, generator: &mut SchemaGenerator) -> Value {
         }
     }
     let mut codes: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
-    for code in route.problems {
+    let of_keys: &[Code] = if route.access == Access::Open { &[] } else { &[Code::Unauthorized, Code::Forbidden] };
+    for code in route.problems.iter().chain(of_keys) {
         codes.entry(code.status().as_u16()).or_default().push(*code);
     }
     for (status, codes) in codes {

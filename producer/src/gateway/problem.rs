@@ -33,6 +33,10 @@ pub enum Code {
     InvalidParameter,
     /// 400. A header cannot be read.
     InvalidHeader,
+    /// 401. The call needs a key, and came without one, or with one that is not known or has expired.
+    Unauthorized,
+    /// 403. The key does not open this: it has not the scope, or is another tenant's.
+    Forbidden,
     /// 404. No task has this id: it was never accepted, or its record has expired.
     NotFound,
     /// 404. There is no such resource.
@@ -90,6 +94,8 @@ impl Code {
         Code::UnknownParameter,
         Code::InvalidParameter,
         Code::InvalidHeader,
+        Code::Unauthorized,
+        Code::Forbidden,
         Code::NotFound,
         Code::NoRoute,
         Code::MethodNotAllowed,
@@ -120,6 +126,8 @@ impl Code {
                 StatusCode::BAD_REQUEST
             }
             Self::UnknownParameter | Self::InvalidParameter | Self::InvalidHeader => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound | Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -150,6 +158,8 @@ impl Code {
             Self::UnknownParameter => "Unknown or repeated query parameter",
             Self::InvalidParameter => "Bad query parameter",
             Self::InvalidHeader => "Bad header",
+            Self::Unauthorized => "The call needs a key",
+            Self::Forbidden => "The key does not open this",
             Self::NotFound => "No such task",
             Self::NoRoute => "No such resource",
             Self::MethodNotAllowed => "Method not allowed",
@@ -288,6 +298,9 @@ impl IntoResponse for Problem {
         let mut response = (self.code.status(), body).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.code == Code::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"taskyard\""));
+        }
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, seconds.into());
         }

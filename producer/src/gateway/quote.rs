@@ -8,6 +8,7 @@ use taskyard_shared::Timestamp;
 use taskyard_shared::control::{Ask, Quote, QuotedTask, Told};
 
 use super::Shared;
+use super::access::Caller;
 use super::problem::{Code, Problem};
 use super::request::{Incoming, Media, Said, media};
 use super::tasks::one_task;
@@ -17,7 +18,9 @@ pub(super) async fn post(State(gateway): State<Arc<Shared>>, request: Request) -
     let (parts, body) = request.into_parts();
     media(&parts.headers, &[Media::Json])?;
     let held = gateway.read_body(&parts.headers, body).await?;
-    let incoming = Incoming::new(one_task(&held.bytes)?, &Said::read(&parts.headers)?, Timestamp::now())?;
+    let mut task = one_task(&held.bytes)?;
+    Caller::of(&parts)?.claim(&mut task)?;
+    let incoming = Incoming::new(task, &Said::read(&parts.headers)?, Timestamp::now())?;
     let heard = gateway.ask(Ask::Quote { task: Box::new(QuotedTask::from(&incoming.envelope)) }).await?;
     let quotes = heard.answers.into_iter().filter_map(|answer| match answer.told {
         Told::Quote { quote } => Some(*quote),

@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use taskyard_shared::control::Quote;
 use taskyard_shared::{Task, TaskResult};
 
+use super::access::Access;
 use super::batches::BatchAnswer;
 use super::control::{Changed, Counts, Explanation, NewPriority, Pause, Selection, SelectionAndPriority};
 use super::dead::{Buried, DeadPage, LetterCounts, LetterSelection, WholeLetter};
@@ -31,6 +32,8 @@ pub(super) struct Route {
     pub(super) body: &'static [(&'static str, Content)],
     pub(super) answers: &'static [Answer],
     pub(super) problems: &'static [Code],
+    /// What is asked of callers while there are keys.
+    pub(super) access: Access,
     handler: fn(MethodFilter) -> MethodRouter<Arc<Shared>>,
 }
 
@@ -239,6 +242,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[("application/json", Content::Of(of::<Task>))],
         answers: TASK_ANSWERS,
         problems: BODY_PROBLEMS,
+        access: Access::SUBMIT,
         handler: |method| on(method, tasks::post),
     },
     Route {
@@ -260,6 +264,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "A page", Content::Of(of::<TaskPage>))],
         problems: &[Code::UnknownParameter, Code::InvalidParameter, Code::StoreUnavailable],
+        access: Access::READ,
         handler: |method| on(method, tasks::list),
     },
     Route {
@@ -271,6 +276,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[("application/json", Content::Of(of::<Task>))],
         answers: TASK_ANSWERS,
         problems: BODY_PROBLEMS,
+        access: Access::SUBMIT,
         handler: |method| on(method, tasks::put),
     },
     Route {
@@ -289,6 +295,7 @@ pub(super) const ROUTES: &[Route] = &[
             Code::TooManyWaiters,
             Code::StoreUnavailable,
         ],
+        access: Access::READ,
         handler: |method| on(method, tasks::get),
     },
     Route {
@@ -307,6 +314,7 @@ pub(super) const ROUTES: &[Route] = &[
             ),
         ],
         problems: ONE_PROBLEMS,
+        access: Access::CONTROL,
         handler: |method| on(method, control::cancel),
     },
     Route {
@@ -321,6 +329,7 @@ pub(super) const ROUTES: &[Route] = &[
             json(202, "It is `requested`: not every scheduler answered", Content::Of(of::<Changed>)),
         ],
         problems: REPRIORITIZE_PROBLEMS,
+        access: Access::CONTROL,
         handler: |method| on(method, control::reprioritize),
     },
     Route {
@@ -343,6 +352,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "Where it stands", Content::Of(of::<Explanation>))],
         problems: EXPLAIN_PROBLEMS,
+        access: Access::READ,
         handler: |method| on(method, control::explain),
     },
     Route {
@@ -354,6 +364,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[("application/json", Content::Of(of::<Task>))],
         answers: &[json(200, "What would become of it", Content::Of(of::<Quote>))],
         problems: QUOTE_PROBLEMS,
+        access: Access::SUBMIT,
         handler: |method| on(method, quote::post),
     },
     Route {
@@ -365,6 +376,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[("application/json", Content::Of(of::<Selection>))],
         answers: &[json(200, "How many came to what", Content::Of(of::<Counts>))],
         problems: SELECTION_PROBLEMS,
+        access: Access::CONTROL,
         handler: |method| on(method, control::cancel_selected),
     },
     Route {
@@ -376,6 +388,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[("application/json", Content::Of(of::<SelectionAndPriority>))],
         answers: &[json(200, "How many came to what", Content::Of(of::<Counts>))],
         problems: SELECTION_PROBLEMS,
+        access: Access::CONTROL,
         handler: |method| on(method, control::reprioritize_selected),
     },
     Route {
@@ -395,6 +408,7 @@ pub(super) const ROUTES: &[Route] = &[
             },
         ],
         problems: BODY_PROBLEMS,
+        access: Access::SUBMIT,
         handler: |method| on(method, batches::post),
     },
     Route {
@@ -406,6 +420,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "All models", Content::Of(of::<ModelPage>))],
         problems: STATE_PROBLEMS,
+        access: Access::READ,
         handler: |method| on(method, state::models),
     },
     Route {
@@ -417,6 +432,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "All workers", Content::Of(of::<WorkerPage>))],
         problems: STATE_PROBLEMS,
+        access: Access::READ_YARD,
         handler: |method| on(method, state::workers),
     },
     Route {
@@ -428,6 +444,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "All queues", Content::Of(of::<QueuePage>))],
         problems: &[Code::UnknownParameter, Code::StoreUnavailable, Code::BrokerUnavailable],
+        access: Access::READ_YARD,
         handler: |method| on(method, state::queues),
     },
     Route {
@@ -439,6 +456,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "It is kept", Content::Of(of::<Pause>))],
         problems: PAUSE_PROBLEMS,
+        access: Access::ADMIN,
         handler: |method| on(method, control::pause),
     },
     Route {
@@ -450,6 +468,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "It is kept", Content::Of(of::<Pause>))],
         problems: PAUSE_PROBLEMS,
+        access: Access::ADMIN,
         handler: |method| on(method, control::resume),
     },
     Route {
@@ -533,6 +552,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "It does", Content::Of(of::<Alive>))],
         problems: &[Code::UnknownParameter],
+        access: Access::Open,
         handler: |method| on(method, health::healthz),
     },
     Route {
@@ -544,6 +564,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "They can", Content::Of(of::<Ready>)), json(503, "They cannot", Content::Of(of::<Ready>))],
         problems: &[Code::UnknownParameter],
+        access: Access::Open,
         handler: |method| on(method, health::readyz),
     },
     Route {
@@ -555,6 +576,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[Answer { status: 200, summary: "All metrics", media: "text/plain", content: Content::Text }],
         problems: &[Code::UnknownParameter],
+        access: Access::READ_YARD,
         handler: |method| on(method, health::metrics),
     },
     Route {
@@ -566,6 +588,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "OpenAPI 3.1", Content::Json)],
         problems: &[Code::UnknownParameter],
+        access: Access::Open,
         handler: |method| on(method, openapi::get),
     },
     Route {
@@ -577,6 +600,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[Answer { status: 200, summary: "A list", media: "text/plain", content: Content::Text }],
         problems: &[Code::UnknownParameter],
+        access: Access::Open,
         handler: |method| on(method, openapi::index),
     },
 ];

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use schemars::JsonSchema;
@@ -13,6 +14,7 @@ use taskyard_shared::store::{Filter, Store};
 use taskyard_shared::{Invalid, Task, TaskId, TaskResult, Timestamp, decode_tasks};
 
 use super::Shared;
+use super::access::Caller;
 use super::problem::Code;
 use super::problem::Problem;
 use super::request::{Incoming, Media, Parameters, Said, duration, media, path_id, preferred_wait};
@@ -39,7 +41,7 @@ pub(super) async fn post(State(gateway): State<Arc<Shared>>, request: Request) -
     let (parts, body) = request.into_parts();
     media(&parts.headers, &[Media::Json])?;
     let held = gateway.read_body(&parts.headers, body).await?;
-    submit(&gateway, &parts.headers, one_task(&held.bytes)?).await
+    submit(&gateway, &parts, one_task(&held.bytes)?).await
 }
 
 /// `PUT /v1/tasks/{id}`
@@ -53,7 +55,7 @@ pub(super) async fn put(State(gateway): State<Arc<Shared>>, request: Request) ->
         return Err(Invalid::field("id", "differs from the id in the path").into());
     }
     task.id = Some(id);
-    submit(&gateway, &parts.headers, task).await
+    submit(&gateway, &parts, task).await
 }
 
 pub(super) fn one_task(body: &[u8]) -> Result<Task, Problem> {
@@ -65,7 +67,9 @@ pub(super) fn one_task(body: &[u8]) -> Result<Task, Problem> {
     }
 }
 
-async fn submit(gateway: &Shared, headers: &HeaderMap, task: Task) -> Result<Response, Problem> {
+async fn submit(gateway: &Shared, parts: &Parts, mut task: Task) -> Result<Response, Problem> {
+    let headers = &parts.headers;
+    Caller::of(parts)?.claim(&mut task)?;
     let incoming = Incoming::new(task, &Said::read(headers)?, Timestamp::now())?;
     let id = incoming.envelope.id;
     let Some(wait) = gateway.bounded(preferred_wait(headers)?) else {
@@ -82,7 +86,7 @@ async fn submit(gateway: &Shared, headers: &HeaderMap, task: Task) -> Result<Res
             Err(_) => return Ok(accepted(task, None)),
         }
     }
-    Ok(accepted(gateway.await_result(waiter, task, wait).await, Some(wait)))
+    Ok(accepted(gateway.await_result(waiter, task, wait).await?, Some(wait)))
 }
 
 /// 200 for a task that has its result, 202 for one that was accepted.
@@ -114,19 +118,24 @@ pub(super) async fn get(
         None => preferred_wait(&parts.headers)?,
     };
     let id: TaskId = path_id(&mut parts).await.ok_or_else(Problem::not_found)?;
+    let caller = Caller::of(&parts)?;
     let Some(wait) = gateway.bounded(wait) else {
-        return gateway.look_up(id).await?.map(Json).ok_or_else(Problem::not_found);
+        return gateway.seen(&caller, id).await?.map(Json).ok_or_else(Problem::not_found);
     };
+    if !gateway.may_change(&caller, id).await? {
+        return Err(Problem::not_found());
+    }
     // In line before the store is asked, so that no result falls between.
     let waiter = gateway.waiter(id)?;
-    let task = gateway.follow(id).await?.ok_or_else(Problem::not_found)?;
-    Ok(Json(gateway.await_result(waiter, task, wait).await))
+    let task = gateway.follow(id).await?.filter(|task| caller.sees(&task.tenant)).ok_or_else(Problem::not_found)?;
+    Ok(Json(gateway.await_result(waiter, task, wait).await?))
 }
 
 /// `GET /v1/tasks`
 pub(super) async fn list(
     State(gateway): State<Arc<Shared>>,
     Extension(parameters): Extension<Parameters>,
+    Extension(caller): Extension<Caller>,
 ) -> Result<Json<TaskPage>, Problem> {
     let bad = |name: &str, message: &str| Problem::new(Code::InvalidParameter, format!("{name}: {message}")).at(name);
     let state = match parameters.get("state") {
@@ -146,7 +155,7 @@ pub(super) async fn list(
     let filter = Filter {
         state,
         model: parameters.get("model").map(str::to_owned),
-        tenant: parameters.get("tenant").map(str::to_owned),
+        tenant: caller.narrowed(parameters.get("tenant").map(str::to_owned))?,
         metadata: parameters.beginning("metadata.").map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
     };
     let mut cursor = parameters.get("cursor").map(str::to_owned);

@@ -7,6 +7,7 @@ use taskyard_shared::{TaskId, TaskResult};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::Shared;
+use super::intake::conflict;
 use super::metrics::Counted;
 use super::problem::{Code, Problem};
 use crate::results::Waiter;
@@ -30,7 +31,21 @@ impl Shared {
     }
 
     /// The result, or the task as it stands when the wait is over.
-    pub(super) async fn await_result(&self, mut waiter: Waiter, task: TaskResult, wait: Duration) -> TaskResult {
+    ///
+    /// # Errors
+    /// When it turns out to be another tenant's: both have sent a task of this id, and this one came second.
+    pub(super) async fn await_result(
+        &self,
+        waiter: Waiter,
+        task: TaskResult,
+        wait: Duration,
+    ) -> Result<TaskResult, Problem> {
+        let tenant = task.tenant.clone();
+        let result = self.result_within(waiter, task, wait).await;
+        if result.tenant == tenant { Ok(result) } else { Err(conflict(&result)) }
+    }
+
+    async fn result_within(&self, mut waiter: Waiter, task: TaskResult, wait: Duration) -> TaskResult {
         if task.state.is_terminal() {
             return task;
         }

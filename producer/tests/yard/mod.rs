@@ -15,8 +15,9 @@ use taskyard_producer::{Gateway, GatewayParts};
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::broker::{Broker, Delivery, Message, Verdict};
 use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
+use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::Registry;
-use taskyard_shared::process::settings::GatewaySettings;
+use taskyard_shared::process::settings::{Anonymous, GatewaySettings};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Beside, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
 use taskyard_shared::{Carried, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks};
@@ -32,6 +33,7 @@ pub fn topology() -> Topology {
 pub fn settings() -> GatewaySettings {
     GatewaySettings {
         listen: ([127, 0, 0, 1], 0).into(),
+        anonymous: Anonymous::Loopback,
         max_wait_s: 60,
         max_waiters: 1000,
         max_connections: 256,
@@ -104,12 +106,17 @@ impl Yard {
     }
 
     pub async fn gateway_unready(&self, settings: GatewaySettings) -> RunningGateway {
+        self.gateway_with_keys(settings, Keys::default()).await
+    }
+
+    pub async fn gateway_with_keys(&self, settings: GatewaySettings, keys: Keys) -> RunningGateway {
         RunningGateway::start(GatewayParts {
             broker: self.broker.clone(),
             store: self.store.clone(),
             topology: self.topology.clone(),
             settings,
             registry: Registry::new().unwrap(),
+            keys,
         })
         .await
     }

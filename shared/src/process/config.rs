@@ -16,7 +16,7 @@ use config::Config;
 use toml::{Table, Value};
 
 use super::secret::{MASK, masked};
-use super::settings::Settings;
+use super::settings::{Anonymous, Settings, TlsSettings};
 
 mod error;
 mod layer;
@@ -25,6 +25,7 @@ mod shape;
 mod source;
 
 pub use error::{ConfigError, Origin};
+pub use rules::check_key;
 use shape::{DEFAULTS, Key};
 
 /// Settings, and where each came from.
@@ -70,12 +71,17 @@ pub fn load_from(
     let merged = merged.add_source(above.source());
     layers.cover(above);
     rules::check_leaves(&layers)?;
-    let settings: Settings = merged.build().and_then(Config::try_deserialize).map_err(|error| ConfigError::Value {
-        key: "settings".to_owned(),
-        origin: Origin::Default,
-        problem: format!("cannot be read: {error}"),
-    })?;
+    let mut settings: Settings =
+        merged.build().and_then(Config::try_deserialize).map_err(|error| ConfigError::Value {
+            key: "settings".to_owned(),
+            origin: Origin::Default,
+            problem: format!("cannot be read: {error}"),
+        })?;
     rules::check(&settings, &layers)?;
+    let of_tls = [&mut settings.broker.tls, &mut settings.store.tls];
+    for file in of_tls.into_iter().flat_map(TlsSettings::files).filter(|file| !file.as_os_str().is_empty()) {
+        *file = base_dir.join(&*file);
+    }
     let secrets = layers.leaves.iter().filter(|(_, leaf)| leaf.secret).map(|(key, _)| key.to_string()).collect();
     let origins = layers.leaves.into_iter().map(|(key, leaf)| (key.to_string(), leaf.origin)).collect();
     Ok(Loaded { settings, base_dir, origins, secrets })
@@ -157,6 +163,15 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// Whether the gateway may listen where it is to: beyond this machine it asks for keys, unless somebody decided otherwise.
+    pub fn require_keys(&self) -> Result<(), ConfigError> {
+        let here = self.gateway.listen.ip().to_canonical().is_loopback();
+        if here || !self.keys.is_empty() || self.gateway.anonymous == Anonymous::Anywhere {
+            return Ok(());
+        }
+        Err(ConfigError::NoKeys { listen: self.gateway.listen })
     }
 }
 

@@ -3,10 +3,13 @@
 pub mod admin;
 pub mod config;
 pub mod connect;
+pub mod egress;
 pub mod exit;
+pub mod keys;
 pub mod listen;
 pub mod metrics;
 pub mod secret;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;

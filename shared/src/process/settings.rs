@@ -1,5 +1,6 @@
 //! The settings of every role, as types. `settings.default.toml` says what each means and is compiled in as the lowest
-//! layer, and `settings.models.toml` and `settings.tenants.toml` are the same for a model's and a tenant's; [`super::config`] reads the layers and checks the values.
+//! layer, and `settings.models.toml`, `settings.tenants.toml` and `settings.keys.toml` are the same for a
+//! model's, a tenant's and a key's; [`super::config`] reads the layers and checks the values.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,6 +25,9 @@ pub struct Settings {
     pub models: BTreeMap<String, ModelSettings>,
     #[serde(default)]
     pub tenants: BTreeMap<String, TenantSettings>,
+    /// To the HTTP API. Without any, none is asked for.
+    #[serde(default)]
+    pub keys: BTreeMap<String, KeySettings>,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -37,6 +41,8 @@ pub struct BrokerSettings {
     pub publish_timeout_ms: u64,
     /// Messages whose confirms are awaited at once.
     pub in_flight: usize,
+    #[serde(default)]
+    pub tls: TlsSettings,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -56,18 +62,53 @@ pub struct StoreSettings {
     pub finished_hours: u64,
     pub unfinished_hours: u64,
     pub listed_tasks: usize,
+    #[serde(default)]
+    pub tls: TlsSettings,
+}
+
+/// PEM files; an empty path is none. They are relative as models' files are.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsSettings {
+    /// Who is trusted, instead of the system's authorities.
+    pub ca_file: PathBuf,
+    /// This client's certificate, and those between it and its authority.
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+}
+
+impl TlsSettings {
+    /// Whether nothing is said.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    pub(super) fn files(&mut self) -> [&mut PathBuf; 3] {
+        [&mut self.ca_file, &mut self.cert_file, &mut self.key_file]
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GatewaySettings {
     pub listen: SocketAddr,
+    /// Who is served while there are no keys.
+    pub anonymous: Anonymous,
     pub max_wait_s: u64,
     pub max_waiters: usize,
     pub max_connections: usize,
     pub max_batch_tasks: usize,
     pub max_body_bytes: usize,
     pub request_timeout_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Anonymous {
+    /// Everybody on this machine: another address is not listened on.
+    Loopback,
+    /// Everybody who reaches it.
+    Anywhere,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -193,6 +234,20 @@ impl Default for TenantSettings {
     }
 }
 
+/// `[keys.<name>]`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeySettings {
+    /// Hex.
+    pub sha256: String,
+    /// One, or `*`.
+    pub tenant: String,
+    pub scopes: Vec<String>,
+    /// RFC 3339.
+    #[serde(default)]
+    pub expires: Option<String>,
+}
+
 /// `[models.<name>]`. The table of the handler's name is read by the handler.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -305,9 +360,35 @@ pub struct ProcessSettings {
     /// Working directory of the child.
     #[serde(default)]
     pub directory: Option<PathBuf>,
-    /// The child's environment beside `PATH`, `HOME` and `LANG`.
+    /// Variables that the child gets of the worker's environment, beside `PATH`, `HOME` and `LANG`.
+    #[serde(default)]
+    pub inherit: Vec<String>,
+    /// The rest of the child's environment.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    #[serde(default)]
+    pub limits: ProcessLimits,
+}
+
+/// What the kernel holds the child to; `None` is what it holds the worker to.
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProcessLimits {
+    /// Of address space, for each process.
+    #[serde(default)]
+    pub memory_mb: Option<u64>,
+    /// Open at once, for each process.
+    #[serde(default)]
+    pub open_files: Option<u64>,
+    /// Of the worker's user, all together.
+    #[serde(default)]
+    pub processes: Option<u64>,
+    /// Largest file that is written.
+    #[serde(default)]
+    pub file_mb: Option<u64>,
+    /// Of processor time, for each process, from its start on.
+    #[serde(default)]
+    pub cpu_s: Option<u64>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

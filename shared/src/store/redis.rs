@@ -83,8 +83,8 @@ impl RedisStore {
     /// [`StoreError::Refused`] when `settings.url` is not the URL of a Redis server.
     pub fn connect(settings: &StoreSettings, topology: &Topology, retention: Retention) -> Result<Self, StoreError> {
         Ok(Self {
-            link: Link::new(&settings.url, settings.timeout_ms)?,
-            leases: Link::new(&settings.url, settings.timeout_ms)?,
+            link: Link::new(settings)?,
+            leases: Link::new(settings)?,
             keys: Keys {
                 record: topology.key("record:"),
                 alias: topology.key("alias:"),

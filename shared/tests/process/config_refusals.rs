@@ -46,6 +46,35 @@ fn an_unknown_key_is_named_with_its_layer() {
 }
 
 #[test]
+fn files_of_tls_are_for_urls_of_tls_and_a_certificate_has_its_key() {
+    let amqps = "url = 'amqps://u:s3cret@h/'";
+    for (toml, sentence) in [
+        (
+            "[broker.tls]\nca_file = 'ca.pem'".to_owned(),
+            "taskyard.toml:2: broker.tls.ca_file is used with amqps:// alone",
+        ),
+        (
+            "[broker]\nurl = 'amqp://u:s3cret@h/'\ntls.ca_file = 'c'".to_owned(),
+            "taskyard.toml:3: broker.tls.ca_file is used",
+        ),
+        (
+            "[store]\nurl = 'redis://h/0'\ntls.key_file = 'k'".to_owned(),
+            "store.tls.key_file is used with rediss:// alone",
+        ),
+        (format!("[broker]\n{amqps}\ntls.cert_file = 'c'"), "taskyard.toml:3: broker.tls.cert_file needs the other"),
+        (format!("[broker]\n{amqps}\ntls.key_file = 'k'"), "taskyard.toml:3: broker.tls.key_file needs the other"),
+    ] {
+        let refused = refusal(&toml, &[]);
+        assert!(refused.contains(sentence), "{refused}");
+    }
+    let folder = TempDir::new().unwrap();
+    let toml = format!("[broker]\n{amqps}\ntls.ca_file = 'ca.pem'\ntls.cert_file = '/c'\ntls.key_file = '/k'");
+    let tls = load(&folder, &toml, &[]).unwrap().settings.broker.tls;
+    assert_eq!(tls.ca_file, folder.path().join("ca.pem"), "relative to the file");
+    assert_eq!(tls.cert_file, std::path::Path::new("/c"));
+}
+
+#[test]
 fn what_is_not_toml_is_named_with_its_line() {
     for (toml, place) in [
         ("[broker]\nurl = \"amqp://u:s3cret@h\nnamespace = 'n'", "taskyard.toml:2:25: not TOML: "),

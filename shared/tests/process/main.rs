@@ -3,6 +3,7 @@
 mod admin;
 mod config;
 mod config_refusals;
+mod keys;
 mod metrics;
 mod shutdown;
 mod telemetry;

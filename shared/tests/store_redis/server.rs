@@ -124,10 +124,15 @@ impl Server {
 
     /// One that listens for TLS only, at `port`.
     pub async fn started_with_tls(certificate: &str, key: &str, authority: &str) -> Option<Self> {
+        Self::started_with_tls_asking(certificate, key, authority, "no").await
+    }
+
+    /// The same; `asks`, `yes` or `no`, is whether it asks for a client's certificate.
+    pub async fn started_with_tls_asking(certificate: &str, key: &str, authority: &str, asks: &str) -> Option<Self> {
         let mut server = Self::planned(&["--tls-cert-file", certificate, "--tls-key-file", key])?;
         let tls_port = server.port.to_string();
         let more =
-            ["--tls-ca-cert-file", authority, "--tls-auth-clients", "no", "--port", "0", "--tls-port", &tls_port];
+            ["--tls-ca-cert-file", authority, "--tls-auth-clients", asks, "--port", "0", "--tls-port", &tls_port];
         server.options.extend(more.map(str::to_owned));
         server.start().await;
         Some(server)

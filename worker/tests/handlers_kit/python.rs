@@ -40,11 +40,16 @@ pub struct Python {
 
 impl Python {
     pub async fn start(model: &str, script: &str) -> Self {
+        Self::start_with(model, "", script).await
+    }
+
+    /// The same with more settings of its process.
+    pub async fn start_with(model: &str, more: &str, script: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("child.py"), format!("{PRELUDE}\n{script}")).unwrap();
         let settings = &models(&format!(
             "[models.child]\nhandler = \"process\"\n{model}\n\
-             [models.child.process]\ncommand = [\"python3\", \"child.py\"]"
+             [models.child.process]\ncommand = [\"python3\", \"child.py\"]\n{more}"
         ))["child"];
         let process = settings.process.as_ref().unwrap();
         let handler = ProcessHandler::start("child", process, settings.slots, settings.max_batch, folder.path());

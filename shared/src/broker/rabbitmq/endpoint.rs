@@ -8,21 +8,29 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_rs::traits::Reactor;
+use async_rs::{Runtime, Tokio};
 use futures_util::io::{AsyncReadExt, AsyncWriteExt};
 use lapin::protocol::{AMQPClass, connection::AMQPMethod, parse_class};
-use lapin::tcp::{AMQPUriTcpExt, OwnedTLSConfig};
+use lapin::tcp::{RustlsConnector, RustlsConnectorConfig};
 use lapin::types::{AMQPValue, FieldTable};
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 
 use super::errors::{self, timed_out};
 use super::traffic::{CountedStream, runtime};
 use crate::broker::{BrokerError, Operations};
-use crate::process::settings::BrokerSettings;
+use crate::process::settings::{BrokerSettings, TlsSettings};
+use crate::process::tls::{self, Credentials, Identity};
+
+/// Where the settings of TLS stand.
+const TLS: &str = "broker.tls";
 
 const PROTOCOL_HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
 const FRAME_HEADER_BYTES: usize = 7;
 const METHOD_FRAME: u8 = 1;
+/// What a server that speaks TLS begins its answer with when it does not understand.
+const TLS_ALERT: u8 = 21;
 /// A greeting is some 500 bytes.
 const MAX_GREETING_BYTES: usize = 64 * 1024;
 
@@ -36,6 +44,7 @@ pub(super) struct Greeting {
 /// No `Debug`: the URI would print its password.
 pub(super) struct Endpoint {
     uri: AMQPUri,
+    tls: TlsSettings,
     connect_limit: Duration,
     operations: Arc<Operations>,
 }
@@ -52,8 +61,11 @@ impl Endpoint {
             "/".clone_into(&mut uri.vhost);
         }
         uri.query.heartbeat = Some(settings.heartbeat_s);
+        if uri.scheme == AMQPScheme::AMQPS {
+            connector(&settings.tls)?;
+        }
         let connect_limit = Duration::from_millis(settings.connect_timeout_ms);
-        Ok(Self { uri, connect_limit, operations: Arc::default() })
+        Ok(Self { uri, tls: settings.tls.clone(), connect_limit, operations: Arc::default() })
     }
 
     /// Host and port, for messages.
@@ -85,16 +97,20 @@ impl Endpoint {
     }
 
     async fn read_greeting(&self) -> Result<Greeting, BrokerError> {
-        let unreachable = |error: std::io::Error| self.unreachable(&error.to_string());
+        let unreachable = |error: std::io::Error| self.unreachable(&self.io_text(&error));
         let foreign = || self.unreachable("what answers there does not speak AMQP 0-9-1");
         let runtime = lapin::runtime::default_runtime().map_err(|error| self.unreachable(&error.to_string()))?;
-        let tls = OwnedTLSConfig::default();
-        let mut stream = self.uri.connect_with_config_async(tls.as_ref(), &runtime).await.map_err(unreachable)?;
+        let mut stream = open(&self.uri, &self.tls, &runtime).await.map_err(unreachable)?;
         stream.write_all(PROTOCOL_HEADER).await.map_err(unreachable)?;
         stream.flush().await.map_err(unreachable)?;
 
         let mut header = [0; FRAME_HEADER_BYTES];
         stream.read_exact(&mut header).await.map_err(unreachable)?;
+        if header[0] == TLS_ALERT {
+            return Err(
+                self.unreachable("what answers there speaks TLS, and broker.url does not: write it with amqps://")
+            );
+        }
         let length = u32::from_be_bytes([header[3], header[4], header[5], header[6]]) as usize;
         if header[0] != METHOD_FRAME || length > MAX_GREETING_BYTES {
             return Err(foreign());
@@ -119,14 +135,13 @@ impl Endpoint {
         let options = ConnectionProperties::default().with_connection_name(name.into());
         let plain = lapin::runtime::default_runtime().map_err(|error| self.connect_error(&error))?;
         let operations = self.operations.clone();
+        let tls = self.tls.clone();
         let opening = Connection::connector(
             self.uri.clone(),
             runtime(operations.clone()),
             // This runs on lapin's own thread, which goes on when the caller has given up: hence the limit here too.
             async move |uri, _| {
-                let tls = OwnedTLSConfig::default();
-                let connecting = uri.connect_with_config_async(tls.as_ref(), &plain);
-                let stream = tokio::time::timeout(limit, connecting)
+                let stream = tokio::time::timeout(limit, open(&uri, &tls, &plain))
                     .await
                     .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??;
                 match &stream {
@@ -149,6 +164,17 @@ impl Endpoint {
         BrokerError::Unreachable(format!("{}: {detail}", self.address()))
     }
 
+    fn io_text(&self, error: &std::io::Error) -> String {
+        let explained = match self.uri.scheme {
+            AMQPScheme::AMQPS => {
+                let explained = tls::explain(error, TLS, &self.uri.authority.host);
+                explained.or_else(|| tls::explain_hang_up(error, TLS))
+            }
+            AMQPScheme::AMQP => None,
+        };
+        explained.unwrap_or_else(|| error.to_string())
+    }
+
     fn connect_error(&self, error: &lapin::Error) -> BrokerError {
         let text = errors::text(error);
         match (errors::code(error), error.kind()) {
@@ -162,10 +188,46 @@ impl Endpoint {
                 self.uri.vhost,
                 self.address()
             )),
-            (None, ErrorKind::IOError(error)) => self.unreachable(&error.to_string()),
+            (None, ErrorKind::IOError(error)) => self.unreachable(&self.io_text(error)),
             _ => self.unreachable(&text),
         }
     }
+}
+
+type Plain = Runtime<Tokio>;
+
+/// A connection's stream, with TLS as the URI says.
+async fn open(
+    uri: &AMQPUri,
+    tls: &TlsSettings,
+    runtime: &Plain,
+) -> std::io::Result<AsyncTcpStream<<Tokio as Reactor>::TcpStream>> {
+    let host = &uri.authority.host;
+    let stream = AsyncTcpStream::connect(runtime, runtime.to_socket_addrs((host.clone(), uri.authority.port))).await?;
+    match uri.scheme {
+        AMQPScheme::AMQP => Ok(stream),
+        AMQPScheme::AMQPS => stream.into_rustls(&connector(tls).map_err(std::io::Error::other)?, host).await,
+    }
+}
+
+/// What the settings trust, and show.
+fn connector(settings: &TlsSettings) -> Result<RustlsConnector, BrokerError> {
+    let Credentials { authorities, identity } = Credentials::read(settings, TLS).map_err(BrokerError::Refused)?;
+    let refused = |error: std::io::Error| BrokerError::Refused(format!("{TLS}: {error}"));
+    let config = match authorities {
+        Some(pem) => {
+            let trusted = tls::certificates(&pem).unwrap_or_default();
+            RustlsConnectorConfig::default().with_parsable_certificates(trusted)
+        }
+        None => RustlsConnectorConfig::new_with_native_certs().map_err(refused)?,
+    };
+    let identity = identity
+        .and_then(|Identity { certificates, key }| Some((tls::certificates(&certificates)?, tls::private_key(&key)?)));
+    match identity {
+        Some((certificates, key)) => config.connector_with_single_cert(certificates, key),
+        None => config.connector_with_no_client_auth(),
+    }
+    .map_err(refused)
 }
 
 fn property(table: &FieldTable, name: &str) -> String {
@@ -240,6 +302,7 @@ mod tests {
             connect_timeout_ms: 1000,
             publish_timeout_ms: 1000,
             in_flight: 1,
+            tls: TlsSettings::default(),
         }
     }
 

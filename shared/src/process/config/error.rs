@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// The layer that set a value.
@@ -64,4 +65,9 @@ pub enum ConfigError {
          server, or run `taskyard dev`"
     )]
     NotShared { key: &'static str, role: String },
+    #[error(
+        "gateway.listen is {listen}, which others can reach, and there are no keys: make one with `taskyard keys new`, or listen \
+         on 127.0.0.1, or serve everybody with gateway.anonymous = \"anywhere\""
+    )]
+    NoKeys { listen: SocketAddr },
 }

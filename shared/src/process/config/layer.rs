@@ -45,7 +45,7 @@ impl Layer {
         self.sections.extend(above.sections);
     }
 
-    /// Names in `models` or `tenants`.
+    /// Names in `models`, `tenants` or `keys`.
     fn names<'a>(&'a self, section: &'a str) -> impl Iterator<Item = &'a str> {
         let of = move |key: &'_ Key| key.0.first().is_some_and(|first| first == section);
         self.sections.keys().filter(move |key| of(key) && key.0.len() == 2).map(|key| key.0[1].as_str())
@@ -265,8 +265,12 @@ fn resolve(shape: &Shape, key: &Key, rest: &str, origin: &Origin, below: &Layer)
             Some((shape, stem, from_file)) => (shape, key.child(stem), from_file, after),
             None => return Err(unknown(key, &name, origin.clone(), children)),
         },
-        Shape::Named(names @ (Names::Models | Names::Tenants), of) => {
-            let section = if *names == Names::Models { "models" } else { "tenants" };
+        Shape::Named(names @ (Names::Models | Names::Tenants | Names::Keys), of) => {
+            let section = match names {
+                Names::Models => "models",
+                Names::Tenants => "tenants",
+                _ => "keys",
+            };
             let written = |known: &str| known.replace(['-', '.'], "_");
             let exact = below.names(section).find(|known| *known == name);
             let known = exact.or_else(|| below.names(section).find(|known| written(known) == name)).unwrap_or(&name);

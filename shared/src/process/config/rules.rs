@@ -1,6 +1,7 @@
 //! What a value must be beyond its type. Bounds and choices are tables by key, checked before the values become
 //! [`Settings`]; what concerns a form, or several values, is checked after.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::net::SocketAddr;
 
@@ -8,13 +9,14 @@ use toml::Value;
 use url::Url;
 
 use super::super::settings::{
-    HttpSettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, SHARDS_MOST, Settings,
+    HttpSettings, KeySettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, SHARDS_MOST, Settings,
+    TlsSettings,
 };
 use super::error::{ConfigError, Origin};
 use super::is_embedded;
 use super::layer::Layer;
 use super::shape::Key;
-use crate::decode::is_name;
+use crate::decode::{is_name, is_tenant};
 use crate::task::limits;
 
 /// The least and the most that a number may be.
@@ -89,6 +91,12 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.onnx.max_tokens", Bounds::Whole(1, 1_000_000)),
     ("models.*.http.connect_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("models.*.http.max_response_bytes", Bounds::Whole(1, 1 << 30)),
+    // Below this a program cannot even be loaded.
+    ("models.*.process.limits.memory_mb", Bounds::Whole(16, 100_000_000)),
+    ("models.*.process.limits.open_files", Bounds::Whole(8, 1_000_000)),
+    ("models.*.process.limits.processes", Bounds::Whole(1, 1_000_000)),
+    ("models.*.process.limits.file_mb", Bounds::Whole(0, 100_000_000)),
+    ("models.*.process.limits.cpu_s", Bounds::Whole(1, 100_000_000)),
     ("models.*.simulated.service_ms", Bounds::Number(0.0, limits::DURATION_MS as f64)),
     ("models.*.simulated.failure_ratio", Bounds::Number(0.0, 1.0)),
     ("tenants.*.weight", Bounds::Number(0.01, 100.0)),
@@ -101,6 +109,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
 /// Texts that are one of a few.
 const CHOICES: &[(&str, &[&str])] = &[
     ("broker.queue_type", &["auto", "classic", "quorum"]),
+    ("gateway.anonymous", &["loopback", "anywhere"]),
     ("scheduler.late", &["refuse", "demote", "keep"]),
     ("scheduler.placement", &["demand", "none"]),
     ("scheduler.policy", &["cmu", "fair", "fifo", "strict", "edf", "wspt"]),
@@ -118,6 +127,9 @@ const REQUIRED: &[(&str, &str)] = &[
     ("models.*.onnx", "file"),
     ("models.*.http", "url"),
     ("models.*.process", "command"),
+    ("keys.*", "sha256"),
+    ("keys.*", "tenant"),
+    ("keys.*", "scopes"),
 ];
 
 /// Bounds, choices, addresses and required keys. After it, the values have the types of [`Settings`].
@@ -182,6 +194,8 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
     let Settings { broker, store, worker, log, .. } = settings;
     check.that("broker.url", broker_url(&broker.url))?;
     check.that("store.url", store_url(&store.url))?;
+    check.tls("broker", &broker.tls, &broker.url, "amqps://")?;
+    check.tls("store", &store.tls, &store.url, "rediss://")?;
     let namespace = is_name(&broker.namespace, 64);
     check.that("broker.namespace", namespace.or_say("must match [a-z0-9][a-z0-9._-]{0,63}"))?;
     check.that("worker.id", worker_id(&worker.id))?;
@@ -202,12 +216,33 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
         check.model(&key, model)?;
     }
     for name in settings.tenants.keys() {
-        let known = !name.is_empty() && name.len() <= limits::TENANT_BYTES && !name.chars().any(char::is_control);
+        let known = is_tenant(name);
         let key = Key(vec!["tenants".to_owned(), name.clone()]);
         check
             .key(&key, known.or_say("is not a tenant's name: it must be 1 to 128 bytes without control characters"))?;
     }
+    let mut digests = BTreeSet::new();
+    for (name, settings) in &settings.keys {
+        let key = Key(vec!["keys".to_owned(), name.clone()]);
+        check.key(&key, key_name(name))?;
+        match settings.grant(name) {
+            Err((field, problem)) => check.key(&key.child(field), Err(problem))?,
+            Ok((digest, _)) => {
+                check.key(&key.child("sha256"), digests.insert(digest).or_say("is that of another key, too"))?;
+            }
+        }
+    }
     Ok(())
+}
+
+fn key_name(name: &str) -> Result<(), String> {
+    is_name(name, 64).or_say("is not a key's name: it must match [a-z0-9][a-z0-9._-]{0,63}")
+}
+
+/// Whether a key can be in the settings under this name. The problem is one sentence.
+pub fn check_key(name: &str, settings: &KeySettings) -> Result<(), String> {
+    key_name(name).map_err(|problem| format!("{name:?} {problem}"))?;
+    settings.grant(name).map(|_| ()).map_err(|(field, problem)| format!("{field} {problem}"))
 }
 
 struct Check<'a> {
@@ -226,6 +261,19 @@ impl Check<'_> {
             let table = || self.layers.sections.get(key).or_else(|| self.layers.sections.get(&key.parent()));
             value_error(key, leaf.or_else(table).cloned().unwrap_or(Origin::Default), problem)
         })
+    }
+
+    fn tls(&self, section: &str, tls: &TlsSettings, url: &str, scheme: &str) -> Result<(), ConfigError> {
+        for (name, file) in [("ca_file", &tls.ca_file), ("cert_file", &tls.cert_file), ("key_file", &tls.key_file)] {
+            // Whoever sets it believes that it protects something.
+            let used = file.as_os_str().is_empty() || url.starts_with(scheme);
+            let problem = format!("is used with {scheme} alone, and {section}.url is another");
+            self.that(&format!("{section}.tls.{name}"), used.or_say(problem))?;
+        }
+        let both = tls.cert_file.as_os_str().is_empty() == tls.key_file.as_os_str().is_empty();
+        let alone = if tls.cert_file.as_os_str().is_empty() { "key_file" } else { "cert_file" };
+        let problem = "needs the other: cert_file and key_file belong together";
+        self.that(&format!("{section}.tls.{alone}"), both.or_say(problem))
     }
 
     fn model(&self, key: &Key, model: &ModelSettings) -> Result<(), ConfigError> {
@@ -302,6 +350,10 @@ impl Check<'_> {
         self.key(&key.child("command"), program.or_say(problem))?;
         let valid = !process.command.iter().any(|part| part.contains('\0'));
         self.key(&key.child("command"), valid.or_say("must not hold a zero byte"))?;
+        for name in &process.inherit {
+            let valid = !name.is_empty() && !name.contains(['=', '\0']);
+            self.key(&key.child("inherit"), valid.or_say(format!("holds {name:?}, which is no variable's name")))?;
+        }
         for (name, value) in &process.environment {
             let valid = !name.is_empty() && !name.contains(['=', '\0']) && !value.contains('\0');
             let problem = "cannot be a variable: a name without = is needed, and no zero byte";
@@ -409,7 +461,10 @@ mod tests {
             Shape::Leaf(_) => {}
             Shape::Section(children) => children.iter().for_each(|(name, of)| numbers(of, &key.child(name), all)),
             Shape::Named(names, of) => {
-                assert!(matches!(names, Names::Models | Names::Tenants) || matches!(**of, Shape::Leaf(Type::Text)));
+                assert!(
+                    matches!(names, Names::Models | Names::Tenants | Names::Keys)
+                        || matches!(**of, Shape::Leaf(Type::Text))
+                );
                 numbers(of, &key.child("any"), all);
             }
         }

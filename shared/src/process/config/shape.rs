@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 pub(super) const DEFAULTS: &str = include_str!("../settings.default.toml");
 pub(super) const MODELS: &str = include_str!("../settings.models.toml");
 pub(super) const TENANTS: &str = include_str!("../settings.tenants.toml");
+pub(super) const KEYS: &str = include_str!("../settings.keys.toml");
 
 /// Stands in the reference where the user writes a name of their own.
 const ANY_NAME: &str = "NAME";
@@ -36,6 +37,7 @@ impl fmt::Display for Type {
 pub(super) enum Names {
     Models,
     Tenants,
+    Keys,
     /// Header names: their case says nothing, and their values are secrets.
     Headers,
     /// Environment variables of a child: taken as they are written, and their values are secrets.
@@ -55,6 +57,7 @@ pub(super) static SETTINGS: LazyLock<Shape> = LazyLock::new(|| {
     let mut all = parse(DEFAULTS);
     all.extend(parse(MODELS));
     all.extend(parse(TENANTS));
+    all.extend(parse(KEYS));
     shape("", &toml::Value::Table(all))
 });
 
@@ -68,6 +71,7 @@ fn shape(key: &str, value: &toml::Value) -> Shape {
                 let names = match key {
                     "models" => Names::Models,
                     "tenants" => Names::Tenants,
+                    "keys" => Names::Keys,
                     "headers" => Names::Headers,
                     _ => Names::Variables,
                 };
@@ -98,7 +102,7 @@ impl Key {
     pub fn pattern(&self) -> String {
         let free = |place: usize| {
             let after = |name: &str| place > 0 && self.0[place - 1] == name;
-            (place == 1 && (after("models") || after("tenants")))
+            (place == 1 && (after("models") || after("tenants") || after("keys")))
                 || (place == 4 && (after("headers") || after("environment")))
         };
         let parts: Vec<&str> =

@@ -15,15 +15,15 @@ use crate::time::Timestamp;
 const EARLIER_RECORD: u8 = 1;
 const MODEL: u8 = 2;
 const VALUE: u8 = 3;
-const RECORD: u8 = 4;
+const RECORD: u8 = 6;
 /// A [`RECORD`] that begins with its marks: 1 when somebody asked to cancel it, plus 2 times (n + 1) when it was given the
 /// priority n, plus [`ALONE`].
-const MARKED_RECORD: u8 = 5;
+const MARKED_RECORD: u8 = 7;
+/// The same two with a fingerprint that leaves out the tenant: it says nothing today.
+const TENANTLESS_RECORD: u8 = 4;
+const TENANTLESS_MARKED_RECORD: u8 = 5;
 /// The mark of one whose attempt has its worker to itself.
 const ALONE: u8 = 32;
-
-/// How [`EARLIER_RECORD`] marks a fingerprint that is made as it is today.
-const FINGERPRINT: u8 = 3;
 
 /// Leases are left out: nobody who held one is alive when it is read.
 pub(super) fn put_record(out: &mut Vec<u8>, id: TaskId, record: &Record) {
@@ -88,10 +88,23 @@ pub(super) fn read(bytes: &[u8]) -> Result<Entry<'_>, Malformed> {
             let marks = reader.u8()?;
             record(reader, marks, false)
         }
+        TENANTLESS_RECORD => Ok(untold(record(reader, 0, false)?)),
+        TENANTLESS_MARKED_RECORD => {
+            let marks = reader.u8()?;
+            Ok(untold(record(reader, marks, false)?))
+        }
         EARLIER_RECORD => record(reader, 0, true),
         MODEL => Ok(Entry::Model { name: reader.str()?, json: reader.bytes()? }),
         VALUE => Ok(Entry::Value { key: reader.str()?, value: reader.bytes()? }),
         _ => Err(Malformed),
+    }
+}
+
+/// Without its fingerprint.
+fn untold(entry: Entry<'_>) -> Entry<'_> {
+    match entry {
+        Entry::Record(id, record) => Entry::Record(id, Record { told_apart: false, fingerprint: 0, ..record }),
+        other => other,
     }
 }
 
@@ -107,7 +120,7 @@ fn record(mut reader: Reader<'_>, marks: u8, earlier: bool) -> Result<Entry<'_>,
     let state = state(&mut reader)?;
     let attempt = reader.u32()?;
     let (fingerprint, more) = if earlier {
-        earlier_content(&mut reader)?
+        (None, earlier_content(&mut reader)?)
     } else {
         (reader.option(Reader::u128)?, reader.option(more)?.map(Box::new))
     };
@@ -156,7 +169,7 @@ fn followers(reader: &mut Reader<'_>) -> Result<Vec<Reply>, Malformed> {
 }
 
 /// What an earlier version wrote between a record's attempt and its task.
-fn earlier_content(reader: &mut Reader<'_>) -> Result<(Option<u128>, Option<Box<More>>), Malformed> {
+fn earlier_content(reader: &mut Reader<'_>) -> Result<Option<Box<More>>, Malformed> {
     let mut more = More::default();
     let of_open = reader.option(|reader| {
         more.model = reader.option(Reader::str)?.map(Arc::from);
@@ -165,12 +178,10 @@ fn earlier_content(reader: &mut Reader<'_>) -> Result<(Option<u128>, Option<Box<
         followers(reader)
     })?;
     let mut identity = Reader::new(reader.bytes()?);
-    let mut fingerprint = None;
     if !identity.is_empty() {
+        // Fingerprints that were made in other ways: they say nothing today.
         match identity.u8()? {
-            FINGERPRINT => fingerprint = Some(identity.u128()?),
-            // Made in another way: it says nothing today.
-            1 => drop(identity.u128()?),
+            1 | 3 => drop(identity.u128()?),
             2 => drop(identity.bytes()?),
             _ => return Err(Malformed),
         }
@@ -178,7 +189,7 @@ fn earlier_content(reader: &mut Reader<'_>) -> Result<(Option<u128>, Option<Box<
     }
     let of_ended = followers(reader)?;
     more.followers = of_open.unwrap_or(of_ended);
-    Ok((fingerprint, Some(Box::new(more))))
+    Ok(Some(Box::new(more)))
 }
 
 #[cfg(test)]
@@ -274,6 +285,9 @@ mod tests {
             };
             let mut bytes = Vec::new();
             put_record(&mut bytes, task.id, &record);
+            let mut tenantless = bytes.clone();
+            tenantless[0] -= 2;
+            prop_assert!(!read_record(&tenantless).1.told_apart, "its fingerprint was made in another way");
             let (id, read) = read_record(&bytes);
             prop_assert_eq!(id, task.id);
             prop_assert_eq!((read.seq, read.touched_ms), (seq, touched_ms));
@@ -286,7 +300,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_read_or_refused_without_a_panic(tag in 0..7_u8, bytes in any::<Vec<u8>>()) {
+        fn any_bytes_are_read_or_refused_without_a_panic(tag in 0..9_u8, bytes in any::<Vec<u8>>()) {
             let _ = read(&[&[tag], &bytes[..]].concat());
         }
     }

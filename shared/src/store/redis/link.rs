@@ -14,21 +14,26 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::io::tcp::TcpSettings;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ErrorKind, IntoConnectionInfo, Pipeline, ProtocolVersion, PushInfo,
-    PushKind, RedisError, ServerErrorKind, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, ErrorKind, IntoConnectionInfo,
+    Pipeline, ProtocolVersion, PushInfo, PushKind, RedisError, ServerErrorKind, TlsCertificates, Value,
 };
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
 
+use crate::process::settings::{StoreSettings, TlsSettings};
+use crate::process::tls::{self, Credentials, Identity};
 use crate::store::StoreError;
 
+/// Where the settings of TLS stand.
+const TLS: &str = "store.tls";
 /// After a failure to connect, so long nobody tries again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Most nodes of a cluster that one call is sent to.
 const HOPS: usize = 4;
 
 pub(super) struct Link {
-    client: Client,
+    info: ConnectionInfo,
+    tls: TlsSettings,
     /// Host and port: what may be said of the URL.
     address: String,
     timeout: Duration,
@@ -39,7 +44,7 @@ pub(super) struct Link {
 struct State {
     session: Option<Session>,
     /// The node that has the keys, when it is not the one that the URL names.
-    moved: Option<Client>,
+    moved: Option<ConnectionAddr>,
     failed: Option<(Instant, StoreError)>,
 }
 
@@ -55,15 +60,17 @@ impl Link {
     ///
     /// # Errors
     /// [`StoreError::Refused`] when the URL is none of a Redis server. The URL is not in the message.
-    pub(super) fn new(url: &str, timeout_ms: u64) -> Result<Self, StoreError> {
+    pub(super) fn new(settings: &StoreSettings) -> Result<Self, StoreError> {
         let refused = |error: RedisError| StoreError::Refused(format!("store.url: {error}"));
-        let info = url.into_connection_info().map_err(refused)?;
+        let info = settings.url.as_str().into_connection_info().map_err(refused)?;
         // The third version of the protocol lets us notice at once that the server has closed the connection.
-        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let info = info.set_redis_settings(settings).set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let protocol = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let info = info.set_redis_settings(protocol).set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let address = info.addr().to_string();
-        let client = Client::open(info).map_err(refused)?;
-        Ok(Self { client, address, timeout: Duration::from_millis(timeout_ms.max(1)), state: Mutex::default() })
+        let timeout = Duration::from_millis(settings.timeout_ms.max(1));
+        let link = Self { info, tls: settings.tls.clone(), address, timeout, state: Mutex::default() };
+        link.client(None)?;
+        Ok(link)
     }
 
     /// One round trip. The answers as they came; see [`Link::checked`].
@@ -91,10 +98,27 @@ impl Link {
         answers
     }
 
+    /// What connects to the server of the URL, or to another address, with what the files of TLS hold now.
+    fn client(&self, address: Option<ConnectionAddr>) -> Result<Client, StoreError> {
+        let info = match address {
+            Some(address) => self.info.clone().set_addr(address),
+            None => self.info.clone(),
+        };
+        if self.tls.is_empty() {
+            return Client::open(info).map_err(|error| self.explain(error));
+        }
+        let Credentials { authorities, identity } = Credentials::read(&self.tls, TLS).map_err(StoreError::Refused)?;
+        let client_tls = identity.map(|identity| {
+            let Identity { certificates, key } = identity;
+            ClientTlsConfig { client_cert: certificates, client_key: key }
+        });
+        Client::build_with_tls(info, TlsCertificates { client_tls, root_cert: authorities })
+            .map_err(|error| self.explain(error))
+    }
+
     /// From now on, to the node of a cluster at this address.
     async fn go_to(&self, (host, port): (String, u16)) -> Result<(), StoreError> {
-        let info = self.client.get_connection_info();
-        let address = match info.addr() {
+        let address = match self.info.addr() {
             ConnectionAddr::Tcp(known, _) => {
                 ConnectionAddr::Tcp(if host.is_empty() { known.clone() } else { host }, port)
             }
@@ -106,9 +130,8 @@ impl Link {
             },
             other => other.clone(),
         };
-        let client = Client::open(info.clone().set_addr(address)).map_err(|error| self.explain(error))?;
         let mut state = self.state.lock().await;
-        (state.session, state.moved) = (None, Some(client));
+        (state.session, state.moved) = (None, Some(address));
         Ok(())
     }
 
@@ -131,10 +154,15 @@ impl Link {
             .set_connection_timeout(None)
             .set_response_timeout(None)
             .set_push_sender(on_disconnect(lost.clone()));
-        let client = state.moved.as_ref().unwrap_or(&self.client);
+        let client = self.client(state.moved.clone())?;
         let connecting = client.get_multiplexed_async_connection_with_config(&config);
         let connected = match timeout_at(deadline, connecting).await {
-            Ok(connected) => connected.map_err(|error| self.explain(error)),
+            Ok(connected) => connected.map_err(|error| match tls::explain_hang_up(&error, TLS) {
+                Some(why) if self.is_tls() && self.fault_of_tls(&error).is_none() => {
+                    StoreError::Unreachable(format!("{}: {why}", self.address))
+                }
+                _ => self.explain(error),
+            }),
             Err(_) => Err(self.silent()),
         };
         match connected {
@@ -156,10 +184,25 @@ impl Link {
     }
 
     fn silent(&self) -> StoreError {
-        StoreError::Unreachable(format!("{}: no connection within {} ms", self.address, self.timeout_ms()))
+        let hint = if self.is_tls() { ": is that the port for TLS?" } else { "" };
+        StoreError::Unreachable(format!("{}: no connection within {} ms{hint}", self.address, self.timeout_ms()))
+    }
+
+    fn is_tls(&self) -> bool {
+        matches!(self.info.addr(), ConnectionAddr::TcpTls { .. })
+    }
+
+    fn fault_of_tls(&self, error: &RedisError) -> Option<String> {
+        match (self.info.addr(), error.kind()) {
+            (ConnectionAddr::TcpTls { host, .. }, ErrorKind::Io) => tls::explain(error, TLS, host),
+            _ => None,
+        }
     }
 
     fn explain(&self, error: RedisError) -> StoreError {
+        if let Some(why) = self.fault_of_tls(&error) {
+            return StoreError::Unreachable(format!("{}: {why}", self.address));
+        }
         let text = format!("{}: {error}", self.address);
         match error.kind() {
             ErrorKind::Io => StoreError::Unreachable(text),

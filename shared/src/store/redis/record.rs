@@ -15,7 +15,7 @@ use crate::time::Timestamp;
 
 const FORMAT: u8 = 1;
 /// How fingerprints are made now. One that was made otherwise says nothing about one that is made so.
-const FINGERPRINT: u8 = 1;
+const FINGERPRINT: u8 = 2;
 /// What stands before that which is kept to the end.
 const HEAD_BYTES: usize = 30;
 /// A run without model and worker.

@@ -9,11 +9,14 @@
 //!
 //! Every request carries `Idempotency-Key` (the task's id) and `X-Taskyard-Attempt`; for an array these are lists in
 //! the order of the inputs. Redirects are not followed and proxies in the environment are not used: requests go where
-//! the settings say. When the worker drops a call, its connection is closed.
+//! the settings say. The settings may name an address of the inside, or a name that leads there; one that leads to an address of
+//! the link, where clouds give credentials to whoever asks, is not followed. When the worker drops a call, its connection is closed.
 
 mod exchange;
 mod open_inference;
+mod resolve;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,9 +26,11 @@ use reqwest::{Client, Url, redirect};
 use serde_json::value::RawValue;
 use taskyard_shared::TaskError;
 use taskyard_shared::deployment::base;
+use taskyard_shared::process::egress::Reach;
 use taskyard_shared::process::settings::{HttpProtocol, HttpSettings};
 
 use self::exchange::{Exchange, Failure};
+use self::resolve::Within;
 use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::handlers::LoadError;
 use crate::handlers::answer::{bad_input, clean, output};
@@ -107,6 +112,7 @@ fn client(url: &Url, headers: HeaderMap, settings: &HttpSettings, slots: u32) ->
         .default_headers(headers)
         .redirect(redirect::Policy::none())
         .no_proxy()
+        .dns_resolver(Arc::new(Within(Reach::Named)))
         .referer(false)
         .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
         .pool_max_idle_per_host(usize::try_from(slots).unwrap_or(usize::MAX));

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
-use taskyard_shared::process::settings::ProcessSettings;
+use taskyard_shared::process::settings::{ProcessLimits, ProcessSettings};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{ChildStderr, ChildStdin, ChildStdout};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::limits;
 use super::lines::{Line, Lines};
 use crate::handlers::LoadError;
 use crate::handlers::answer::clean;
@@ -46,7 +47,9 @@ pub(super) struct Command {
     program: PathBuf,
     arguments: Vec<String>,
     directory: PathBuf,
+    inherit: Vec<String>,
     environment: BTreeMap<String, String>,
+    limits: ProcessLimits,
 }
 
 impl Command {
@@ -78,7 +81,9 @@ impl Command {
             program,
             arguments: arguments.to_vec(),
             directory,
+            inherit: settings.inherit.clone(),
             environment: settings.environment.clone(),
+            limits: settings.limits.clone(),
         })
     }
 
@@ -88,8 +93,9 @@ impl Command {
 
     /// Starts it as the leader of a process group of its own.
     pub fn start(&self) -> io::Result<Child> {
+        let names = INHERITED.into_iter().chain(self.inherit.iter().map(String::as_str));
         let inherited: Vec<(&str, OsString)> =
-            INHERITED.iter().filter_map(|key| std::env::var_os(key).map(|value| (*key, value))).collect();
+            names.filter_map(|key| std::env::var_os(key).map(|value| (key, value))).collect();
         let mut process = tokio::process::Command::new(&self.program)
             .args(&self.arguments)
             .current_dir(&self.directory)
@@ -107,6 +113,8 @@ impl Command {
         let ((Some(stdin), Some(stdout), Some(stderr)), Some(id)) = (pipes, id) else {
             return Err(io::Error::other("the process has no pipes or no id"));
         };
+        // Dropped with an error, it is killed.
+        limits::set(id, &self.limits)?;
         let (writes, queue) = mpsc::channel(WRITES);
         let last_words = Arc::default();
         let log = log(stderr, self.model.clone(), id, Arc::clone(&last_words));

@@ -4,16 +4,17 @@
 //! with the worker, so that a wrong command shows at once. [`protocol`] says what the two write to each other.
 //!
 //! The command is a program and its arguments; no shell reads it, and nothing of a task gets into it. The child has an
-//! environment of its own (`PATH`, `HOME`, `LANG` and what the settings say), leads a process group, and inherits no
+//! environment of its own (`PATH`, `HOME`, `LANG` and what the settings say), is held to the limits of the settings, leads a process group, and inherits no
 //! file but its three pipes. It should end when its stdin does: that is all it learns of a worker that was killed.
 //!
 //! A task that is cancelled or out of time is told to the child as `{"cancel": "id"}`. If it has not answered by then,
 //! the group gets SIGTERM after one second and SIGKILL after another, and a new child takes its place. A process that
-//! leaves the group escapes this, and limits of memory or files are not set here: both can be had by starting the
-//! program through one that sees to it, such as `prlimit` or `bwrap`.
+//! leaves the group escapes this, though not its limits: starting the program through one that keeps it in, such as `bwrap`, sees to
+//! that.
 
 mod child;
 mod keeper;
+mod limits;
 mod lines;
 mod protocol;
 

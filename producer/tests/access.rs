@@ -1,0 +1,342 @@
+//! Who may call what: keys, scopes, and one tenant's tasks out of another's sight. On the embedded broker and store.
+
+mod yard;
+
+use std::collections::BTreeMap;
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use taskyard_shared::TaskId;
+use taskyard_shared::load::ModelSpec;
+use taskyard_shared::process::keys::{Keys, NewKey};
+use taskyard_shared::process::settings::KeySettings;
+use taskyard_shared::store::Store;
+use yard::{Got, RunningGateway, Yard, settings};
+
+/// Calls that need no key, and no others.
+const OPEN: [&str; 4] = ["/", "/healthz", "/openapi.json", "/readyz"];
+/// Calls about the yard, which no key of one tenant opens.
+const OF_THE_YARD: [&str; 5] =
+    ["/metrics", "/v1/queues", "/v1/queues/{model}/pause", "/v1/queues/{model}/resume", "/v1/workers"];
+const SCOPES: [&str; 4] = ["submit", "read", "control", "admin"];
+
+struct Door {
+    gateway: RunningGateway,
+    keys: BTreeMap<String, String>,
+}
+
+impl Door {
+    /// `name`, tenant, scopes, expiry.
+    async fn new(yard: &Yard, keys: &[(&str, &str, &[&str], Option<&str>)]) -> Self {
+        let (mut settings_of, mut texts) = (BTreeMap::new(), BTreeMap::new());
+        for (name, tenant, scopes, expires) in keys {
+            let key = NewKey::generate().unwrap();
+            let settings = KeySettings {
+                sha256: key.sha256(),
+                tenant: (*tenant).to_owned(),
+                scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+                expires: expires.map(str::to_owned),
+            };
+            settings_of.insert((*name).to_owned(), settings);
+            texts.insert((*name).to_owned(), key.text().to_owned());
+        }
+        let keys = Keys::new(&settings_of).unwrap();
+        let gateway = yard.gateway_with_keys(settings(), keys).await;
+        gateway.ready().await;
+        Self { gateway, keys: texts }
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.gateway.http.request(method, self.gateway.url(path))
+    }
+
+    async fn call(&self, key: &str, method: Method, path: &str, body: Option<&Value>) -> Got {
+        let mut request = self.request(method, path).bearer_auth(&self.keys[key]);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        self.gateway.send(request).await
+    }
+
+    async fn get(&self, key: &str, path: &str) -> Got {
+        self.call(key, Method::GET, path, None).await
+    }
+
+    async fn post(&self, key: &str, path: &str, body: &Value) -> Got {
+        self.call(key, Method::POST, path, Some(body)).await
+    }
+}
+
+/// Every documented call: method, path with its names, path as it is asked.
+async fn calls(door: &Door) -> Vec<(Method, String, String, Value)> {
+    let document = door.gateway.get("/openapi.json").await.json;
+    let mut calls = Vec::new();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            let method = method.to_uppercase().parse().unwrap();
+            let asked = path.replace("{id}", &TaskId::new().0.to_string()).replace("{model}", "echo");
+            assert!(!asked.contains('{'), "{path} has a name that this test does not fill in");
+            calls.push((method, path.clone(), asked, operation.clone()));
+        }
+    }
+    assert!(calls.len() > 15);
+    calls
+}
+
+#[tokio::test]
+async fn no_call_is_without_a_key_but_those_that_are_to_be() {
+    let yard = Yard::new();
+    let expired = Some("2020-01-01T00:00:00Z");
+    let door = Door::new(&yard, &[("old", "*", &SCOPES, expired), ("all", "*", &SCOPES, None)]).await;
+    let unknown = NewKey::generate().unwrap();
+    let all = &door.keys["all"];
+    let bad: Vec<(&str, Vec<String>)> = vec![
+        ("missing", vec![]),
+        ("unknown", vec![format!("Bearer {}", unknown.text())]),
+        ("the hash", vec![format!("Bearer {}", unknown.sha256())]),
+        ("expired", vec![format!("Bearer {}", door.keys["old"])]),
+        ("cut", vec![format!("Bearer {}", &all[..all.len() - 1])]),
+        ("empty", vec!["Bearer ".to_owned()]),
+        ("another scheme", vec![format!("Basic {all}")]),
+        ("no scheme", vec![all.clone()]),
+        ("two", vec![format!("Bearer {all}"), format!("Bearer {all}")]),
+    ];
+    for (method, path, asked, operation) in calls(&door).await {
+        let open = OPEN.contains(&path.as_str());
+        assert_eq!(operation["security"].as_array().unwrap().is_empty(), open, "{method} {path}");
+        for (what, headers) in &bad {
+            // What else is wrong is not told to whoever has no key: the query, the body.
+            let asked = if open { asked.clone() } else { format!("{asked}?nonsense=1") };
+            let mut request = door.request(method.clone(), &asked);
+            for header in headers {
+                request = request.header("authorization", header);
+            }
+            let got = door.gateway.send(request).await;
+            if open {
+                assert!(matches!(got.status, 200 | 503), "{what}: {method} {path}: {got:?}");
+            } else {
+                assert_eq!((got.status, got.problem()), (401, "unauthorized"), "{what}: {method} {path}");
+                assert_eq!(got.header("www-authenticate"), "Bearer realm=\"taskyard\"");
+                assert!(!got.text.contains(all.as_str()), "{got:?}");
+            }
+        }
+        let head = door.request(Method::HEAD, &asked);
+        let got = door.gateway.send(head).await;
+        assert!(open || method != Method::GET || got.status == 401, "HEAD {path}: {got:?}");
+    }
+    assert_eq!(yard.depth(&yard.topology.intake()).await, 0);
+    let lower = door.request(Method::GET, "/v1/tasks").header("authorization", format!("bearer {all}"));
+    assert_eq!(door.gateway.send(lower).await.status, 200);
+    let metrics = door.get("all", "/metrics").await.text;
+    let turned = |reason: &str| {
+        let line = format!("taskyard_http_requests_turned_away_total{{reason=\"{reason}\"}} ");
+        metrics.lines().find_map(|found| found.strip_prefix(&line)?.parse::<f64>().ok()).unwrap_or_default()
+    };
+    for reason in ["missing", "unknown", "expired", "unreadable"] {
+        assert!(turned(reason) > 10.0, "{reason}: {}", turned(reason));
+    }
+}
+
+#[tokio::test]
+async fn a_key_opens_what_its_scopes_say_and_nothing_else() {
+    let yard = Yard::new();
+    let alone: Vec<(&str, &str, &[&str], Option<&str>)> =
+        SCOPES.iter().map(|scope| (*scope, "*", std::slice::from_ref(scope), None)).collect();
+    let mut keys = alone.clone();
+    keys.push(("blue", "blue", &["submit", "read", "control"], None));
+    let door = Door::new(&yard, &keys).await;
+    for (method, path, asked, operation) in calls(&door).await {
+        if OPEN.contains(&path.as_str()) {
+            continue;
+        }
+        let needed = operation["security"][0]["key"][0].as_str().unwrap().to_owned();
+        for scope in SCOPES {
+            let got = door.call(scope, method.clone(), &asked, Some(&json!({}))).await;
+            let code = got.json["code"].as_str().unwrap_or_default();
+            assert_eq!(code == "forbidden", scope != needed, "{scope}: {method} {path}: {got:?}");
+            assert_ne!(got.status, 401, "{scope}: {method} {path}");
+            if code == "forbidden" {
+                assert_eq!((got.status, got.problem()), (403, "forbidden"));
+            }
+        }
+        let got = door.call("blue", method.clone(), &asked, Some(&json!({}))).await;
+        let code = got.json["code"].as_str().unwrap_or_default();
+        assert_eq!(code == "forbidden", OF_THE_YARD.contains(&path.as_str()), "{method} {path}: {got:?}");
+    }
+}
+
+const TENANT: &[&str] = &["submit", "read", "control"];
+
+async fn two_tenants(yard: &Yard) -> Door {
+    Door::new(yard, &[("blue", "blue", TENANT, None), ("red", "red", TENANT, None), ("all", "*", &SCOPES, None)]).await
+}
+
+#[tokio::test]
+async fn a_task_is_its_keys_tenants_whatever_it_says() {
+    let yard = Yard::new();
+    let door = two_tenants(&yard).await;
+    let task = |tenant: Option<&str>| match tenant {
+        Some(tenant) => json!({"model": "echo", "input": 1, "tenant": tenant}),
+        None => json!({"model": "echo", "input": 1}),
+    };
+    for (key, said, becomes) in [
+        ("blue", None, Some("blue")),
+        ("blue", Some("blue"), Some("blue")),
+        ("blue", Some("red"), None),
+        ("blue", Some("default"), None),
+        ("blue", Some("*"), None),
+        ("all", None, Some("default")),
+        ("all", Some("red"), Some("red")),
+    ] {
+        let one = door.post(key, "/v1/tasks", &task(said)).await;
+        let put = door.call(key, Method::PUT, &format!("/v1/tasks/{}", TaskId::new().0), Some(&task(said))).await;
+        let many = door.post(key, "/v1/batches", &json!([task(said)])).await;
+        let quoted = door.post(key, "/v1/quote", &task(said)).await;
+        match becomes {
+            Some(tenant) => {
+                assert_eq!((one.status, &one.json["tenant"]), (202, &json!(tenant)), "{key} {said:?}");
+                assert_eq!((put.status, &put.json["tenant"]), (202, &json!(tenant)), "{key} {said:?}");
+                assert_eq!((many.status, &many.json[0]["task"]["tenant"]), (202, &json!(tenant)));
+                assert_eq!(quoted.problem(), "scheduler_unavailable");
+            }
+            None => {
+                for got in [one, put, quoted] {
+                    assert_eq!((got.status, got.problem(), &got.json["field"]), (403, "forbidden", &json!("tenant")));
+                }
+                assert_eq!((many.status, &many.json[0]["problem"]["code"]), (403, &json!("forbidden")));
+            }
+        }
+    }
+    // A good one beside a bad one is taken.
+    let many = door.post("blue", "/v1/batches", &json!([task(Some("red")), task(None)])).await;
+    assert_eq!((many.status, &many.json[0]["status"], &many.json[1]["status"]), (202, &json!(403), &json!(202)));
+}
+
+/// What a caller gets of an id, without what differs from call to call.
+async fn told(door: &Door, key: &str, id: &str) -> Vec<(u16, Value)> {
+    let path = format!("/v1/tasks/{id}");
+    let mut told = Vec::new();
+    for (method, path, body) in [
+        (Method::GET, path.clone(), None),
+        (Method::HEAD, path.clone(), None),
+        (Method::GET, format!("{path}?wait=1ms"), None),
+        (Method::GET, format!("{path}/explain"), None),
+        (Method::POST, format!("{path}/cancel"), None),
+        (Method::POST, format!("{path}/reprioritize"), Some(json!({"priority": 9}))),
+        (Method::POST, format!("{path}/reprioritize"), Some(json!({"priority": "high"}))),
+    ] {
+        let got = door.call(key, method, &path, body.as_ref()).await;
+        told.push((got.status, got.json));
+    }
+    told
+}
+
+#[tokio::test]
+async fn another_tenants_task_is_as_one_that_never_was() {
+    let yard = Yard::new();
+    let door = two_tenants(&yard).await;
+    let task = json!({"model": "echo", "input": "secret", "metadata": {"run": "1"}, "idempotency_key": "k"});
+    let blue = door.post("blue", "/v1/tasks", &task).await;
+    let id = blue.json["id"].as_str().unwrap();
+
+    let never = told(&door, "red", &TaskId::new().0.to_string()).await;
+    assert_eq!(told(&door, "red", id).await, never);
+    assert!(never.iter().all(|(status, _)| *status == 404), "{never:?}");
+    let record = door.get("blue", &format!("/v1/tasks/{id}")).await;
+    assert_eq!((record.status, &record.json), (200, &blue.json), "nothing of it was changed");
+
+    // By filters: nothing, whatever they name.
+    for query in ["", "?model=echo", "?metadata.run=1", "?state=queued"] {
+        let got = door.get("red", &format!("/v1/tasks{query}")).await;
+        assert_eq!((got.status, &got.json["tasks"]), (200, &json!([])), "{query}");
+        let got = door.get("blue", &format!("/v1/tasks{query}")).await;
+        assert_eq!(got.json["tasks"].as_array().unwrap().len(), 1, "{query}");
+    }
+    assert_eq!(door.get("red", "/v1/tasks?tenant=blue").await.problem(), "forbidden");
+    for (path, extra) in [("cancel", json!({})), ("reprioritize", json!({"priority": 9}))] {
+        let mut body = extra;
+        body["model"] = "echo".into();
+        let got = door.post("red", &format!("/v1/tasks/{path}"), &body).await;
+        assert_eq!((got.status, &got.json["matched"]), (200, &json!(0)), "{got:?}");
+        body["tenant"] = "blue".into();
+        let got = door.post("red", &format!("/v1/tasks/{path}"), &body).await;
+        assert_eq!((got.status, got.problem()), (403, "forbidden"));
+    }
+    assert_eq!(door.get("blue", &format!("/v1/tasks/{id}")).await.json["state"], "queued");
+
+    // The same idempotency key is each tenant's own.
+    let red = door.post("red", "/v1/tasks", &task).await;
+    assert_eq!((red.status, &red.json["tenant"]), (202, &json!("red")));
+    assert_ne!(red.json["id"], blue.json["id"]);
+    // For whoever may see all there are both.
+    assert_eq!(door.get("all", "/v1/tasks").await.json["tasks"].as_array().unwrap().len(), 2);
+    assert_eq!(door.get("all", &format!("/v1/tasks/{id}")).await.status, 200);
+}
+
+#[tokio::test]
+async fn an_id_that_another_tenant_has_is_a_conflict_and_tells_nothing_of_its_task() {
+    let yard = Yard::working().await;
+    let door = two_tenants(&yard).await;
+    let path = format!("/v1/tasks/{}", TaskId::new().0);
+    // The very same content: only the tenant differs.
+    let task = json!({"model": "echo", "input": "secret"});
+    let put = |key: &'static str| {
+        let request = door.request(Method::PUT, &path).bearer_auth(&door.keys[key]).header("prefer", "wait=20");
+        door.gateway.send(request.json(&task))
+    };
+    let blue = put("blue").await;
+    assert_eq!((blue.status, &blue.json["output"]), (200, &json!("secret")));
+    let red = put("red").await;
+    assert_eq!((red.status, red.problem()), (409, "conflict"));
+    assert!(!red.text.contains("secret") && !red.text.contains("blue"), "{red:?}");
+    assert_eq!(put("blue").await.json["output"], json!("secret"));
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_a_result_still_goes_to_its_own_tenant() {
+    let yard = Yard::new();
+    let door = two_tenants(&yard).await;
+    let path = format!("/v1/tasks/{}", TaskId::new().0);
+    let task = json!({"model": "echo", "input": "secret"});
+    let put = |key: &'static str| {
+        let request = door.request(Method::PUT, &path).bearer_auth(&door.keys[key]).header("prefer", "wait=20");
+        door.gateway.send(request.json(&task))
+    };
+    // Nobody can be found to have the id before, so that both are taken in; the worker has its store.
+    yard.store.go_away(true);
+    let work = async {
+        yard::eventually("both wait", || async { yard.depth(&yard.topology.intake()).await == 2 }).await;
+        yard.work().await;
+    };
+    let (blue, red, ()) = tokio::join!(put("blue"), put("red"), work);
+    let with_result: Vec<&Got> = [&blue, &red].into_iter().filter(|got| got.text.contains("secret")).collect();
+    assert!(with_result.len() <= 1, "{blue:?} {red:?}");
+    for (got, tenant) in [(&blue, "blue"), (&red, "red")] {
+        assert!(got.json["code"] == "conflict" || got.json["tenant"] == tenant, "{got:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_an_admin_pauses_a_model() {
+    let yard = Yard::new();
+    let spec = ModelSpec {
+        name: "echo".to_owned(),
+        version: "1".to_owned(),
+        handler: "simulated".to_owned(),
+        capabilities: Vec::new(),
+        slots: 1,
+        timeout_ms: 1000,
+        max_attempts: 3,
+        max_batch: 1,
+        max_delay_ms: 0,
+        memory_mb: 0,
+        expected_ms: None,
+        quality: None,
+    };
+    yard.store.announce(&[spec]).await.unwrap();
+    let door = two_tenants(&yard).await;
+    assert_eq!(door.post("blue", "/v1/queues/echo/pause", &json!({})).await.status, 403);
+    assert!(yard.store.paused().await.unwrap().is_empty());
+    let got = door.post("all", "/v1/queues/echo/pause", &json!({})).await;
+    assert_eq!((got.status, &got.json["paused"]), (200, &json!(true)), "{got:?}");
+}
