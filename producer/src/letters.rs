@@ -13,13 +13,15 @@ use taskyard_shared::dead::Letter;
 use tokio::sync::Mutex;
 
 /// Letters looked at in one go, from the oldest on; what lies behind them is seen once they are gone.
-pub const LOOKED_AT: usize = 50_000;
+const LOOKED_AT: usize = 50_000;
 /// The first part, while it is not known how large letters are.
 const FIRST_PART: usize = 32;
 /// No part is larger.
 const LARGEST_PART: usize = 4_096;
 /// What a part takes in memory, about.
 const PART_BYTES: usize = 32 << 20;
+/// Parts of one look; each is a consumer, and a broker bounds how many a connection has.
+const PARTS: usize = 100;
 /// Letters in hand at once.
 const STEP: usize = 256;
 /// A look takes no longer, and has not seen all then.
@@ -134,6 +136,9 @@ impl Look<'_> {
                 return Ok(false);
             }
             let left = most - self.seen;
+            if self.taken.len() >= PARTS && self.is_full() {
+                return Ok(false);
+            }
             let part = self.part().await?;
             let step = STEP.min(part.room.saturating_sub(part.kept.len())).min(left);
             let Ok(deliveries) = tokio::time::timeout(QUIET, part.consumer.next_batch(step)).await else {
@@ -165,7 +170,7 @@ impl Look<'_> {
 
     /// The consumer that has room: one more, once the last is full.
     async fn part(&mut self) -> Result<&mut Part, BrokerError> {
-        if self.taken.last().is_none_or(|part| part.kept.len() >= part.room) {
+        if self.is_full() {
             let room = match self.largest {
                 0 => FIRST_PART,
                 bytes => (PART_BYTES / bytes).clamp(1, LARGEST_PART),
@@ -175,6 +180,10 @@ impl Look<'_> {
         }
         // There is one now.
         self.taken.last_mut().ok_or_else(|| BrokerError::Refused("no consumer".to_owned()))
+    }
+
+    fn is_full(&self) -> bool {
+        self.taken.last().is_none_or(|part| part.kept.len() >= part.room)
     }
 
     fn keep(&mut self, tag: Tag) {

@@ -330,6 +330,7 @@ async fn only_an_admin_pauses_a_model() {
         max_batch: 1,
         max_delay_ms: 0,
         memory_mb: 0,
+        gpus: 0,
         expected_ms: None,
         quality: None,
     };

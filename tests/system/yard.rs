@@ -125,16 +125,13 @@ impl Publisher {
 
     /// Collects until every one of these has its result.
     pub async fn collect(&mut self, ids: &[Uuid]) {
-        self.collect_until(|results| ids.iter().all(|id| results.contains_key(id))).await;
-    }
-
-    pub async fn collect_until(&mut self, is_enough: impl Fn(&HashMap<Uuid, TaskResult>) -> bool) {
         let mut consumer = self.broker.consume(&self.replies, 500).await.unwrap();
         let acker = consumer.acker();
-        while !is_enough(&self.results) {
+        while ids.iter().any(|id| !self.results.contains_key(id)) {
+            let missing = ids.iter().filter(|id| !self.results.contains_key(id)).count();
             let batch = tokio::time::timeout(Duration::from_secs(90), consumer.next_batch(500))
                 .await
-                .unwrap_or_else(|_| panic!("results do not come; there are {}", self.results.len()))
+                .unwrap_or_else(|_| panic!("{missing} results do not come"))
                 .unwrap();
             for delivery in &batch {
                 let result: TaskResult = serde_json::from_slice(&delivery.body).unwrap();

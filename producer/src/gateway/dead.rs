@@ -22,7 +22,7 @@ use super::Shared;
 use super::problem::{Code, Problem};
 use super::request::{Media, Parameters, media, path_id, read_json};
 use super::tasks::{MOST_PAGE_TASKS, PAGE_TASKS};
-use crate::letters::{Failure, LOOKED_AT, Looked, Reader};
+use crate::letters::{Failure, Looked, Reader};
 use crate::publish::encode;
 
 /// The label of a task that is another's replay: that one's id.
@@ -236,7 +236,7 @@ async fn letter_id(request: Request) -> Result<Uuid, Problem> {
 fn no_letter(looked: Looked) -> Problem {
     let detail = match looked.complete {
         true => "no dead letter has this id".to_owned(),
-        false => format!("none of the oldest {LOOKED_AT} dead letters has this id, and there are more"),
+        false => format!("none of the oldest {} dead letters has this id, and there are more", looked.letters),
     };
     Problem::new(Code::NotFound, detail)
 }

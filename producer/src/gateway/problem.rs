@@ -84,7 +84,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 31] = [
+    pub const ALL: [Code; 33] = [
         Code::Empty,
         Code::Utf8,
         Code::Json,

@@ -10,6 +10,7 @@ use taskyard_shared::dead::Letter;
 use taskyard_shared::{State, TaskId};
 
 use super::Shared;
+use super::access::Caller;
 use super::control::{Outcome, not_found};
 use super::dead::replay_one;
 use super::problem::{Code, Problem};
@@ -30,6 +31,9 @@ pub(super) struct Retried {
 pub(super) async fn post(Shares(gateway): Shares<Arc<Shared>>, request: Request) -> Result<Json<Retried>, Problem> {
     let (mut parts, _) = request.into_parts();
     let id = path_id(&mut parts).await.ok_or_else(not_found)?;
+    if !gateway.may_change(&Caller::of(&parts)?, id).await? {
+        return Err(not_found());
+    }
     let record = gateway.look_up(id).await?;
     let state = record.map(|record| record.state);
     let conflict = |code, detail: String, outcome| {

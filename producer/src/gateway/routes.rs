@@ -341,6 +341,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "It is `retried`, now or by an earlier call", Content::Of(of::<Retried>))],
         problems: RETRY_PROBLEMS,
+        access: Access::CONTROL,
         handler: |method| on(method, retry::post),
     },
     Route {
@@ -486,6 +487,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "A page", Content::Of(of::<DeadPage>))],
         problems: &[Code::UnknownParameter, Code::InvalidParameter, Code::OverCapacity, Code::BrokerUnavailable],
+        access: Access::READ_YARD,
         handler: |method| on(method, dead::list),
     },
     Route {
@@ -497,6 +499,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "The letter", Content::Of(of::<WholeLetter>))],
         problems: LETTER_PROBLEMS,
+        access: Access::READ_YARD,
         handler: |method| on(method, dead::get),
     },
     Route {
@@ -508,6 +511,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "It is `replayed`", Content::Of(of::<Buried>))],
         problems: LETTER_PROBLEMS,
+        access: Access::ADMIN,
         handler: |method| on(method, dead::replay),
     },
     Route {
@@ -519,6 +523,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[],
         answers: &[json(200, "It is `discarded`", Content::Of(of::<Buried>))],
         problems: LETTER_PROBLEMS,
+        access: Access::ADMIN,
         handler: |method| on(method, dead::discard),
     },
     Route {
@@ -530,6 +535,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[("application/json", Content::Of(of::<LetterSelection>))],
         answers: &[json(200, "How many came to what", Content::Of(of::<LetterCounts>))],
         problems: LETTERS_PROBLEMS,
+        access: Access::ADMIN,
         handler: |method| on(method, dead::replay_selected),
     },
     Route {
@@ -541,6 +547,7 @@ pub(super) const ROUTES: &[Route] = &[
         body: &[("application/json", Content::Of(of::<LetterSelection>))],
         answers: &[json(200, "How many came to what", Content::Of(of::<LetterCounts>))],
         problems: LETTERS_PROBLEMS,
+        access: Access::ADMIN,
         handler: |method| on(method, dead::discard_selected),
     },
     Route {
