@@ -16,8 +16,19 @@ use yard::{Got, RunningGateway, Yard, settings};
 /// Calls that need no key, and no others.
 const OPEN: [&str; 4] = ["/", "/healthz", "/openapi.json", "/readyz"];
 /// Calls about the yard, which no key of one tenant opens.
-const OF_THE_YARD: [&str; 5] =
-    ["/metrics", "/v1/queues", "/v1/queues/{model}/pause", "/v1/queues/{model}/resume", "/v1/workers"];
+const OF_THE_YARD: [&str; 11] = [
+    "/metrics",
+    "/v1/dead",
+    "/v1/dead/discard",
+    "/v1/dead/replay",
+    "/v1/dead/{id}",
+    "/v1/dead/{id}/discard",
+    "/v1/dead/{id}/replay",
+    "/v1/queues",
+    "/v1/queues/{model}/pause",
+    "/v1/queues/{model}/resume",
+    "/v1/workers",
+];
 const SCOPES: [&str; 4] = ["submit", "read", "control", "admin"];
 
 struct Door {
