@@ -15,6 +15,10 @@ fn gated() -> (Arc<Semaphore>, Arc<Obedient>) {
     (gate.clone(), Arc::new(Obedient { gate: Some(gate), ..Obedient::default() }))
 }
 
+fn opened() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(100))
+}
+
 fn waiting() -> Value {
     json!({"model": "m", "input": {"do": "wait"}})
 }
@@ -115,12 +119,13 @@ async fn others_are_let_in_after_a_while_and_what_happens_then_is_not_held_again
     let others = yard.publish(vec![waiting(), waiting()]).await;
     runs(&handler, 3).await;
     kill.cancel();
-    gate.add_permits(10);
-    yard.worker("second", vec![(long(), handler.clone())]);
+    // The first one's gate stays shut.
+    yard.worker("second", vec![(long(), Arc::new(Obedient { gate: Some(opened()), ..Obedient::default() }))]);
     let all = [vec![lost], others].concat();
     yard.collect(&all).await;
     assert!(all.iter().all(|id| yard.result(id).state == State::Succeeded));
     assert_eq!(yard.result(&lost).attempt, 3);
+    drop(gate);
 }
 
 #[tokio::test(flavor = "multi_thread")]
