@@ -99,6 +99,8 @@ pub struct Known {
     pub to_be_told: HashSet<Uuid>,
     /// Accepted over HTTP.
     pub to_be_found: HashSet<Uuid>,
+    /// Those of them that may end without having run.
+    pub may_not_run: HashSet<Uuid>,
     pub told: HashSet<Uuid>,
 }
 
@@ -254,6 +256,9 @@ impl Caller {
             tokio::time::sleep(AGAIN_AFTER).await;
         }
         self.books.accepted(Way::Http, &[task.id]);
+        if matches!(task.meant, Meant::MayBeCancelled | Meant::MayBeLate) {
+            self.books.known.lock().unwrap().may_not_run.insert(task.id);
+        }
         if task.meant == Meant::MayBeCancelled {
             // Whether it comes in time, or at all, is not what this is about.
             let _asked = http.post(format!("{url}/cancel")).send().await;

@@ -186,9 +186,9 @@ pub fn plan(seed: u64, count: usize, roles: usize, every_ms: u64) -> Vec<Planned
     let mut planned = Vec::new();
     for kind in kinds {
         let mut fault = draw(&mut random, kind, roles);
-        // Too early for another end of the broker: its connections are closed instead. The first of a kind waits.
+        // Too early for another end of the broker.
         if fault.stops_the_broker() && now < broker_may_end_at {
-            fault = Fault::BrokerCloseConnections;
+            fault = draw(&mut random, "link_cut", roles);
         }
         let at_ms = now.max(free_at.get(&fault.victim()).copied().unwrap_or(0));
         if fault.stops_the_broker() {

@@ -164,10 +164,12 @@ impl Rig {
                 }
             }
             if !unknown.is_empty() {
-                // What has run to its end and is not known any more went with a flush; the check looks into that.
-                let ran: HashSet<Uuid> =
-                    self.executed().filter(|line| line.what != What::Started).map(|line| line.id).collect();
-                found.extend(unknown.into_iter().filter(|id| ran.contains(id)));
+                // What has run to its end and is not known any more went with a flush, or did so without having run. The
+                // check looks into that.
+                let ran = self.executed().filter(|line| line.what != What::Started).map(|line| line.id);
+                let mut may_be_gone: HashSet<Uuid> = ran.collect();
+                may_be_gone.extend(&self.books.known.lock().unwrap().may_not_run);
+                found.extend(unknown.into_iter().filter(|id| may_be_gone.contains(id)));
             }
             let left = untold.len() + self.books.known.lock().unwrap().to_be_found.len() - found.len();
             if left == 0 {

@@ -144,7 +144,17 @@ impl Rabbit {
         if let Some(mut group) = self.group.take() {
             group.kill();
         }
+        self.gone().await;
         self.begin().await;
+    }
+
+    /// What was waited for is the script that leads the group: the broker itself takes a moment longer.
+    async fn gone(&self) {
+        let begun = Instant::now();
+        while answers(self.port).await {
+            assert!(begun.elapsed() < START_PATIENCE, "RabbitMQ does not end: {}", self.folder.display());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// In good order, as an operator does it.
@@ -155,6 +165,7 @@ impl Rabbit {
                 group.kill();
             }
         }
+        self.gone().await;
         self.begin().await;
     }
 
