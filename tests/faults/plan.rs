@@ -168,17 +168,24 @@ const WEIGHTS: [(&str, u32); 14] = [
     ("link_delay", 8),
 ];
 
-/// So many faults upon so many roles, a mean of `every_ms` apart. The same seed, the same plan. The broker is killed first, and
+/// Whether there is a kind of fault of this name.
+pub fn is_kind(name: &str) -> bool {
+    WEIGHTS.iter().any(|(kind, _)| *kind == name)
+}
+
+/// So many faults upon so many roles, a mean of `every_ms` apart, none of the kinds in `without`. The same seed, the same plan. The broker is killed first, and
 /// every kind comes once before any comes again, in so far as `count` and the broker's time between two ends allow.
-pub fn plan(seed: u64, count: usize, roles: usize, every_ms: u64) -> Vec<Planned> {
+pub fn plan(seed: u64, count: usize, roles: usize, every_ms: u64, without: &[String]) -> Vec<Planned> {
     let mut random = fastrand::Rng::with_seed(seed);
-    let mut once: Vec<&str> = WEIGHTS.iter().map(|(kind, _)| *kind).collect();
+    let weights: Vec<(&str, u32)> =
+        WEIGHTS.into_iter().filter(|(kind, _)| !without.iter().any(|other| other == kind)).collect();
+    let mut once: Vec<&str> = weights.iter().map(|(kind, _)| *kind).collect();
     random.shuffle(&mut once);
     // What takes longest comes first, so that a short run has time for it.
     once.sort_by_key(|kind| *kind == "broker_kill");
     let mut kinds: Vec<&str> = Vec::new();
     while kinds.len() < count {
-        kinds.push(once.pop().unwrap_or_else(|| weighted(&mut random)));
+        kinds.push(once.pop().unwrap_or_else(|| weighted(&mut random, &weights)));
     }
     let mut free_at: BTreeMap<Victim, u64> = BTreeMap::new();
     let mut broker_may_end_at = 0;
@@ -201,10 +208,10 @@ pub fn plan(seed: u64, count: usize, roles: usize, every_ms: u64) -> Vec<Planned
     planned
 }
 
-fn weighted(random: &mut fastrand::Rng) -> &'static str {
-    let mut left = random.u32(0..WEIGHTS.iter().map(|(_, weight)| weight).sum());
-    for (kind, weight) in WEIGHTS {
-        match left.checked_sub(weight) {
+fn weighted<'a>(random: &mut fastrand::Rng, weights: &[(&'a str, u32)]) -> &'a str {
+    let mut left = random.u32(0..weights.iter().map(|(_, weight)| weight).sum());
+    for (kind, weight) in weights {
+        match left.checked_sub(*weight) {
             Some(rest) => left = rest,
             None => return kind,
         }
@@ -244,14 +251,22 @@ mod tests {
 
     #[test]
     fn a_seed_is_a_plan_and_another_seed_another() {
-        assert_eq!(plan(1, 200, 6, 5_000), plan(1, 200, 6, 5_000));
-        assert_ne!(plan(1, 200, 6, 5_000), plan(2, 200, 6, 5_000));
+        assert_eq!(plan(1, 200, 6, 5_000, &[]), plan(1, 200, 6, 5_000, &[]));
+        assert_ne!(plan(1, 200, 6, 5_000, &[]), plan(2, 200, 6, 5_000, &[]));
+    }
+
+    #[test]
+    fn what_is_left_out_does_not_come() {
+        let without = ["store_flush".to_owned(), "broker_kill".to_owned()];
+        let planned = plan(1, 200, 6, 5_000, &without);
+        assert_eq!(planned.len(), 200);
+        assert!(planned.iter().all(|planned| !without.iter().any(|kind| kind == planned.fault.kind())));
     }
 
     #[test]
     fn no_victim_has_two_faults_at_once_and_the_broker_has_its_time() {
         for seed in 0..200 {
-            let planned = plan(seed, 200, 6, 5_000);
+            let planned = plan(seed, 200, 6, 5_000, &[]);
             assert_eq!(planned.len(), 200);
             let mut free_at: BTreeMap<Victim, u64> = BTreeMap::new();
             let mut broker_end = None;

@@ -42,6 +42,8 @@ pub struct Plan {
     /// The mean time from one fault to the next; milliseconds.
     pub every_ms: u64,
     pub queue_type: QueueType,
+    /// Kinds of faults that are left out.
+    pub without: Vec<String>,
 }
 
 /// Where the ledger of a run is.
@@ -58,7 +60,7 @@ pub async fn run(plan: Plan, programs: PathBuf) {
     eprintln!("seed {}: the ledger and the logs are in {}", plan.seed, folder.display());
     let begun = Instant::now();
     let files = Arc::new(Files::new(&folder));
-    let planned = plan::plan(plan.seed, plan.faults, ROLES, plan.every_ms);
+    let planned = plan::plan(plan.seed, plan.faults, ROLES, plan.every_ms, &plan.without);
     let yard = Arc::new(Yard::start(programs, plan.queue_type, &files).await);
     let mut rig = Rig::new(&yard, files.clone()).await;
     eprintln!("the yard stands after {:.1} s", begun.elapsed().as_secs_f64());
