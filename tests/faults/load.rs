@@ -44,10 +44,10 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// `count` of all clients within `duration`: slow tasks are to take half of their slots' time.
+    /// `count` of all clients within `duration`: slow tasks are to take a third of their slots' time.
     pub fn new(seed: u64, way: Way, count: usize, duration: Duration) -> Self {
         let seconds = duration.as_secs().max(1);
-        let slow = seconds * SLOW_SLOTS * 1_000 / SLOW_MS / 2;
+        let slow = seconds * SLOW_SLOTS * 1_000 / SLOW_MS / 3;
         let slow_per_mille = (slow * 1_000 / (count as u64).max(1)).min(100);
         Self { random: fastrand::Rng::with_seed(seed ^ (way as u64 + 1) << 32), way, slow_per_mille }
     }

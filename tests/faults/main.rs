@@ -66,7 +66,7 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64) -> Plan {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_thousand_tasks_survive_every_kind_of_fault() {
     let Some(programs) = programs("the short run of faults") else { return };
-    run(planned(1, 3_000, 15, 2_500), programs).await;
+    run(planned(1, 3_000, 15, 1_500), programs).await;
 }
 
 /// `cargo test --release --test faults -- --ignored --nocapture long`

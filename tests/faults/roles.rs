@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::harness::root;
 use crate::ledger::{ENDED, Ended, Files, now_ms};
+use crate::servers::Group;
 
 /// From SIGTERM to the end, with `worker.drain_s` of 10 and servers that may be away.
 const TERM_PATIENCE: Duration = Duration::from_secs(45);
@@ -62,7 +63,7 @@ impl Role {
     pub async fn start(recipe: Recipe, files: Arc<Files>) -> Self {
         let (orders, receiver) = mpsc::channel(16);
         let name = recipe.name.clone();
-        let mut keeper = Keeper { recipe, files, starts: 0, child: None };
+        let mut keeper = Keeper { recipe, files, starts: 0, child: None, group: Group::new() };
         keeper.spawn();
         assert!(keeper.ready().await, "{name} does not start; see {}", keeper.log().display());
         Self { name, orders, keeper: tokio::spawn(keeper.keep(receiver)) }
@@ -84,6 +85,8 @@ struct Keeper {
     files: Arc<Files>,
     starts: u32,
     child: Option<Child>,
+    /// What it starts ends with this process.
+    group: Group,
 }
 
 impl Keeper {
@@ -102,6 +105,7 @@ impl Keeper {
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
+            .process_group(self.group.id())
             .kill_on_drop(true)
             .spawn()
             .unwrap();

@@ -14,30 +14,65 @@ use crate::harness::free_port;
 /// A broker on two busy cores takes up to half a minute to start.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
-/// A server process that leads a group of its own; the group is killed when this is dropped.
-struct Group(Child);
+/// A group of processes that does not outlive this one, even if this one is killed: its leader waits for the end of what it
+/// reads, and then kills the group. It is killed when this is dropped.
+pub struct Group {
+    guard: Child,
+}
 
 impl Group {
+    pub fn new() -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", "read never; kill -KILL 0"]).process_group(0).stdin(Stdio::piped());
+        Self { guard: command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap() }
+    }
+
+    /// For whoever is to be started in it.
+    pub fn id(&self) -> i32 {
+        i32::try_from(self.guard.id()).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        // A group that has ended is what a signal to end it wants.
+        let _ended = killpg(Pid::from_raw(self.id()), signal);
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGKILL);
+        let _reaped = self.guard.wait();
+    }
+}
+
+/// A server, in a group of its own.
+struct Server {
+    child: Child,
+    group: Group,
+}
+
+impl Server {
     fn spawn(command: &mut Command, log: &Path) -> Self {
+        let group = Group::new();
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
         let errors = log.try_clone().unwrap();
-        Self(command.process_group(0).stdin(Stdio::null()).stdout(log).stderr(errors).spawn().unwrap())
+        command.process_group(group.id()).stdin(Stdio::null()).stdout(log).stderr(errors);
+        Self { child: command.spawn().unwrap(), group }
     }
 
     fn signal(&self, signal: Signal) {
-        // A group that has ended is what a signal to end it wants.
-        let _ended = killpg(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), signal);
+        self.group.signal(signal);
     }
 
     fn kill(&mut self) {
         self.signal(Signal::SIGKILL);
-        self.0.wait().unwrap();
+        self.child.wait().unwrap();
     }
 
     async fn ended(&mut self, limit: Duration) -> bool {
         let begun = Instant::now();
         while begun.elapsed() < limit {
-            if self.0.try_wait().unwrap().is_some() {
+            if self.child.try_wait().unwrap().is_some() {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -46,10 +81,10 @@ impl Group {
     }
 }
 
-impl Drop for Group {
+impl Drop for Server {
     fn drop(&mut self) {
         self.signal(Signal::SIGKILL);
-        let _reaped = self.0.wait();
+        let _reaped = self.child.wait();
     }
 }
 
@@ -81,7 +116,7 @@ pub struct Rabbit {
     node: String,
     distribution_port: u16,
     pub port: u16,
-    group: Option<Group>,
+    server: Option<Server>,
 }
 
 impl Rabbit {
@@ -98,7 +133,7 @@ impl Rabbit {
         std::fs::write(folder.join("rabbitmq.conf"), settings).unwrap();
         std::fs::write(folder.join("enabled_plugins"), "[].\n").unwrap();
         let node = format!("taskyard-faults-{}-{port}@localhost", std::process::id());
-        let mut rabbit = Self { programs, folder, node, distribution_port: free_port(), port, group: None };
+        let mut rabbit = Self { programs, folder, node, distribution_port: free_port(), port, server: None };
         rabbit.begin().await;
         rabbit
     }
@@ -109,7 +144,9 @@ impl Rabbit {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
+        // Where it leaves what it has to say when it is killed at a bad time.
         command
+            .current_dir(&self.folder)
             .env("HOME", self.folder.join("home"))
             .env("RABBITMQ_NODENAME", &self.node)
             .env("RABBITMQ_CONFIG_FILE", self.folder.join("rabbitmq.conf"))
@@ -125,10 +162,10 @@ impl Rabbit {
     async fn begin(&mut self) {
         let begun = Instant::now();
         loop {
-            let mut group = Group::spawn(&mut self.command("rabbitmq-server"), &self.folder.join("output"));
-            while group.0.try_wait().unwrap().is_none() {
+            let mut server = Server::spawn(&mut self.command("rabbitmq-server"), &self.folder.join("output"));
+            while server.child.try_wait().unwrap().is_none() {
                 if answers(self.port).await {
-                    self.group = Some(group);
+                    self.server = Some(server);
                     return;
                 }
                 assert!(begun.elapsed() < START_PATIENCE, "RabbitMQ does not start: {}", self.folder.display());
@@ -141,14 +178,14 @@ impl Rabbit {
     }
 
     pub async fn kill_and_start(&mut self) {
-        if let Some(mut group) = self.group.take() {
-            group.kill();
+        if let Some(mut server) = self.server.take() {
+            server.kill();
         }
         self.gone().await;
         self.begin().await;
     }
 
-    /// What was waited for is the script that leads the group: the broker itself takes a moment longer.
+    /// What was waited for is the script that starts it: the broker itself takes a moment longer.
     async fn gone(&self) {
         let begun = Instant::now();
         while answers(self.port).await {
@@ -159,10 +196,10 @@ impl Rabbit {
 
     /// In good order, as an operator does it.
     pub async fn restart(&mut self) {
-        if let Some(mut group) = self.group.take() {
-            group.signal(Signal::SIGTERM);
-            if !group.ended(Duration::from_secs(60)).await {
-                group.kill();
+        if let Some(mut server) = self.server.take() {
+            server.signal(Signal::SIGTERM);
+            if !server.ended(Duration::from_secs(60)).await {
+                server.kill();
             }
         }
         self.gone().await;
@@ -170,8 +207,8 @@ impl Rabbit {
     }
 
     pub fn signal(&self, signal: Signal) {
-        if let Some(group) = &self.group {
-            group.signal(signal);
+        if let Some(server) = &self.server {
+            server.signal(signal);
         }
     }
 
@@ -197,14 +234,14 @@ impl Rabbit {
 pub struct Redis {
     folder: PathBuf,
     pub port: u16,
-    group: Option<Group>,
+    server: Option<Server>,
 }
 
 impl Redis {
     pub async fn start(folder: &Path) -> Self {
         let folder = folder.join("redis");
         std::fs::create_dir_all(&folder).unwrap();
-        let mut redis = Self { folder, port: free_port(), group: None };
+        let mut redis = Self { folder, port: free_port(), server: None };
         redis.begin().await;
         redis
     }
@@ -218,7 +255,7 @@ impl Redis {
         let mut command = Command::new("redis-server");
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
         command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(&self.folder);
-        self.group = Some(Group::spawn(&mut command, &self.folder.join("output")));
+        self.server = Some(Server::spawn(&mut command, &self.folder.join("output")));
         let begun = Instant::now();
         // While it reads its file it answers every command with an error.
         while self.command(&["PING"]).await.trim() != "PONG" {
@@ -228,8 +265,8 @@ impl Redis {
     }
 
     pub fn kill(&mut self) {
-        if let Some(mut group) = self.group.take() {
-            group.kill();
+        if let Some(mut server) = self.server.take() {
+            server.kill();
         }
     }
 
