@@ -1,9 +1,10 @@
 //! Ends tasks that no worker ran: refused, expired, or carried out by the scheduler itself. The record first, then whoever waits is told, the ack last.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::value::RawValue;
-use taskyard_shared::broker::{self, Broker, Need, Receipt, Verdict, publish_surely};
+use taskyard_shared::broker::{self, Broker, Message, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::control::Fate;
 use taskyard_shared::dead::Letter;
 use taskyard_shared::store::{Guard, Settle, Settled, Store, until_answered};
@@ -18,6 +19,8 @@ use crate::metrics::Metrics;
 /// Codes of what another task of the same content may be spared later.
 const RETRYABLE: [&str; 3] = ["overloaded", "quota_waiting", "quota_rate"];
 
+/// Before a task that somebody runs is looked at again.
+const RUNS: Duration = Duration::from_secs(1);
 /// Codes of what is refused for what the task says, or the yard does not have: somebody has to change something, and the
 /// task is kept until then.
 const BURIED: [&str; 6] =
@@ -88,22 +91,21 @@ impl Finisher {
         let Some(settled) = settled else { return };
         let mut outgoing = Vec::new();
         let mut receipts = Vec::with_capacity(group.len());
+        let mut running = Vec::new();
         for ((finished, Settle { result, .. }), settled) in group.into_iter().zip(&calls).zip(settled) {
             let followers = match settled {
                 Settled::Done { followers } | Settled::Again { followers } => followers,
-                // It runs, or has run: whoever runs it tells.
+                // It runs. Whoever runs it may have been cut from the delivery that it came by, and this copy be the last.
                 Settled::Stale => {
                     tell(finished.told, Fate::Dispatched);
-                    receipts.extend(finished.task.receipt);
+                    running.push(finished.task);
                     continue;
                 }
                 Settled::Already(record) => {
                     let cancelled = record.state == State::Cancelled;
                     tell(finished.told, if cancelled { Fate::Done } else { Fate::Finished });
-                    // Who cancelled it may not have had its envelope, and so not known whom to tell.
-                    if let Some(reply) = finished.task.envelope.reply.as_ref().filter(|_| cancelled) {
-                        outgoing.extend(messages::result(reply, &record).ok().map(|message| (message, Need::Reply)));
-                    }
+                    // Whoever ended it may have come to no more than that, or not have known whom to tell.
+                    self.tell_again(&finished.task.envelope, &record, &mut outgoing);
                     receipts.extend(finished.task.receipt);
                     continue;
                 }
@@ -124,6 +126,43 @@ impl Finisher {
             }
             self.metrics.finished(&finished.task.model, finished.state);
             receipts.extend(finished.task.receipt);
+        }
+        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
+            broker::settle(receipts, Verdict::Ack).await;
+        }
+        self.look_again(running).await;
+    }
+
+    fn tell_again(&self, envelope: &Envelope, record: &TaskResult, outgoing: &mut Vec<(Message, Need)>) {
+        if let Some(reply) = &envelope.reply {
+            outgoing.extend(messages::result(reply, record).ok().map(|message| (message, Need::Reply)));
+        }
+        if record.state == State::Failed || is_buried(record) {
+            outgoing.push((Letter::of_task(envelope, record).message(&self.topology), Need::Work));
+        }
+    }
+
+    /// What somebody runs comes back a moment later, until it has ended one way or the other.
+    async fn look_again(&self, running: Vec<Held>) {
+        if running.is_empty() {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RUNS) => {}
+            // Not acked: it comes again.
+            () = self.closing.cancelled() => return,
+        }
+        let mut outgoing = Vec::with_capacity(running.len());
+        let mut receipts = Vec::with_capacity(running.len());
+        for task in running {
+            match messages::retry(&self.topology, &task.envelope) {
+                Ok(message) => {
+                    outgoing.push((message, Need::Work));
+                    receipts.extend(task.receipt);
+                }
+                // Not acked: the broker gives it back when it loses patience.
+                Err(failure) => warn!(%failure, "a task that runs cannot be looked at again"),
+            }
         }
         if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
             broker::settle(receipts, Verdict::Ack).await;

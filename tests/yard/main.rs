@@ -11,6 +11,7 @@ mod overload;
 mod quote;
 mod shadow;
 mod shards;
+mod untold;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

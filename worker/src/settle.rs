@@ -136,9 +136,12 @@ impl Settler {
         if !settles.is_empty() {
             let calls: Vec<Settle> = settles.iter().map(|(_, settle)| settle.clone()).collect();
             let settled = until_answered("results", &self.closing, || self.store.settle(calls.clone())).await?;
-            for ((at, _), settled) in settles.into_iter().zip(settled) {
+            for ((at, settle), settled) in settles.into_iter().zip(settled) {
                 told[at] = match settled {
                     Settled::Done { followers } | Settled::Again { followers } => Told::End(followers),
+                    // Nobody asked for the task before it was given up, so this may be the delivery of whoever ended it and
+                    // came to no more.
+                    Settled::Already(record) if settle.guard == Guard::Unclaimed => Told::Before(record),
                     Settled::Already(_) => Told::Elsewhere,
                     Settled::Stale => Told::Stale,
                 };
@@ -159,7 +162,8 @@ impl Settler {
     }
 
     /// An attempt that is no longer the record's may have been followed by another, which has a delivery of its own; or
-    /// the store lost what it knew, or gave an answer that did not arrive. Then this delivery is the only copy.
+    /// the store lost what it knew, or gave an answer that did not arrive. Then this delivery is the only copy. So it is
+    /// where nothing was attempted here: whoever runs the task may have been cut from the delivery that came here.
     async fn settle_doubt(&self, group: &[Settlement], told: &mut [Told]) -> Option<()> {
         let doubtful: Vec<usize> = (0..told.len()).filter(|&at| matches!(told[at], Told::Stale)).collect();
         if doubtful.is_empty() {
@@ -168,8 +172,9 @@ impl Settler {
         let ids: Vec<TaskId> = doubtful.iter().map(|&at| group[at].held.envelope.id).collect();
         let records = until_answered("results", &self.closing, || self.store.get(ids.clone())).await?;
         for (at, record) in doubtful.into_iter().zip(records) {
+            let is_begun = !matches!(&group[at].outcome, Outcome::Terminal { guard: Guard::Unclaimed, .. });
             let elsewhere = record.is_some_and(|record| record.state == State::Running || record.state.is_terminal());
-            if !elsewhere {
+            if !(is_begun && elsewhere) {
                 told[at] = Told::Again;
             }
         }
@@ -202,6 +207,16 @@ impl Settler {
                         outgoing.push((self.dead_letter(envelope, result), Need::Work));
                     }
                 }
+                (Outcome::Terminal { .. }, Told::Before(record)) => {
+                    match &envelope.reply {
+                        Some(reply) if reply.array => arrays.entry(&reply.to).or_default().push(record),
+                        Some(reply) => self.push(&mut outgoing, messages::result(reply, record), Need::Reply),
+                        None => {}
+                    }
+                    if record.state == State::Failed {
+                        outgoing.push((self.dead_letter(envelope, record), Need::Work));
+                    }
+                }
                 (Outcome::Retry { attempt, after, error, .. }, Told::Again) => {
                     info!(task.id = %envelope.id.0, task.model = envelope.model(), attempt, code = %error.code,
                         after_ms = after.as_millis() as u64, "to be tried again");
@@ -214,7 +229,7 @@ impl Settler {
                     self.push(&mut outgoing, messages::retry(&self.topology, &retry), Need::Work);
                 }
                 (Outcome::Terminal { result, .. }, Told::Again) => {
-                    warn!(task.id = %envelope.id.0, "the store had forgotten the attempt: the task is tried again");
+                    warn!(task.id = %envelope.id.0, "the end could not be written: the task goes back");
                     let again = Envelope { attempts: result.attempt, ..envelope.clone() };
                     self.push(&mut outgoing, messages::retry(&self.topology, &again), Need::Work);
                 }
@@ -264,6 +279,8 @@ pub(crate) enum Told {
     Nothing,
     /// It ended, here and now or before: these follow it, beside whom the envelope names.
     End(Vec<Reply>),
+    /// It had ended so, and whoever ended it may not have told.
+    Before(Box<TaskResult>),
     /// It goes back to the scheduler.
     Again,
     /// It ended by another attempt, which tells.
@@ -273,17 +290,18 @@ pub(crate) enum Told {
 }
 
 fn completion(worker: &str, held: &Held, outcome: &Outcome, told: &Told) -> Completion {
-    let (state, ran_ms, started) = match outcome {
+    let (state, ran_ms, started) = match (outcome, told) {
+        (_, Told::Before(record)) => (record.state, 0.0, None),
         // What goes back has not ended, whatever its attempt came to; another scheduler may take it.
-        Outcome::Terminal { result, .. } if matches!(told, Told::Again) => {
+        (Outcome::Terminal { result, .. }, Told::Again) => {
             (State::Queued, result.timings.ran_ms.unwrap_or(0.0), result.timings.started)
         }
-        Outcome::Terminal { result, .. } => {
+        (Outcome::Terminal { result, .. }, _) => {
             (result.state, result.timings.ran_ms.unwrap_or(0.0), result.timings.started)
         }
-        Outcome::Retry { ran_ms, .. } => (State::Queued, *ran_ms, None),
-        Outcome::TellAgain { result, .. } => (result.state, 0.0, None),
-        Outcome::Later { .. } => (State::Queued, 0.0, None),
+        (Outcome::Retry { ran_ms, .. }, _) => (State::Queued, *ran_ms, None),
+        (Outcome::TellAgain { result, .. }, _) => (result.state, 0.0, None),
+        (Outcome::Later { .. }, _) => (State::Queued, 0.0, None),
     };
     Completion {
         id: held.envelope.id,

@@ -1,0 +1,157 @@
+//! Carries a plan out: does each fault at its time, heals it after its time, and writes both down.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::ledger::{FAULTS, Files, Suffered, now_ms};
+use crate::plan::{Fault, Planned, Victim};
+use crate::relay::Weather;
+use crate::roles::Order;
+use crate::yard::{ROLES, Yard};
+
+/// RabbitMQ is to be up for so long between two ends of it, whatever they took.
+const BETWEEN_BROKER_ENDS: Duration = Duration::from_secs(45);
+
+/// Until a fault is healed, that of a process that waits for its servers included.
+const HEAL_PATIENCE: Duration = Duration::from_secs(180);
+
+pub struct Nemesis {
+    yard: Arc<Yard>,
+    files: Arc<Files>,
+    /// One fault at a time upon each process; the servers have locks of their own.
+    roles: Vec<Mutex<()>>,
+    broker_ended: Mutex<Option<Instant>>,
+}
+
+impl Nemesis {
+    pub fn new(yard: Arc<Yard>, files: Arc<Files>) -> Arc<Self> {
+        let roles = (0..ROLES).map(|_| Mutex::new(())).collect();
+        Arc::new(Self { yard, files, roles, broker_ended: Mutex::new(None) })
+    }
+
+    /// Does all of it, and ends when all is healed.
+    pub async fn carry_out(self: Arc<Self>, planned: Vec<Planned>) {
+        let begun = Instant::now();
+        let mut faults = JoinSet::new();
+        for Planned { at_ms, fault } in planned {
+            tokio::time::sleep_until(begun + Duration::from_millis(at_ms)).await;
+            let nemesis = self.clone();
+            faults.spawn(async move {
+                let healed = tokio::time::timeout(HEAL_PATIENCE, nemesis.suffer(fault)).await;
+                assert!(healed.is_ok(), "{fault} is not healed");
+            });
+        }
+        while let Some(ended) = faults.join_next().await {
+            ended.unwrap();
+        }
+    }
+
+    async fn suffer(&self, fault: Fault) {
+        match fault.victim() {
+            Victim::Role(role) => {
+                let _alone = self.roles[role].lock().await;
+                let from = now_ms();
+                self.upon_role(fault, role).await;
+                self.healed(fault, &self.yard.roles[role].name, from);
+            }
+            Victim::Broker => self.upon_broker(fault).await,
+            Victim::Store => self.upon_store(fault).await,
+        }
+    }
+
+    fn healed(&self, fault: Fault, victim: &str, from: u64) {
+        let detail = format!("{victim}: {fault}");
+        self.files.write(FAULTS, &[Suffered { from, until: now_ms(), kind: fault.kind().into(), detail }]);
+    }
+
+    async fn upon_role(&self, fault: Fault, index: usize) {
+        let role = &self.yard.roles[index];
+        match fault {
+            Fault::RoleKill { away_ms, .. } | Fault::RoleTerm { away_ms, .. } => {
+                let (done, works) = oneshot::channel();
+                let away = Duration::from_millis(away_ms);
+                let kill = matches!(fault, Fault::RoleKill { .. });
+                role.order(if kill { Order::Kill { away, done } } else { Order::Term { away, done } }).await;
+                works.await.unwrap();
+            }
+            Fault::RoleStop { for_ms, .. } => {
+                role.order(Order::Signal(Signal::SIGSTOP)).await;
+                wait(for_ms).await;
+                role.order(Order::Signal(Signal::SIGCONT)).await;
+            }
+            Fault::LinkCut { server, .. } => self.yard.link(index, server).cut(),
+            Fault::LinkHole { server, for_ms, .. } => {
+                self.yard.link(index, server).set(Weather::Hole);
+                wait(for_ms).await;
+                self.yard.link(index, server).set(Weather::Clear);
+            }
+            Fault::LinkDelay { server, each_ms, for_ms, .. } => {
+                self.yard.link(index, server).set(Weather::Delay(Duration::from_millis(each_ms)));
+                wait(for_ms).await;
+                self.yard.link(index, server).set(Weather::Clear);
+            }
+            _ => unreachable!("{fault} is not upon a process"),
+        }
+    }
+
+    async fn upon_broker(&self, fault: Fault) {
+        let mut rabbit = self.yard.rabbit.lock().await;
+        if matches!(fault, Fault::BrokerKill | Fault::BrokerRestart) {
+            let mut ended = self.broker_ended.lock().await;
+            if let Some(before) = *ended {
+                tokio::time::sleep_until(before + BETWEEN_BROKER_ENDS).await;
+            }
+            *ended = Some(Instant::now());
+        }
+        let from = now_ms();
+        match fault {
+            Fault::BrokerKill => rabbit.kill_and_start().await,
+            Fault::BrokerRestart => rabbit.restart().await,
+            Fault::BrokerStop { for_ms } => {
+                rabbit.signal(Signal::SIGSTOP);
+                wait(for_ms).await;
+                rabbit.signal(Signal::SIGCONT);
+            }
+            Fault::BrokerAlarm { for_ms } => {
+                rabbit.control(&["set_vm_memory_high_watermark", "0.00001"]).await;
+                wait(for_ms).await;
+                rabbit.control(&["set_vm_memory_high_watermark", "absolute", "2GB"]).await;
+            }
+            Fault::BrokerCloseConnections => {
+                rabbit.control(&["close_all_connections", "an operator closes them"]).await;
+            }
+            _ => unreachable!("{fault} is not upon the broker"),
+        }
+        self.healed(fault, "broker", from);
+    }
+
+    async fn upon_store(&self, fault: Fault) {
+        let mut redis = self.yard.redis.lock().await;
+        let from = now_ms();
+        match fault {
+            Fault::StoreKill { away_ms } => {
+                redis.kill();
+                wait(away_ms).await;
+                redis.begin().await;
+            }
+            Fault::StorePause { for_ms } => {
+                redis.command(&["CLIENT", "PAUSE", &for_ms.to_string(), "ALL"]).await;
+                wait(for_ms).await;
+            }
+            Fault::StoreFlush => {
+                redis.command(&["FLUSHALL"]).await;
+            }
+            _ => unreachable!("{fault} is not upon the store"),
+        }
+        self.healed(fault, "store", from);
+    }
+}
+
+async fn wait(for_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(for_ms)).await;
+}

@@ -1,0 +1,309 @@
+//! One run, from the start of the servers to the verdict.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use taskyard_shared::broker::{Broker, QueueSpec};
+use taskyard_shared::messages::work_queues;
+use taskyard_shared::process::settings::QueueType;
+use taskyard_shared::{TaskId, Topology};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::check::{Verdict, check};
+use crate::ledger::Way;
+use crate::ledger::{EXECUTED, Executed, Files, LEFT, Left, Meant, Overtaking, RECORDED, What, now_ms};
+use crate::load::{Books, Caller, Known, Publisher, Task, Tasks};
+use crate::nemesis::Nemesis;
+use crate::observe::{bury, observe, recorded};
+use crate::plan::{self, Planned};
+use crate::roles::panics;
+use crate::yard::{MAX_ATTEMPTS, NAMESPACE, ROLES, Yard};
+
+/// After the last fault is healed something must end in this time, until all has.
+const QUIET_PATIENCE: Duration = Duration::from_secs(60);
+
+/// For acks that are under way when the last result is told.
+const EMPTY_PATIENCE: Duration = Duration::from_secs(60);
+
+const POLL: Duration = Duration::from_millis(500);
+
+/// Records asked for at once.
+const RECORDS: usize = 500;
+
+pub struct Plan {
+    pub seed: u64,
+    pub tasks: usize,
+    pub faults: usize,
+    /// The mean time from one fault to the next; milliseconds.
+    pub every_ms: u64,
+    pub queue_type: QueueType,
+    /// Kinds of faults that are left out.
+    pub without: Vec<String>,
+}
+
+/// Where the ledger of a run is.
+fn folder(seed: u64) -> PathBuf {
+    let base = std::env::var_os("TASKYARD_FAULTS_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    let folder = base.join(format!("taskyard-faults-{seed}-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+/// Runs it and prints the table. Panics when a promise was broken, with the seed and where the ledger is.
+pub async fn run(plan: Plan, programs: PathBuf) {
+    let folder = folder(plan.seed);
+    eprintln!("seed {}: the ledger and the logs are in {}", plan.seed, folder.display());
+    let begun = Instant::now();
+    let files = Arc::new(Files::new(&folder));
+    let planned = plan::plan(plan.seed, plan.faults, ROLES, plan.every_ms, &plan.without);
+    let yard = Arc::new(Yard::start(programs, plan.queue_type, &files).await);
+    let mut rig = Rig::new(&yard, files.clone()).await;
+    eprintln!("the yard stands after {:.1} s", begun.elapsed().as_secs_f64());
+    rig.load(&yard, &plan, planned).await;
+    eprintln!("published, and all faults healed after {:.1} s", begun.elapsed().as_secs_f64());
+    let gave_up = rig.drain(&yard).await;
+    let overtaking = if gave_up.is_none() { Some(rig.overtake().await) } else { None };
+    rig.look_at_queues(&yard).await;
+    rig.look_at_records(&yard).await;
+    rig.end();
+    let logs = yard.logs.clone();
+    let Ok(yard) = Arc::try_unwrap(yard) else { panic!("somebody still uses the yard") };
+    yard.end().await;
+
+    let mut ledger = files.ledger();
+    ledger.panics = panics(&logs);
+    ledger.gave_up = gave_up;
+    ledger.overtaking = overtaking;
+    let verdict = check(&ledger);
+    eprintln!("{}", table(&plan, &verdict, begun.elapsed()));
+    if !verdict.broken.is_empty() {
+        let first: Vec<String> = verdict.broken.iter().take(20).map(ToString::to_string).collect();
+        panic!(
+            "seed {}: {:?}; the ledger and the logs are in {}\n{}",
+            plan.seed,
+            verdict.rules(),
+            folder.display(),
+            first.join("\n")
+        );
+    }
+    if std::env::var_os("TASKYARD_FAULTS_KEEP").is_none() {
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
+}
+
+/// What stands outside the yard: clients, and those who read what comes of it.
+struct Rig {
+    broker: Arc<dyn Broker>,
+    books: Books,
+    replies: String,
+    readers: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Rig {
+    async fn new(yard: &Yard, files: Arc<Files>) -> Self {
+        let broker: Arc<dyn Broker> = Arc::new(yard.broker().await);
+        let topology = Topology::new(NAMESPACE);
+        let replies = format!("{NAMESPACE}.ledger");
+        broker.declare(&[QueueSpec::durable(&replies)]).await.unwrap();
+        broker.declare(&work_queues(&topology)).await.unwrap();
+        let books = Books { files: files.clone(), known: Arc::new(std::sync::Mutex::new(Known::default())) };
+        let readers = vec![
+            tokio::spawn(observe(broker.clone(), replies.clone(), books.clone())),
+            tokio::spawn(bury(broker.clone(), topology.dead(), files)),
+        ];
+        Self { broker, books, replies, readers }
+    }
+
+    fn publisher(&self, broker: Arc<dyn Broker>, way: Way) -> Publisher {
+        Publisher { broker, replies: self.replies.clone(), books: self.books.clone(), way }
+    }
+
+    /// Publishes all and has all faults done, side by side.
+    async fn load(&mut self, yard: &Arc<Yard>, plan: &Plan, planned: Vec<Planned>) {
+        let last_fault = planned.last().map_or(0, |planned| planned.at_ms);
+        let duration = Duration::from_millis(last_fault) + Duration::from_secs(5);
+        eprintln!("{} tasks and {} faults in {} s", plan.tasks, planned.len(), duration.as_secs());
+        let (single, batch) = (plan.tasks * 2 / 5, plan.tasks * 2 / 5);
+        let tasks = |way| Tasks::new(plan.seed, way, plan.tasks, duration);
+        let (first, second) = (Arc::new(yard.broker().await), Arc::new(yard.broker().await));
+        let singles = self.publisher(first, Way::Single).run(tasks(Way::Single), single, duration);
+        let batches = self.publisher(second, Way::Batch).run(tasks(Way::Batch), batch, duration);
+        let caller = Caller { api: yard.api.clone(), books: self.books.clone() };
+        let calls = caller.run(tasks(Way::Http), plan.tasks - single - batch, duration);
+        let faults = Nemesis::new(yard.clone(), self.books.files.clone()).carry_out(planned);
+        tokio::join!(singles, batches, calls, faults);
+    }
+
+    /// Waits until every accepted task has ended; else says what is missing.
+    async fn drain(&self, yard: &Yard) -> Option<String> {
+        let mut before = usize::MAX;
+        let mut moved = Instant::now();
+        let store = yard.store().await;
+        let mut found: HashSet<Uuid> = HashSet::new();
+        loop {
+            let (untold, unfound) = {
+                let known = self.books.known.lock().unwrap();
+                let untold: Vec<Uuid> = known.to_be_told.difference(&known.told).copied().collect();
+                (untold, known.to_be_found.difference(&found).copied().collect::<Vec<Uuid>>())
+            };
+            // Records are asked for when little else is missing.
+            let mut unknown = Vec::new();
+            if untold.len() < RECORDS {
+                for ids in unfound.chunks(RECORDS) {
+                    let Ok(records) = store.get(ids.iter().copied().map(TaskId).collect()).await else { continue };
+                    for (id, record) in ids.iter().zip(records) {
+                        match record {
+                            Some(record) if record.state.is_terminal() => drop(found.insert(*id)),
+                            Some(_) => {}
+                            None => unknown.push(*id),
+                        }
+                    }
+                }
+            }
+            if !unknown.is_empty() {
+                // What has run to its end and is not known any more went with a flush, or did so without having run. The
+                // check looks into that.
+                let ran = self.executed().filter(|line| line.what != What::Started).map(|line| line.id);
+                let mut may_be_gone: HashSet<Uuid> = ran.collect();
+                may_be_gone.extend(&self.books.known.lock().unwrap().may_not_run);
+                found.extend(unknown.into_iter().filter(|id| may_be_gone.contains(id)));
+            }
+            let left = untold.len() + self.books.known.lock().unwrap().to_be_found.len() - found.len();
+            if left == 0 {
+                return None;
+            }
+            if left < before {
+                (before, moved) = (left, Instant::now());
+            }
+            if moved.elapsed() > QUIET_PATIENCE {
+                let some: Vec<Uuid> = untold.iter().chain(&unfound).take(5).copied().collect();
+                return Some(format!("{left} tasks do not end, such as {some:?}"));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    fn executed(&self) -> impl Iterator<Item = Executed> {
+        self.books.files.read::<Executed>(EXECUTED).into_iter()
+    }
+
+    /// With all healed, urgent tasks overtake a backlog of idle ones.
+    async fn overtake(&mut self) -> Overtaking {
+        const BACKLOG: usize = 300;
+        const URGENT: usize = 10;
+        let publisher = self.publisher(self.broker.clone(), Way::Single);
+        let probe = |n: usize, priority: u8| {
+            let id = Uuid::new_v4();
+            let input = json!({"n": n, "ms": 20});
+            let body = json!({"id": id, "model": "probe", "priority": priority, "input": input});
+            Task { id, meant: Meant::Succeeds, body, max_attempts: MAX_ATTEMPTS }
+        };
+        let idle: Vec<Task> = (0..BACKLOG).map(|n| probe(n, 1)).collect();
+        publisher.publish(&idle).await;
+        let idle: HashSet<Uuid> = idle.iter().map(|task| task.id).collect();
+        self.told_of(idle.iter().copied(), 10).await;
+        let urgent: Vec<Task> = (0..URGENT).map(|n| probe(n, 9)).collect();
+        publisher.publish(&urgent).await;
+        let accepted_at = now_ms();
+        let urgent: HashSet<Uuid> = urgent.iter().map(|task| task.id).collect();
+        self.told_of(urgent.iter().chain(&idle).copied(), BACKLOG + URGENT).await;
+
+        let starts: Vec<Executed> = self.executed().filter(|line| line.what == What::Started).collect();
+        let idle_before = |at: u64| {
+            starts.iter().filter(|line| idle.contains(&line.id) && line.at >= accepted_at && line.at < at).count()
+        };
+        let most_before = starts
+            .iter()
+            .filter(|line| urgent.contains(&line.id))
+            .map(|line| idle_before(line.at))
+            .max()
+            .unwrap_or(BACKLOG);
+        // A slot and a delivery ahead of it on each worker, and what is under way while an urgent one is taken in.
+        Overtaking { backlog: BACKLOG, urgent: URGENT, most_before, allowed: 30 }
+    }
+
+    /// Waits until so many of these were told; no longer than a minute.
+    async fn told_of(&self, ids: impl Iterator<Item = Uuid>, at_least: usize) {
+        let ids: Vec<Uuid> = ids.collect();
+        let begun = Instant::now();
+        while begun.elapsed() < QUIET_PATIENCE {
+            let told = {
+                let known = self.books.known.lock().unwrap();
+                ids.iter().filter(|id| known.told.contains(*id)).count()
+            };
+            if told >= at_least {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Nothing is left in any queue, a moment after the last result.
+    async fn look_at_queues(&self, yard: &Yard) {
+        let begun = Instant::now();
+        loop {
+            let queues = yard.rabbit.lock().await.queues().await;
+            let left: Vec<Left> =
+                queues.into_iter().map(|(queue, ready, unacked)| Left { queue, ready, unacked }).collect();
+            let is_empty = left.iter().all(|left| left.ready + left.unacked == 0);
+            if is_empty || begun.elapsed() > EMPTY_PATIENCE {
+                self.books.files.write(LEFT, &left);
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn look_at_records(&self, yard: &Yard) {
+        let store = yard.store().await;
+        let ids: Vec<Uuid> = {
+            let known = self.books.known.lock().unwrap();
+            known.to_be_told.iter().chain(&known.to_be_found).copied().collect()
+        };
+        for ids in ids.chunks(RECORDS) {
+            let records = store.get(ids.iter().copied().map(TaskId).collect()).await.unwrap();
+            let lines: Vec<_> = ids.iter().zip(&records).map(|(id, record)| recorded(*id, record.as_ref())).collect();
+            self.books.files.write(RECORDED, &lines);
+        }
+    }
+
+    fn end(self) {
+        for reader in self.readers {
+            reader.abort();
+        }
+    }
+}
+
+fn table(plan: &Plan, verdict: &Verdict, took: Duration) -> String {
+    let figures = &verdict.figures;
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| writeln!(text, "  {name:<34} {value}").unwrap();
+    row("seed", plan.seed.to_string());
+    row("queue type", format!("{:?}", plan.queue_type));
+    row("took", format!("{} s", took.as_secs()));
+    row("tasks published", figures.attempted.to_string());
+    row("  confirmed", figures.accepted.to_string());
+    row("  published again", figures.published_again.to_string());
+    for (state, count) in &figures.ends {
+        row(&format!("ended as {state}"), count.to_string());
+    }
+    row("records gone with a flush", figures.forgotten.to_string());
+    row("results told", figures.results.to_string());
+    row("  again, the same", figures.told_again.to_string());
+    row("  again, another, after a flush", figures.told_again_after_flush.to_string());
+    row("executions", figures.executions.to_string());
+    row("  repeated", figures.repeats.to_string());
+    row("longest without an end or a fault", format!("{} ms", figures.longest_quiet_ms));
+    row("faults", figures.faults.values().sum::<usize>().to_string());
+    for (kind, count) in &figures.faults {
+        row(&format!("  {kind}"), count.to_string());
+    }
+    let broken = verdict.rules();
+    row("verdict", if broken.is_empty() { "good".to_owned() } else { format!("BROKEN: {broken:?}") });
+    text
+}
