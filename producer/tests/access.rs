@@ -233,6 +233,7 @@ async fn told(door: &Door, key: &str, id: &str) -> Vec<(u16, Value)> {
         (Method::GET, format!("{path}?wait=1ms"), None),
         (Method::GET, format!("{path}/explain"), None),
         (Method::POST, format!("{path}/cancel"), None),
+        (Method::POST, format!("{path}/retry"), None),
         (Method::POST, format!("{path}/reprioritize"), Some(json!({"priority": 9}))),
         (Method::POST, format!("{path}/reprioritize"), Some(json!({"priority": "high"}))),
     ] {
@@ -325,6 +326,22 @@ async fn while_the_store_is_away_a_result_still_goes_to_its_own_tenant() {
     for (got, tenant) in [(&blue, "blue"), (&red, "red")] {
         assert!(got.json["code"] == "conflict" || got.json["tenant"] == tenant, "{got:?}");
     }
+}
+
+#[tokio::test]
+async fn only_an_admin_deploys() {
+    let yard = Yard::new();
+    let door = Door::new(&yard, &[("all", "*", &SCOPES, None), ("most", "*", TENANT, None)]).await;
+    let task = json!({"model": "echo", "kind": "deployment", "input": {"action": "retire"}});
+    for (method, path) in
+        [(Method::POST, "/v1/tasks".to_owned()), (Method::PUT, format!("/v1/tasks/{}", TaskId::new().0))]
+    {
+        let got = door.call("most", method, &path, Some(&task)).await;
+        assert_eq!((got.status, got.problem(), &got.json["field"]), (403, "forbidden", &json!("kind")), "{path}");
+    }
+    let got = door.post("most", "/v1/batches", &json!([task])).await;
+    assert_eq!((got.status, &got.json[0]["problem"]["code"]), (403, &json!("forbidden")));
+    assert_eq!(door.post("all", "/v1/tasks", &task).await.status, 202);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, header};
 use taskyard_shared::process::keys::{Closed, Grant, Keys, Scope};
-use taskyard_shared::{Task, TaskId, TaskResult, Timestamp};
+use taskyard_shared::{Kind, Task, TaskId, TaskResult, Timestamp};
 
 use super::Shared;
 use super::problem::{Code, Problem};
@@ -39,10 +39,12 @@ impl Access {
 }
 
 /// Whose call it is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Caller {
     /// The only one whose tasks there are for this caller; `None` for one that may see all of them.
     tenant: Option<Arc<str>>,
+    /// Has the scope, or there are no keys.
+    is_admin: bool,
 }
 
 /// Why a call is turned away, as a metric has it.
@@ -63,7 +65,7 @@ impl Caller {
     pub(super) fn identify(keys: &Keys, access: Access, headers: &HeaderMap) -> Result<Self, Turned> {
         let Some(scope) = access.scope() else { return Ok(Self::nobody()) };
         if keys.is_empty() {
-            return Ok(Self::default());
+            return Ok(Self { tenant: None, is_admin: true });
         }
         let grant = grant(keys, headers)?;
         let forbidden = |reason, detail: String| Turned { reason, code: Code::Forbidden, detail };
@@ -76,12 +78,12 @@ impl Caller {
                 "the call is about the whole yard, and the key is one tenant's".to_owned(),
             ));
         }
-        Ok(Self { tenant: grant.tenant.clone() })
+        Ok(Self { tenant: grant.tenant.clone(), is_admin: grant.has(Scope::Admin) })
     }
 
     /// Who calls what needs no key. No tenant's name is empty, so that there is no task for this one.
     fn nobody() -> Self {
-        Self { tenant: Some("".into()) }
+        Self { tenant: Some("".into()), is_admin: false }
     }
 
     /// Who makes a request that came through the door. One that did not is refused.
@@ -113,10 +115,21 @@ impl Caller {
     /// Makes a task this caller's.
     ///
     /// # Errors
-    /// When it says that it is another tenant's.
+    /// When it says that it is another tenant's, or is of a kind that this caller may not send.
     pub(super) fn claim(&self, task: &mut Task) -> Result<(), Problem> {
+        self.may_send(task.kind)?;
         task.tenant = self.narrowed(task.tenant.take())?;
         Ok(())
+    }
+
+    /// Deployments are tasks, and change what every tenant's tasks run on.
+    pub(super) fn may_send(&self, kind: Kind) -> Result<(), Problem> {
+        match kind {
+            Kind::Deployment if !self.is_admin => {
+                Err(Problem::new(Code::Forbidden, "kind: a deployment needs a key with the scope admin").at("kind"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 

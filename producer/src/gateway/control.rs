@@ -305,7 +305,7 @@ fn in_words(reason: &str, waiting: &Waiting) -> String {
 
 impl Shared {
     /// The task of a path, when it is there for who calls.
-    async fn open_to_change(&self, parts: &mut Parts) -> Result<TaskId, Problem> {
+    pub(super) async fn open_to_change(&self, parts: &mut Parts) -> Result<TaskId, Problem> {
         let id = path_id(parts).await.ok_or_else(not_found)?;
         if self.may_change(&Caller::of(parts)?, id).await? { Ok(id) } else { Err(not_found()) }
     }

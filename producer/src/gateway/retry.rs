@@ -14,7 +14,6 @@ use super::access::Caller;
 use super::control::{Outcome, not_found};
 use super::dead::replay_one;
 use super::problem::{Code, Problem};
-use super::request::path_id;
 
 /// A task that is tried again.
 #[derive(Serialize, JsonSchema)]
@@ -30,11 +29,11 @@ pub(super) struct Retried {
 
 pub(super) async fn post(Shares(gateway): Shares<Arc<Shared>>, request: Request) -> Result<Json<Retried>, Problem> {
     let (mut parts, _) = request.into_parts();
-    let id = path_id(&mut parts).await.ok_or_else(not_found)?;
-    if !gateway.may_change(&Caller::of(&parts)?, id).await? {
-        return Err(not_found());
-    }
+    let id = gateway.open_to_change(&mut parts).await?;
     let record = gateway.look_up(id).await?;
+    if let Some(record) = &record {
+        Caller::of(&parts)?.may_send(record.kind)?;
+    }
     let state = record.map(|record| record.state);
     let conflict = |code, detail: String, outcome| {
         let problem = Problem::new(code, detail).of_task(id);
