@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use taskyard_shared::broker::Message;
-use taskyard_shared::store::{Accept, Claim, Claimed, Guard, Settle, Settled};
+use taskyard_shared::store::{Accept, Beside, Claim, Claimed, Guard, Settle, Settled};
 use taskyard_shared::{Carried, Envelope, Reply, State, TaskId, TaskResult, Timestamp, decode_tasks, messages};
 use uuid::Uuid;
 
@@ -83,8 +83,15 @@ async fn a_message_that_came_too_late_is_kept_while_somebody_runs_its_task() {
     let mut yard = Yard::new(|_| {}).await;
     yard.broker.declare(&[taskyard_shared::broker::QueueSpec::durable(yard.topology.ready("m"))]).await.unwrap();
     let envelope = too_late(&yard).await;
-    let claim =
-        Claim { id: envelope.id, worker: "cut".into(), nonce: 1, lease_ms: 3_000, max_attempts: 2, attempts: 0 };
+    let claim = Claim {
+        id: envelope.id,
+        worker: "cut".into(),
+        nonce: 1,
+        lease_ms: 3_000,
+        max_attempts: 2,
+        attempts: 0,
+        beside: Beside::Others,
+    };
     let claimed = yard.store.claim(vec![claim]).await.unwrap();
     assert!(matches!(claimed[..], [Claimed::Run { attempt: 1 }]));
     yard.scheduler(&[spec("m")]);
