@@ -18,7 +18,7 @@ use crate::yard::{ROLES, Yard};
 const BETWEEN_BROKER_ENDS: Duration = Duration::from_secs(45);
 
 /// Until a fault is healed, that of a process that waits for its servers included.
-const HEAL_PATIENCE: Duration = Duration::from_secs(180);
+const HEAL_PATIENCE: Duration = Duration::from_secs(600);
 
 pub struct Nemesis {
     yard: Arc<Yard>,

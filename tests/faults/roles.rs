@@ -186,8 +186,10 @@ impl Keeper {
         };
         let code = how.unwrap().code();
         if was_asked && code != Some(0) {
-            // One that had not got hold of its servers yet says so when it is told to stop.
-            self.note(format!("exit code {code:?} after SIGTERM"), code != Some(NOT_REACHABLE));
+            // One that had not got hold of its servers yet says so when it is told to stop, and one that had only begun to start
+            // knows of no signals.
+            let is_new = code.is_none() && std::fs::read(self.log()).unwrap_or_default().is_empty();
+            self.note(format!("exit code {code:?} after SIGTERM"), !is_new && code != Some(NOT_REACHABLE));
         }
     }
 
