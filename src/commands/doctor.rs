@@ -138,7 +138,7 @@ async fn examine_broker(broker: &dyn Broker, topology: &Topology, shards: u32, d
                     "consumer time-out",
                     Health::Ok,
                     "not visible over AMQP; 30 minutes unless changed",
-                    "scheduler.max_held_s and every model's timeout_ms must stay below it",
+                    "scheduler.max_held_s and worker.max_held_s must stay below it; tasks may run for longer",
                 );
             }
         }

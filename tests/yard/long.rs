@@ -6,7 +6,7 @@ use super::*;
 
 /// Deliveries are kept for a second, here and at the scheduler.
 fn impatient(settings: &mut Settings) {
-    settings.worker.held_s = 1;
+    settings.worker.max_held_s = 1;
     settings.scheduler.max_held_s = 1;
 }
 

@@ -119,7 +119,7 @@ impl Worker {
                 broker: broker.clone(),
                 topology: topology.clone(),
                 closing: closing.clone(),
-                most: Duration::from_secs(settings.held_s),
+                most: Duration::from_secs(settings.max_held_s),
             },
             alone: Alone::new(Duration::from_secs(settings.alone_s)),
         });

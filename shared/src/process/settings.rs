@@ -159,7 +159,7 @@ pub struct WorkerSettings {
     pub alone_s: u64,
     pub drain_s: u64,
     /// A delivery is kept unacked for so long.
-    pub held_s: u64,
+    pub max_held_s: u64,
     /// Of which the loaded models take no more than this together; 0: without bounds.
     pub memory_mb: u64,
     /// Graphics processors that the loaded models take no more of together; 0: they are not counted.

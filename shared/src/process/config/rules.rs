@@ -69,7 +69,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     // A lease is renewed three times in its length, and a renewal is a round trip to the store.
     ("worker.lease_ms", Bounds::Whole(200, HOUR_MS)),
     ("worker.alone_s", Bounds::Whole(0, 24 * 3600)),
-    ("worker.held_s", Bounds::Whole(1, 7 * 24 * 3600)),
+    ("worker.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
     ("worker.drain_s", Bounds::Whole(0, 7 * 24 * 3600)),
     ("worker.memory_mb", Bounds::Whole(0, 100_000_000)),
     ("worker.gpus", Bounds::Whole(0, 10_000)),
