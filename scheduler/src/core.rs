@@ -585,7 +585,7 @@ impl Core {
                 && let Some(receipt) = held.receipt.take()
             {
                 self.in_limbo.insert(id);
-                group.push(((*held.envelope).clone(), receipt));
+                group.push((held.envelope.clone(), receipt));
             }
         }
         if !group.is_empty() {

@@ -96,7 +96,7 @@ impl Core {
         if self.shard.number != 0 {
             // The first shard does that for all.
             if let Some(receipt) = task.receipt {
-                self.acking.spawn(self.finisher.clone().send_round(0, vec![(*task.envelope, receipt)]));
+                self.acking.spawn(self.finisher.clone().send_round(0, vec![(task.envelope, receipt)]));
             }
             return;
         }

@@ -152,58 +152,40 @@ impl Finisher {
             // Not acked: it comes again.
             () = self.closing.cancelled() => return,
         }
-        let mut outgoing = Vec::with_capacity(running.len());
-        let mut receipts = Vec::with_capacity(running.len());
-        for task in running {
-            match messages::retry(&self.topology, &task.envelope) {
-                Ok(message) => {
-                    outgoing.push((message, Need::Work));
-                    receipts.extend(task.receipt);
-                }
-                // Not acked: the broker gives it back when it loses patience.
-                Err(failure) => warn!(%failure, "a task that runs cannot be looked at again"),
-            }
-        }
-        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
-            broker::settle(receipts, Verdict::Ack).await;
-        }
+        let running = running.into_iter().filter_map(|task| Some((task.envelope, task.receipt?)));
+        self.hand_back(messages::retry, running.collect()).await;
     }
 
-    /// The same with tasks that run and are watched over.
-    pub async fn send_watched_round(self, shard: u32, group: Vec<(Envelope, Receipt)>) {
-        let group = group.into_iter().map(|(envelope, receipt)| (Envelope { shard, ..envelope }, receipt));
-        let (mut outgoing, mut receipts) = (Vec::new(), Vec::new());
-        for (envelope, receipt) in group {
-            match messages::watch(&self.topology, &envelope) {
+    /// Publishes copies to a queue that schedulers read, and acks the originals once they are safe.
+    pub async fn hand_back<F>(&self, message: F, tasks: Vec<(Box<Envelope>, Receipt)>)
+    where
+        F: Fn(&Topology, &Envelope) -> Result<Message, messages::Unwritable>,
+    {
+        let mut outgoing = Vec::with_capacity(tasks.len());
+        let mut receipts = Vec::with_capacity(tasks.len());
+        for (envelope, receipt) in tasks {
+            match message(&self.topology, &envelope) {
                 Ok(message) => {
                     outgoing.push((message, Need::Work));
                     receipts.push(receipt);
                 }
                 // Not acked: the broker gives it back when it loses patience.
-                Err(failure) => warn!(%failure, "a task that runs for long could not be sent round"),
+                Err(failure) => warn!(%failure, "a task could not be sent back to a scheduler"),
             }
         }
         if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
+            self.metrics.handed_back(receipts.len());
             broker::settle(receipts, Verdict::Ack).await;
         }
     }
 
-    /// Publishes copies to the queue of a shard, mostly the scheduler's own, and acks the originals once they are safe.
-    pub async fn send_round(self, shard: u32, group: Vec<(Envelope, Receipt)>) {
-        let mut outgoing = Vec::with_capacity(group.len());
-        let mut receipts = Vec::with_capacity(group.len());
-        for (envelope, receipt) in group {
-            match messages::round(&self.topology, shard, &envelope) {
-                Ok(message) => {
-                    outgoing.push((message, Need::Work));
-                    receipts.push(receipt);
-                }
-                // Not acked: the broker gives it back when it loses patience.
-                Err(failure) => warn!(%failure, "a task held for long could not be sent round"),
-            }
-        }
-        if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
-            broker::settle(receipts, Verdict::Ack).await;
-        }
+    /// The same, as work of its own: what was held for long goes round through the queue of a shard, mostly the scheduler's own.
+    pub async fn send_round(self, shard: u32, tasks: Vec<(Box<Envelope>, Receipt)>) {
+        self.hand_back(|topology, envelope| messages::round(topology, shard, envelope), tasks).await;
+    }
+
+    /// And what runs for long, which is watched over.
+    pub async fn send_watched_round(self, shard: u32, tasks: Vec<(Box<Envelope>, Receipt)>) {
+        self.hand_back(|topology, envelope| messages::watch(topology, shard, envelope), tasks).await;
     }
 }

@@ -47,6 +47,7 @@ struct Inner {
     shard: IntGaugeVec,
     store_failures: IntCounterVec,
     credits_reclaimed: IntCounterVec,
+    handed_back: IntCounterVec,
     watched_tasks: IntGaugeVec,
     worker_slots: IntGaugeVec,
     model_workers: IntGaugeVec,
@@ -180,6 +181,11 @@ impl Metrics {
                 "Tasks that run for longer than their workers keep deliveries, and are watched over.",
                 &[],
             )?,
+            handed_back: registry.counters(
+                "tasks_handed_back_total",
+                "Tasks that schedulers sent to themselves, since they held them for long or somebody runs them.",
+                &[],
+            )?,
             credits_reclaimed: registry.counters(
                 "credits_reclaimed_total",
                 "Credits given back because nobody held their task any more.",
@@ -269,6 +275,10 @@ impl Metrics {
 
     pub fn watched(&self, tasks: usize) {
         self.0.watched_tasks.with_label_values::<&str>(&[]).set(tasks as i64);
+    }
+
+    pub fn handed_back(&self, tasks: usize) {
+        self.0.handed_back.with_label_values::<&str>(&[]).inc_by(tasks as u64);
     }
 
     pub fn credits_reclaimed(&self, credits: usize) {

@@ -97,10 +97,8 @@ impl Core {
                 watched.odd_since = None;
                 false
             }
-            Leased::Over => {
-                info!(task.id = %id.0, task.model = watched.task.envelope.model(), "its worker was given up for dead: it is put in line again");
-                true
-            }
+            // Its worker may just have sent it back to be tried again, which comes with its own time to wait.
+            Leased::Over => odd_for(watched) >= EVERY,
             Leased::Ended => odd_for(watched) >= UNTOLD_FOR,
             Leased::Unknown => odd_for(watched) >= UNKNOWN_FOR,
         };
@@ -109,6 +107,7 @@ impl Core {
             && watched.task.receipt.is_some()
             && let Some(Watched { mut task, .. }) = self.watch.tasks.remove(&id)
         {
+            info!(task.id = %id.0, task.model = task.envelope.model(), ?leased, "it runs no more, and nobody told: it is put in line again");
             // It was begun: whoever takes it claims it, and is told by its record how far it came.
             task.envelope.attempts = task.envelope.attempts.max(1);
             self.take_back(task);
@@ -118,7 +117,7 @@ impl Core {
     fn send_watched_round(&mut self) {
         let patience = Duration::from_secs(self.settings.max_held_s);
         let old = self.watch.tasks.values_mut().filter(|watched| watched.task.since.elapsed() >= patience);
-        let group = old.filter_map(|Watched { task, .. }| Some(((*task.envelope).clone(), task.receipt.take()?)));
+        let group = old.filter_map(|Watched { task, .. }| Some((task.envelope.clone(), task.receipt.take()?)));
         let group: Vec<_> = group.take(4 * GROUP).collect();
         if !group.is_empty() {
             self.acking.spawn(self.finisher.clone().send_watched_round(self.shard.number, group));

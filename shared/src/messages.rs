@@ -107,9 +107,9 @@ pub fn round(topology: &Topology, shard: u32, envelope: &Envelope) -> Result<Mes
     Ok(with_id(Message::to_queue(topology.round(shard), one("a task", envelope)?), envelope.id))
 }
 
-/// A task that runs for long, to the scheduler that dispatched it.
-pub fn watch(topology: &Topology, envelope: &Envelope) -> Result<Message, Unwritable> {
-    let mut message = round(topology, envelope.shard, envelope)?;
+/// A task that runs for long, to the scheduler of the shard that dispatched it, or to itself.
+pub fn watch(topology: &Topology, shard: u32, envelope: &Envelope) -> Result<Message, Unwritable> {
+    let mut message = round(topology, shard, envelope)?;
     message.properties.headers.insert(RUNS_HEADER.into(), "1".into());
     Ok(message)
 }

@@ -17,14 +17,14 @@ fn gated() -> (Arc<Semaphore>, Arc<Obedient>) {
 
 impl Yard {
     /// Waits until the scheduler watches over so many tasks.
-    async fn watches(&self, count: u64) {
-        let line = "taskyard_scheduler_watched_tasks";
-        eventually("they are watched over", || {
-            let text = self.registry.render().unwrap();
-            let value = text.lines().find_map(|text| text.strip_prefix(line)?.trim().parse::<f64>().ok());
-            value == Some(count as f64)
-        })
-        .await;
+    async fn watches(&self, count: f64) {
+        eventually("they are watched over", || self.gauge("taskyard_scheduler_watched_tasks") == count).await;
+    }
+
+    /// What a metric without labels shows; 0 while it is not there.
+    fn gauge(&self, name: &str) -> f64 {
+        let text = self.registry.render().unwrap();
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok()).unwrap_or(0.0)
     }
 
     async fn ready(&self, queue: &str) -> u64 {
@@ -41,11 +41,10 @@ async fn a_long_task_runs_once_and_is_watched_over_until_it_ends() {
     let stop = yard.scheduler(&[long]);
     let body = json!({"model": "m", "input": {"do": "wait"}});
     let ids = yard.publish(vec![body.clone()]).await;
-    yard.watches(1).await;
+    yard.watches(1.0).await;
     // One that waits behind it at the worker, or here, goes round and is run in its turn.
     let behind = yard.publish(vec![body]).await;
-    let begun = std::time::Instant::now();
-    eventually("the way round is gone several times", || begun.elapsed() > std::time::Duration::from_secs(4)).await;
+    eventually("the way round is gone several times", || yard.gauge("taskyard_tasks_handed_back_total") >= 4.0).await;
     assert_eq!(handler.runs.load(Ordering::SeqCst), 1);
     let record = yard.store.get(vec![TaskId(ids[0])]).await.unwrap().pop().flatten().unwrap();
     assert_eq!((record.state, record.attempt), (State::Running, 1));
@@ -54,7 +53,7 @@ async fn a_long_task_runs_once_and_is_watched_over_until_it_ends() {
     for id in [ids[0], behind[0]] {
         assert_eq!((yard.result(&id).state, yard.result(&id).attempt), (State::Succeeded, 1));
     }
-    yard.watches(0).await;
+    yard.watches(0.0).await;
     stop.cancel();
     for queue in [yard.topology.round(0), yard.topology.retry(), yard.topology.ready("m")] {
         let gone = async { while yard.ready(&queue).await > 0 {} };
@@ -71,7 +70,7 @@ async fn a_long_task_of_a_worker_that_dies_is_run_by_another() {
     let (_, kill) = yard.worker("first", vec![(long.clone(), stuck)]);
     let stop = yard.scheduler(std::slice::from_ref(&long));
     let ids = yard.publish(vec![json!({"model": "m", "input": {"do": "wait"}})]).await;
-    yard.watches(1).await;
+    yard.watches(1.0).await;
     // The next scheduler finds it, too.
     stop.cancel();
     yard.scheduler(std::slice::from_ref(&long));
@@ -108,7 +107,7 @@ async fn what_was_settled_and_never_told_is_told_by_the_watch() {
     result.attempt = 1;
     let settle = taskyard_shared::store::Settle::new(taskyard_shared::store::Guard::Unclaimed, result);
     yard.store.settle(vec![settle]).await.unwrap();
-    let watched = messages::watch(&yard.topology, &envelope).unwrap();
+    let watched = messages::watch(&yard.topology, 0, &envelope).unwrap();
     yard.broker.declare(&messages::shard_queues(&yard.topology, 1)).await.unwrap();
     let closing = CancellationToken::new();
     taskyard_shared::broker::publish_surely(&*yard.broker, vec![(watched, Need::Work)], &closing).await.unwrap();

@@ -29,7 +29,7 @@ impl Long {
     pub async fn hand_on(&self, tasks: Vec<&mut Held>) {
         let (mut outgoing, mut sent) = (Vec::new(), Vec::new());
         for held in tasks {
-            match messages::watch(&self.topology, &held.envelope) {
+            match messages::watch(&self.topology, held.envelope.shard, &held.envelope) {
                 Ok(message) => {
                     outgoing.push((message, Need::Work));
                     sent.push(held);
