@@ -1,9 +1,10 @@
 //! One attempt at a batch of tasks, as a row of steps: claim, start, execute, judge, hand over to be settled.
 //!
 //! A batch is most often one task. Each member has its own claim, its own lease and its own outcome; they only share the
-//! handler's call. What may have ended its worker before runs by itself ([`crate::alone`]). The first attempt at a short task is begun without a claim, which would take as long as the task: of
+//! handler's call. The first attempt at a short task is begun without a claim, which would take as long as the task: of
 //! two workers that run it, as after a crash of the scheduler they may, the one that settles first has it. Once it turns
-//! out to be long, or when its message comes a second time, it is claimed like any other.
+//! out to be long, or when its message comes a second time, it is claimed like any other. What may have ended its worker
+//! before runs by itself ([`crate::alone`]), and what runs for long is watched over by its scheduler ([`crate::long`]).
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -24,7 +25,7 @@ use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::held::Held;
 use crate::lane::ModelLane;
 use crate::leases::{Lease, Leases};
-use crate::long::Long;
+use crate::long::{Long, until};
 use crate::settle::{Outcome, Settlement, unrun};
 use crate::verdict::{Verdict, judge};
 
@@ -45,7 +46,9 @@ pub(crate) struct Yard {
 /// An attempt that was begun without a claim and still runs after this time is claimed then.
 const CLAIMED_LATE: Duration = Duration::from_millis(100);
 
-/// What could not be handed on after a long time is tried again after this.
+/// Handing on what runs for long is waited for no longer.
+const HAND_ON_MOST: Duration = Duration::from_secs(1);
+/// What could not be handed on is tried again after this.
 const AGAIN: Duration = Duration::from_secs(10);
 
 /// By what right a member runs.
@@ -366,17 +369,14 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
     }
 }
 
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Those that hold a lease are watched over by it from now on, and no longer by their deliveries.
 async fn hand_on(yard: &Yard, batch: &mut [Member]) {
     let leased = batch.iter_mut().filter(|member| matches!(member.right, Right::Claimed { .. }));
-    yard.long.hand_on(leased.map(|member| &mut member.held).filter(|held| held.receipt.is_some()).collect()).await;
+    let kept = leased.map(|member| &mut member.held).filter(|held| held.receipt.is_some());
+    // A broker that is away does not keep it from hearing that a lease is lost, or a task cancelled.
+    if tokio::time::timeout(HAND_ON_MOST, yard.long.hand_on(kept.collect())).await.is_err() {
+        warn!("what runs for long is not handed on yet");
+    }
 }
 
 /// Claims what was begun without a claim. While the store is away the attempts go on as they are. Cancel safe: a claim

@@ -18,6 +18,7 @@ use crate::builder::{BuildError, Builder};
 use crate::handler::Handler;
 use crate::holdings::{Budget, Holdings, Phase};
 use crate::lane::{Left, ModelLane, Serving};
+use crate::long::until;
 use crate::memory::{give_back_later, resident_mb};
 use crate::metrics::Metrics;
 use crate::orders::Orders;
@@ -128,12 +129,6 @@ impl Holder {
         }
         loop {
             let again_at = self.step();
-            let again = async {
-                match again_at {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 orders = heard(&mut self.orders) => self.hear(orders),
                 Some(built) = self.loads.join_next(), if !self.loads.is_empty() => self.loaded(built).await,
@@ -141,7 +136,7 @@ impl Holder {
                     // What a cut session left behind is void anyway.
                     let _left = self.ended(ended);
                 }
-                () = again => {}
+                () = until(again_at) => {}
             }
         }
     }

@@ -24,6 +24,7 @@ use crate::attempt::{Yard, attempt};
 use crate::batching::Batching;
 use crate::handler::Handler;
 use crate::held::Held;
+use crate::long::until;
 use crate::metrics::Metrics;
 
 /// Writing a state, telling and acking take about so long.
@@ -389,13 +390,6 @@ impl Serving {
         }
         info!(task.model = %self.lane.spec.name, tasks = held.len(), "given back, not begun");
         settle(held.into_iter().filter_map(|held| held.receipt).collect(), Verdict::Requeue).await;
-    }
-}
-
-async fn until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
     }
 }
 

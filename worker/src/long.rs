@@ -10,6 +10,14 @@ use tracing::{info, warn};
 
 use crate::held::Held;
 
+/// Never, without a time.
+pub(crate) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 pub(crate) struct Long {
     pub broker: Arc<dyn Broker>,
     pub topology: Topology,
