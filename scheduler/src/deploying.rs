@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use taskyard_shared::deployment::{Canary, Deployed, Order, Traffic, base};
 use taskyard_shared::load::{LoadReport, LoadState, ModelSpec};
 use taskyard_shared::store::{Store, StoreError};
-use taskyard_shared::{State, Target, TaskId};
+use taskyard_shared::{State, Target, TaskId, Timestamp};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
@@ -109,9 +109,13 @@ impl Core {
                 return self.refuse(task, State::Rejected, "invalid_deployment", problem);
             }
         };
-        if matches!(task.envelope.target, Target::Capability(_)) {
-            let problem = "a deployment names its model, not a capability".to_owned();
-            return self.refuse(task, State::Rejected, "invalid_deployment", problem);
+        let problem = match (&task.envelope.target, task.envelope.not_before) {
+            (Target::Capability(_), _) => Some("a deployment names its model, not a capability"),
+            (_, Some(_)) => Some("a deployment begins at once: it has no earliest start"),
+            _ => None,
+        };
+        if let Some(problem) = problem {
+            return self.refuse(task, State::Rejected, "invalid_deployment", problem.to_owned());
         }
         if self.deploying.running.len() >= AT_ONCE {
             let problem = format!("{AT_ONCE} deployments are under way");
@@ -119,7 +123,9 @@ impl Core {
         }
         info!(task.id = %id.0, task.model = %spec.name, action = order.as_str(), "a deployment begins");
         self.metrics.accepted(task.envelope.kind, &spec.name);
+        let deadline_ms = task.envelope.deadline.map_or(f64::MAX, |at| at.ms_since(Timestamp::now()).max(0.0));
         let limit = task.envelope.timeout_ms.map_or(USUAL, Duration::from_millis).min(LONGEST);
+        let limit = limit.min(Duration::try_from_secs_f64(deadline_ms / 1e3).unwrap_or(limit));
         let store = self.store.clone();
         let mark = vec![(id, spec.name.clone())];
         self.finishing.spawn(async move {
@@ -221,14 +227,12 @@ impl Core {
                     deploying.change(|deployed| deployed.retired.extend([name.clone()]));
                     return None;
                 }
-                let of = |report: &LoadReport| report.models.get(&name).cloned();
-                let is_busy = loads.iter().filter_map(of).any(|load| load.held > 0);
-                let stays = |report: &&LoadReport| {
-                    let is_held = |state| matches!(state, LoadState::Loaded | LoadState::Loading);
-                    report.has_budget() && of(report).is_some_and(|load| is_held(load.state))
-                };
-                let is_done = !self.is_wanted(&name) && !is_busy && !loads.iter().any(|report| stays(&report));
-                is_done.then(|| done(one, &[]))
+                let mut of = loads.iter().filter_map(|report| Some((report, report.models.get(&name)?)));
+                let is_there = of.any(|(report, load)| {
+                    let is_held = matches!(load.state, LoadState::Loaded | LoadState::Loading);
+                    load.held > 0 || report.has_budget() && is_held
+                });
+                (!is_there && !self.is_wanted(&name)).then(|| done(one, &[]))
             }
         }
     }

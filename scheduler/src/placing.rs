@@ -153,17 +153,16 @@ impl Core {
 
     /// Says which models wait to be loaded by a worker that could.
     pub(crate) fn tell_loadable(&mut self, loads: &[LoadReport]) {
-        let of = |is_held: fn(&LoadState) -> bool| {
-            let able = loads.iter().filter(|report| report.has_budget() && !report.draining);
-            let models = able.flat_map(|report| &report.models);
-            models.filter(move |(_, load)| is_held(&load.state)).map(|(name, _)| name.clone())
-        };
-        let mut loadable: BTreeSet<String> =
-            of(|state| matches!(state, LoadState::Loading | LoadState::Unloaded)).collect();
-        of(|state| *state == LoadState::Loaded).for_each(|name| {
-            loadable.remove(&name);
-        });
-        self.planner.handle_loadable(loadable);
+        let able = loads.iter().filter(|report| report.has_budget() && !report.draining);
+        let (mut loadable, mut loaded) = (BTreeSet::new(), BTreeSet::new());
+        for (name, load) in able.flat_map(|report| &report.models) {
+            match load.state {
+                LoadState::Loaded => loaded.insert(name),
+                LoadState::Loading | LoadState::Unloaded => loadable.insert(name),
+                LoadState::Failed => false,
+            };
+        }
+        self.planner.handle_loadable(loadable.difference(&loaded).map(|name| (*name).clone()).collect());
     }
 
     /// How long a model takes to be loaded first: 0 when some worker has it, or none could load it.

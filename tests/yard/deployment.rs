@@ -175,6 +175,10 @@ async fn what_is_no_deployment_is_refused_and_one_under_way_can_be_cancelled() {
     }
     let by_capability = json!({"kind": "deployment", "capability": "obeying", "input": {"action": "pin"}});
     assert_eq!(code(&yard.one(by_capability).await), "invalid_deployment");
+    let later = json!({"kind": "deployment", "model": "m", "delay_ms": 1, "input": {"action": "pin"}});
+    assert_eq!(code(&yard.one(later).await), "invalid_deployment");
+    let due = json!({"kind": "deployment", "model": "m", "deadline_ms": 100, "input": {"action": "pin"}});
+    assert_eq!(code(&yard.one(due).await), "timeout");
     let unknown = yard.one(deployment("m@7", json!({"action": "pin"}))).await;
     assert_eq!(code(&unknown), "unknown_model");
     let brief = json!({"kind": "deployment", "model": "m", "timeout_ms": 50, "input": {"action": "pin"}});
