@@ -389,7 +389,8 @@ fn within_their_shares_tenants_are_served_in_the_policys_order() {
 
 #[test]
 fn beside_one_that_floods_the_others_wait_no_longer_than_together_on_what_is_theirs() {
-    for load in [0.7, 0.8, 0.9] {
+    // Where alone a slot is mostly free, they wait for one beside the flood.
+    for (load, most) in [(0.5, 1.3), (0.7, 1.2), (0.8, 1.2), (0.9, 1.2)] {
         let five = |names: &[&'static str], noisy: f64, seconds| {
             let stream = |(number, &tenant): (usize, &&'static str)| {
                 let load = if number == 0 { noisy } else { load };
@@ -405,6 +406,6 @@ fn beside_one_that_floods_the_others_wait_no_longer_than_together_on_what_is_the
         };
         let flooded = of(five(&NAMES[..5], 100.0, 600.0).run(Planner::new(Cmu::new(10.0))), &NAMES[1..5]);
         let alone = of(five(&NAMES[1..5], load, 6000.0).run(Planner::new(Cmu::new(10.0))), &NAMES[1..5]);
-        assert!(flooded < 1.2 * alone, "load {load}: {flooded} s, alone {alone} s");
+        assert!(flooded < most * alone, "load {load}: {flooded} s, alone {alone} s");
     }
 }
