@@ -27,6 +27,7 @@ use crate::depth::Depths;
 use crate::dispatch::{Dispatched, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Outstanding};
+use crate::load_watch::unheld;
 use crate::lost::Quiet;
 use crate::memory;
 use crate::metrics::Metrics;
@@ -89,6 +90,8 @@ pub(crate) enum Event {
         unread: Option<u64>,
         /// What deployments came to.
         deployed: Option<Deployed>,
+        /// Messages in the ready queues of some models that no worker holds.
+        left_behind: Vec<(String, u64)>,
     },
     /// What queue and workers together hold of a model, and which of the tasks asked for have ended.
     Counted {
@@ -338,7 +341,7 @@ impl Core {
             Event::Asked(asked) => self.answer(asked),
             Event::Paused { paused, answer } => self.set_paused(paused, Some(answer)),
             Event::Completed(completions) => completions.into_iter().for_each(|done| self.complete(done)),
-            Event::Loads { loads, models, paused, elsewhere, unread, deployed } => {
+            Event::Loads { loads, models, paused, elsewhere, unread, deployed, left_behind } => {
                 self.set_paused(paused, None);
                 if let Some(elsewhere) = elsewhere {
                     self.set_elsewhere(&elsewhere);
@@ -349,6 +352,7 @@ impl Core {
                 if let Some(deployed) = deployed {
                     self.set_deployed(deployed);
                 }
+                self.note_left_behind(&loads, left_behind);
                 self.handle_loads(loads, models);
             }
             Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
@@ -392,7 +396,7 @@ impl Core {
             waiting.into_iter().for_each(|task| self.admit(task));
         }
         self.go_on_deploying(&loads);
-        self.tell_loadable(&loads);
+        self.planner.handle_loadable(unheld(&loads));
         self.place_models(&loads);
         for model in self.offers.update(&loads) {
             self.set_capacity(&model);

@@ -1,11 +1,12 @@
 //! Reads from the store which workers there are, what they serve and how busy they are.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::Broker;
 use taskyard_shared::control::Told;
-use taskyard_shared::load::LoadReport;
+use taskyard_shared::load::{LoadReport, LoadState};
 use taskyard_shared::store::Store;
 use taskyard_shared::{TaskId, Topology};
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +22,23 @@ use crate::signal::waiting_elsewhere;
 
 /// The announcements are read once in so many reads of the loads.
 const MODELS_EVERY: u32 = 2;
+
+/// Queues of models that no worker holds are looked at so many at a time.
+const ASKED_MOST: usize = 16;
+
+/// The models that no worker holds and some could, by name.
+pub(crate) fn unheld(loads: &[LoadReport]) -> BTreeSet<String> {
+    let able = loads.iter().filter(|report| report.has_budget() && !report.draining);
+    let (mut unheld, mut held) = (BTreeSet::new(), BTreeSet::new());
+    for (name, load) in able.flat_map(|report| &report.models) {
+        match load.state {
+            LoadState::Loaded => held.insert(name),
+            LoadState::Loading | LoadState::Unloaded => unheld.insert(name),
+            LoadState::Failed => false,
+        };
+    }
+    unheld.difference(&held).map(|name| (*name).clone()).collect()
+}
 
 pub(crate) struct LoadWatch {
     pub broker: Arc<dyn Broker>,
@@ -105,11 +123,30 @@ impl LoadWatch {
             true => self.broker.queue_state(&self.topology.intake()).await.ok().flatten().map(|state| state.ready),
             false => None,
         };
+        let left_behind = match models.is_some() {
+            true => self.left_behind(&loads, count / MODELS_EVERY).await,
+            false => Vec::new(),
+        };
         let deployed = match models.is_some() {
             true => Some(deploying::read(&*self.store).await?),
             false => None,
         };
-        Ok(Event::Loads { loads, models, paused, elsewhere, unread, deployed })
+        Ok(Event::Loads { loads, models, paused, elsewhere, unread, deployed, left_behind })
+    }
+
+    /// What lies in the ready queues of models that no worker holds: sent there before they were unloaded. Of many such models
+    /// some in turn.
+    async fn left_behind(&self, loads: &[LoadReport], turn: u32) -> Vec<(String, u64)> {
+        let idle: Vec<String> = unheld(loads).into_iter().collect();
+        let turns = idle.len().div_ceil(ASKED_MOST).max(1);
+        let mut left = Vec::new();
+        for model in idle.into_iter().skip(turn as usize % turns * ASKED_MOST).take(ASKED_MOST) {
+            // Not to be known for a moment changes nothing.
+            if let Ok(state) = self.broker.queue_state(&self.topology.ready(&model)).await {
+                left.push((model, state.map_or(0, |state| state.ready)));
+            }
+        }
+        left
     }
 
     /// Here and nowhere else, so that what was read first is never in force last.

@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use crate::core::Core;
+use crate::load_watch::unheld;
 use crate::planner::placement::{Held, HostNow, ModelNow, Pin, Resources, Rules, place};
 
 /// Placement is decided so often.
@@ -59,6 +60,8 @@ impl Known {
 pub(crate) struct Placing {
     workers: BTreeMap<String, Told>,
     models: BTreeMap<String, Known>,
+    /// Messages in the queues of models that no worker holds, and since when that is known.
+    left_behind: BTreeMap<String, (u64, u64)>,
     decided: Option<Instant>,
     writing: JoinSet<(String, Result<(), StoreError>)>,
 }
@@ -151,18 +154,18 @@ impl Core {
         }
     }
 
-    /// Says which models wait to be loaded by a worker that could.
-    pub(crate) fn tell_loadable(&mut self, loads: &[LoadReport]) {
-        let able = loads.iter().filter(|report| report.has_budget() && !report.draining);
-        let (mut loadable, mut loaded) = (BTreeSet::new(), BTreeSet::new());
-        for (name, load) in able.flat_map(|report| &report.models) {
-            match load.state {
-                LoadState::Loaded => loaded.insert(name),
-                LoadState::Loading | LoadState::Unloaded => loadable.insert(name),
-                LoadState::Failed => false,
-            };
+    /// Tasks that were sent to a model before it was unloaded wait in its queue, and nobody else knows of them: they are demand
+    /// like others.
+    pub(crate) fn note_left_behind(&mut self, loads: &[LoadReport], counts: Vec<(String, u64)>) {
+        let (unheld, now_us) = (unheld(loads), self.clock.now_us());
+        self.placing.left_behind.retain(|model, _| unheld.contains(model));
+        for (model, messages) in counts {
+            match self.placing.left_behind.get_mut(&model) {
+                _ if messages == 0 => drop(self.placing.left_behind.remove(&model)),
+                Some((count, _)) => *count = messages,
+                None => drop(self.placing.left_behind.insert(model, (messages, now_us))),
+            }
         }
-        self.planner.handle_loadable(loadable.difference(&loaded).map(|name| (*name).clone()).collect());
     }
 
     /// How long a model takes to be loaded first: 0 when some worker has it, or none could load it.
@@ -199,14 +202,16 @@ impl Core {
         let slots = spec.map_or(1, |spec| spec.slots.saturating_mul(spec.max_batch.max(1)));
         let set_mb = spec.map_or(0, |spec| spec.memory_mb);
         let memory_mb = reports().map(|load| load.memory_mb).max().unwrap_or(0).max(set_mb);
+        let mean_seconds = self.planner.mean_seconds(name).or(expected_seconds).unwrap_or(UNKNOWN_TASK_SECONDS);
+        let (left, left_us) = self.placing.left_behind.get(name).copied().unzip();
         ModelNow {
             needs: Resources { slots, memory_mb, gpu: spec.map_or(0, |spec| spec.gpus.into()) },
             load_seconds: known.load_seconds(),
-            mean_seconds: self.planner.mean_seconds(name).or(expected_seconds).unwrap_or(UNKNOWN_TASK_SECONDS),
-            waiting_seconds: demand.waiting_seconds * shards,
+            mean_seconds,
+            waiting_seconds: demand.waiting_seconds * shards + left.unwrap_or(0) as f64 * mean_seconds,
             value: demand.value,
             offered: known.offered,
-            oldest_us: demand.oldest_us,
+            oldest_us: demand.oldest_us.into_iter().chain(left_us).min(),
             unheld_us: known.unheld_us,
             latest_start_us: demand.latest_start_us,
             pin,

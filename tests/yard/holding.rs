@@ -464,3 +464,32 @@ async fn models_that_share_slots_run_no_more_together() {
     assert!(ids.iter().all(|id| yard.result(id).state == State::Succeeded));
     worker.stop().await;
 }
+
+/// A model is unloaded while tasks of it are in its queue: no scheduler holds them, and the next one has never heard of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_left_behind_in_the_queue_of_an_unloaded_model_has_it_loaded_again() {
+    let mut yard = Yard::new(|settings| by_hand(settings, 100)).await;
+    let models = [makes("a", 60), makes("b", 60)];
+    let specs: Vec<ModelSpec> = models.iter().map(|(spec, _)| spec.clone()).collect();
+    place(&yard, "w", &["a"]).await;
+    let worker = Placed::start(&yard, "w", &candidates(&models));
+    holds(&yard, "w", &["a"]).await;
+    let stop = yard.scheduler(&specs);
+    let body = json!({"model": "a", "input": {"do": "wait"}});
+    let ids = yard.publish(vec![body.clone(), body]).await;
+    reported(&yard, "w", "one to run and one to wait", |report| {
+        report.models["a"].busy == 1 && report.models["a"].held == 2
+    })
+    .await;
+    place(&yard, "w", &["b"]).await;
+    reported(&yard, "w", "what was not begun to be given back", |report| report.models["a"].held == 1).await;
+    stop.cancel();
+    models[0].1.gate.add_permits(2);
+    holds(&yard, "w", &["b"]).await;
+
+    yard.settings.scheduler.placement = "demand".to_owned();
+    yard.scheduler(&specs);
+    yard.collect(&ids).await;
+    assert!(ids.iter().all(|id| yard.told[id].iter().all(|result| result.state == State::Succeeded)));
+    worker.stop().await;
+}
