@@ -385,3 +385,70 @@ async fn a_child_gets_the_variables_that_are_named_and_no_others() {
     // Whatever Python, or what starts it, adds by itself, none is of this program's.
     assert!(names.iter().all(|name| *name == "CARGO_PKG_NAME" || !name.starts_with("CARGO")), "{names:?}");
 }
+
+#[tokio::test]
+async fn a_child_that_was_given_enough_is_replaced_between_calls() {
+    let script = "for batch in batches():\n    [answer(task, os.getpid()) for task in batch]";
+    let child = Python::start_with("max_batch = 4", "recycle_after_tasks = 3", script).await;
+    let mut pids = Vec::new();
+    for tasks in [1, 1, 4, 1, 2, 1] {
+        let answers = child.ask((0..tasks).map(job).collect()).await;
+        let pid = output(&answers[0]);
+        assert!(answers.iter().all(|answer| output(answer) == pid), "a call is not cut");
+        pids.push(pid);
+    }
+    assert_eq!((&pids[0], &pids[1]), (&pids[2], &pids[1]), "two tasks, and a call that goes beyond three");
+    assert_eq!(pids[3], pids[4], "three");
+    assert_eq!(pids.iter().map(Value::to_string).collect::<BTreeSet<_>>().len(), 3);
+}
+
+#[tokio::test]
+async fn a_child_that_has_grown_is_replaced_between_calls() {
+    let script = r#"
+kept = []
+for task in tasks():
+    kept.append(b"x" * (task["input"] << 20))
+    answer(task, os.getpid())
+"#;
+    let child = Python::start_with("", "recycle_above_mb = 96", script).await;
+    let mut pids = Vec::new();
+    for megabytes in [1, 1, 128, 1] {
+        pids.push(output(&child.ask_one(megabytes).await));
+    }
+    assert_eq!((&pids[0], &pids[1]), (&pids[1], &pids[2]));
+    assert_ne!(pids[2], pids[3]);
+}
+
+/// A script whose model is served by the helper for Python.
+async fn helped(model: &str, script: &str) -> Python {
+    let helper = root().join("clients/python");
+    let environment = format!("environment = {{ PYTHONPATH = {helper:?}, PYTHONDONTWRITEBYTECODE = \"1\" }}");
+    Python::start_with(
+        model,
+        &environment,
+        &format!("from taskyard_model import model, TaskError\n{script}\nserved.serve()"),
+    )
+    .await
+}
+
+#[tokio::test]
+async fn a_python_function_is_a_model_with_the_helper() {
+    let script = r#"
+@model
+def served(input, task):
+    print("noise on stdout")
+    task.progress(0.5, "half")
+    if input == "bad":
+        raise TaskError("out_of_memory", "no room", retryable=True)
+    return [task.attempt, input]
+"#;
+    let child = helped("", script).await;
+    assert_eq!(output(&child.ask_one("\"one\"").await), json!([1, "one"]));
+    assert_eq!(failure(&child.ask_one("\"bad\"").await), ("out_of_memory", true));
+    assert_eq!(child.handler.protocol_errors(), 0);
+
+    let script = "@model(batch=True)\ndef served(inputs): return [len(inputs)] * len(inputs)";
+    let child = helped(BATCHES, script).await;
+    let answers = child.ask((0..5).map(job).collect()).await;
+    assert_eq!(answers.iter().map(output).collect::<Vec<_>>(), [5, 5, 5, 5, 5].map(|n| json!(n)));
+}

@@ -366,6 +366,12 @@ pub struct ProcessSettings {
     /// The rest of the child's environment.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// A child that was given so many tasks is replaced, between calls.
+    #[serde(default)]
+    pub recycle_after_tasks: Option<u64>,
+    /// A child that holds more memory than this after a call is replaced; resident, its own, MiB.
+    #[serde(default)]
+    pub recycle_above_mb: Option<u64>,
     #[serde(default)]
     pub limits: ProcessLimits,
 }

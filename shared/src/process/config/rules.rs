@@ -350,6 +350,11 @@ impl Check<'_> {
         self.key(&key.child("command"), program.or_say(problem))?;
         let valid = !process.command.iter().any(|part| part.contains('\0'));
         self.key(&key.child("command"), valid.or_say("must not hold a zero byte"))?;
+        for (name, most) in
+            [("recycle_after_tasks", process.recycle_after_tasks), ("recycle_above_mb", process.recycle_above_mb)]
+        {
+            self.key(&key.child(name), (most != Some(0)).or_say("must be at least 1"))?;
+        }
         for name in &process.inherit {
             let valid = !name.is_empty() && !name.contains(['=', '\0']);
             self.key(&key.child("inherit"), valid.or_say(format!("holds {name:?}, which is no variable's name")))?;

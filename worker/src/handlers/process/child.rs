@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::limits;
 use super::lines::{Line, Lines};
+use super::recycle::Recycle;
 use crate::handlers::LoadError;
 use crate::handlers::answer::clean;
 
@@ -50,6 +51,7 @@ pub(super) struct Command {
     inherit: Vec<String>,
     environment: BTreeMap<String, String>,
     limits: ProcessLimits,
+    pub recycle: Recycle,
 }
 
 impl Command {
@@ -84,6 +86,7 @@ impl Command {
             inherit: settings.inherit.clone(),
             environment: settings.environment.clone(),
             limits: settings.limits.clone(),
+            recycle: Recycle::new(settings),
         })
     }
 
@@ -128,6 +131,7 @@ impl Command {
             log: tokio::spawn(log),
             last_words,
             status: None,
+            given: 0,
             ends_by: None,
         })
     }
@@ -153,6 +157,8 @@ pub(super) struct Child {
     last_words: Arc<Mutex<String>>,
     /// Once it has ended. The group has been killed then, and its number may soon be another's.
     status: Option<ExitStatus>,
+    /// Tasks that it was given.
+    pub given: u64,
     /// When to stop waiting for the rest, once one sign of its end was seen.
     ends_by: Option<Instant>,
 }

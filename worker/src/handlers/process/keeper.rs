@@ -122,6 +122,7 @@ impl Keeper {
                 () = closing.cancelled() => break,
                 Some(call) = calls.recv() => {
                     let slot = self.serve(call).await;
+                    self.recycle().await;
                     idle.push(own.clone());
                     drop(slot);
                 }
@@ -193,6 +194,9 @@ impl Keeper {
             Ok(request) => request,
             Err(failure) => return open.all(error(codes::HANDLER_FAILED, failure.to_string(), false)),
         };
+        if let Some(child) = &mut self.child {
+            child.given = child.given.saturating_add(jobs.len() as u64);
+        }
         drop(jobs);
         if !self.send(request) {
             self.bury("it reads no requests").await;
@@ -231,6 +235,22 @@ impl Keeper {
             }
         }
         open.all(closed())
+    }
+
+    /// Replaces a child that was given enough, or has grown too large. The next one is started at once, ahead of its first call.
+    async fn recycle(&mut self) {
+        let Some(why) = self.child.as_ref().and_then(|child| self.command.recycle.why(child.id(), child.given)) else {
+            return;
+        };
+        let Some(mut child) = self.child.take() else { return };
+        child.end(CLOSE_GRACE).await;
+        self.nonsense = 0;
+        self.start_at = Some(Instant::now());
+        tracing::info!(
+            task.model = self.command.model,
+            process.pid = child.id(),
+            "the model's process is replaced: {why}"
+        );
     }
 
     /// Takes a line of a child that works. An error means that no further line is worth waiting for.

@@ -17,6 +17,7 @@ mod keeper;
 mod limits;
 mod lines;
 mod protocol;
+mod recycle;
 
 use std::path::Path;
 use std::sync::Arc;
