@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use taskyard_producer::gateway::{Gateway, GatewayParts};
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::process::config;
 use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::Registry;
@@ -14,7 +15,7 @@ use tracing::{info, warn};
 use crate::demo::find_root;
 use crate::failure::Failure;
 use crate::output::tell;
-use crate::roles::{bind_gateway, load_models};
+use crate::roles::{bind_gateway, load_models, open_artifacts};
 use crate::yard::Yard;
 
 #[derive(Args)]
@@ -41,7 +42,14 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
     let listener = bind_gateway(&loaded.settings).await?;
     let address = listener.local_addr()?;
     let registry = Registry::new()?;
-    let models = load_models(&loaded, &[]).await?;
+    let artifacts = match (open_artifacts(&loaded.settings)?, &args.data) {
+        (Some(artifacts), _) => artifacts,
+        (None, Some(folder)) => {
+            Artifacts::in_folder(&folder.join("artifacts")).map_err(|failure| Failure::Usage(failure.to_string()))?
+        }
+        (None, None) => Artifacts::in_memory(),
+    };
+    let models = load_models(&loaded, &[], Some(artifacts)).await?;
     let first = models.first().map_or_else(String::new, |model| model.spec.name.clone());
     let names: Vec<String> = models.iter().map(|model| model.spec.full_name()).collect();
     let settings = loaded.settings;

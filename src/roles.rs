@@ -8,6 +8,7 @@ use clap::Args;
 use taskyard_producer::gateway::{Gateway, GatewayParts};
 use taskyard_scheduler::Scheduler;
 use taskyard_shared::Topology;
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::broker::Broker;
 use taskyard_shared::process::admin::{self, Health, Readiness};
 use taskyard_shared::process::config::{self, Loaded};
@@ -146,7 +147,8 @@ pub async fn scheduler(file: Option<&Path>) -> Result<(), Failure> {
 
 pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure> {
     let role = Role::start("worker", file).await?;
-    let models = load_models(&role.loaded, &args.models).await?;
+    let artifacts = open_artifacts(role.settings())?;
+    let models = load_models(&role.loaded, &args.models, artifacts).await?;
     let done = CancellationToken::new();
     role.admin(&done).await?;
     let mut worker = Worker::new(
@@ -181,9 +183,20 @@ pub async fn gateway(file: Option<&Path>) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Where artifacts are kept, if that was said.
+pub fn open_artifacts(settings: &Settings) -> Result<Option<Artifacts>, Failure> {
+    let url = settings.artifacts.url.trim();
+    let artifacts = (!url.is_empty()).then(|| Artifacts::open(url)).transpose();
+    artifacts.map_err(|failure| Failure::Usage(failure.to_string()))
+}
+
 /// The models of the settings, or those of them that are asked for: loaded, unless the worker has a memory budget and loads
 /// them as it is told.
-pub async fn load_models(loaded: &Loaded, only: &[String]) -> Result<Vec<Served>, Failure> {
+pub async fn load_models(
+    loaded: &Loaded,
+    only: &[String],
+    artifacts: Option<Artifacts>,
+) -> Result<Vec<Served>, Failure> {
     let all = &loaded.settings.models;
     if let Some(unknown) = only.iter().find(|name| !all.contains_key(*name)) {
         let known: Vec<&str> = all.keys().map(String::as_str).collect();
@@ -195,7 +208,7 @@ pub async fn load_models(loaded: &Loaded, only: &[String]) -> Result<Vec<Served>
     if all.is_empty() {
         return Err(Failure::Usage("the settings have no [models.NAME] table: give a file with --config".to_owned()));
     }
-    let cache = ModelCache::default();
+    let cache = ModelCache::with_artifacts(artifacts);
     let mut models = Vec::new();
     for (name, model) in all.iter().filter(|(name, _)| only.is_empty() || only.contains(name)) {
         let source = if loaded.settings.worker.has_budget() {

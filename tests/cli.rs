@@ -335,7 +335,7 @@ fn what_the_servers_refuse_is_2_and_an_unknown_model_too() {
     with(&nowhere, &["scheduler"]).refuses(2, &["no-such-virtual-host", host]);
     let models = root().join("models/models.toml");
     let arguments = ["worker", "--models", "pause,paws", "--config", models.to_str().unwrap()];
-    with(&there, &arguments).refuses(2, &["no model paws", "file-type, intents, pause, sentiment"]);
+    with(&there, &arguments).refuses(2, &["no model paws", "file-type, intents, learn-text, pause, sentiment, tables"]);
     with(&there, &["worker"]).refuses(2, &["[models.NAME]", "--config"]);
 }
 

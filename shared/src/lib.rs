@@ -19,6 +19,7 @@ pub mod topology;
 pub mod wire;
 
 // The ports and their adapters.
+pub mod artifacts;
 pub mod broker;
 pub mod dead;
 pub mod messages;

@@ -44,6 +44,8 @@ pub mod codes {
     pub const CRASHED: &str = "crashed";
     /// The model's server cannot be reached, or is overloaded.
     pub const UNAVAILABLE: &str = "unavailable";
+    /// The worker has no place for artifacts, and the model needs one.
+    pub const NO_ARTIFACTS: &str = "no_artifacts";
     /// The output is over the limit.
     pub const OUTPUT_TOO_LARGE: &str = "output_too_large";
     /// Another worker may have taken the task: this one was silent for too long.

@@ -20,6 +20,7 @@ pub struct Settings {
     pub admin: AdminSettings,
     pub scheduler: SchedulerSettings,
     pub worker: WorkerSettings,
+    pub artifacts: ArtifactSettings,
     pub log: LogSettings,
     #[serde(default)]
     pub models: BTreeMap<String, ModelSettings>,
@@ -28,6 +29,13 @@ pub struct Settings {
     /// To the HTTP API. Without any, none is asked for.
     #[serde(default)]
     pub keys: BTreeMap<String, KeySettings>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArtifactSettings {
+    /// Empty: nowhere.
+    pub url: String,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -284,6 +292,10 @@ pub struct ModelSettings {
     #[serde(default)]
     pub process: Option<ProcessSettings>,
     #[serde(default)]
+    pub training: Option<TrainingSettings>,
+    #[serde(default)]
+    pub data: Option<DataSettings>,
+    #[serde(default)]
     pub simulated: Option<SimulatedSettings>,
 }
 
@@ -311,6 +323,37 @@ pub struct OnnxSettings {
 
 fn default_max_tokens() -> usize {
     128
+}
+
+/// Files as in [`OnnxSettings`]: the encoder whose vectors are learnt from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainingSettings {
+    pub file: PathBuf,
+    pub tokenizer: PathBuf,
+    /// Of `file`, in hex; checked before it is loaded.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: usize,
+    /// Of one task, those it is tested on included.
+    #[serde(default = "default_max_rows")]
+    pub max_rows: usize,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSettings {
+    /// Of one task.
+    #[serde(default = "default_data_max_rows")]
+    pub max_rows: usize,
+}
+
+fn default_data_max_rows() -> usize {
+    1_000_000
+}
+fn default_max_rows() -> usize {
+    200_000
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]

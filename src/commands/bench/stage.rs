@@ -318,6 +318,8 @@ fn simulated(made: &Made) -> ModelSettings {
         onnx: None,
         http: None,
         process: None,
+        training: None,
+        data: None,
         simulated: Some(SimulatedSettings {
             service_ms: made.service_ms,
             distribution: taskyard_shared::process::settings::Distribution::Fixed,

@@ -1,9 +1,11 @@
 //! One module per way to run a model, and [`build`], which makes the one that a model's settings ask for.
 
+pub mod data;
 pub mod http;
 pub mod onnx;
 pub mod process;
 pub mod simulated;
+pub mod training;
 
 mod answer;
 
@@ -13,10 +15,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use taskyard_shared::process::settings::ModelSettings;
 
+use self::data::DataHandler;
 pub use self::onnx::ModelCache;
 use self::onnx::{OnnxError, OnnxHandler};
 use self::process::ProcessHandler;
 use self::simulated::SimulatedHandler;
+use self::training::TrainingHandler;
 use crate::builder::{BuildError, Builder};
 use crate::handler::Handler;
 use crate::handlers::http::HttpHandler;
@@ -81,6 +85,18 @@ pub async fn build(
             let process = settings.process.as_ref().ok_or_else(missing)?;
             Arc::new(ProcessHandler::start(name, process, settings.slots, settings.max_batch, base_dir).await?)
         }
+        "data" => {
+            let data = settings.data.as_ref().ok_or_else(missing)?;
+            Arc::new(DataHandler::new(data, cache.artifacts().cloned()))
+        }
+        "training" => {
+            let training = settings.training.clone().ok_or_else(missing)?;
+            let (model, base_dir, cache) = (name.to_owned(), base_dir.to_owned(), cache.clone());
+            let loading =
+                tokio::task::spawn_blocking(move || TrainingHandler::load(&model, &training, &base_dir, &cache));
+            let loaded = loading.await.unwrap_or_else(|_| Err(LoadError::settings(name, "loading it broke off")));
+            Arc::new(loaded?)
+        }
         "simulated" => {
             let simulated = settings.simulated.as_ref().ok_or_else(missing)?;
             Arc::new(SimulatedHandler::new(name, simulated)?)
@@ -118,7 +134,10 @@ impl Builder for Recipe {
 }
 
 fn unknown_handler(name: &str, handler: &str) -> LoadError {
-    LoadError::settings(name, format!("handler must be one of onnx, http, process, simulated, not {handler:?}"))
+    LoadError::settings(
+        name,
+        format!("handler must be one of onnx, http, process, training, data, simulated, not {handler:?}"),
+    )
 }
 
 /// What can be wrong whatever the handler is.
@@ -132,6 +151,8 @@ fn check(name: &str, settings: &ModelSettings) -> Result<(), LoadError> {
         ("onnx", settings.onnx.is_some()),
         ("http", settings.http.is_some()),
         ("process", settings.process.is_some()),
+        ("training", settings.training.is_some()),
+        ("data", settings.data.is_some()),
         ("simulated", settings.simulated.is_some()),
     ];
     if tables.iter().all(|(table, _)| *table != settings.handler) {

@@ -91,6 +91,11 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.onnx.max_tokens", Bounds::Whole(1, 1_000_000)),
     ("models.*.http.connect_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("models.*.http.max_response_bytes", Bounds::Whole(1, 1 << 30)),
+    ("models.*.process.recycle_after_tasks", Bounds::Whole(1, 1_000_000_000_000)),
+    ("models.*.process.recycle_above_mb", Bounds::Whole(1, 100_000_000)),
+    ("models.*.training.max_tokens", Bounds::Whole(1, 1_000_000)),
+    ("models.*.data.max_rows", Bounds::Whole(1, 100_000_000)),
+    ("models.*.training.max_rows", Bounds::Whole(2, 10_000_000)),
     // Below this a program cannot even be loaded.
     ("models.*.process.limits.memory_mb", Bounds::Whole(16, 100_000_000)),
     ("models.*.process.limits.open_files", Bounds::Whole(8, 1_000_000)),
@@ -114,7 +119,7 @@ const CHOICES: &[(&str, &[&str])] = &[
     ("scheduler.placement", &["demand", "none"]),
     ("scheduler.policy", &["cmu", "fair", "fifo", "strict", "edf", "wspt"]),
     ("log.format", &["text", "json"]),
-    ("models.*.handler", &["onnx", "http", "process", "simulated"]),
+    ("models.*.handler", &["onnx", "http", "process", "training", "data", "simulated"]),
     ("models.*.onnx.task", &["text-classification", "text-embedding", "file-type"]),
     ("models.*.http.protocol", &["json", "open-inference"]),
     ("models.*.simulated.distribution", &["fixed", "exponential", "lognormal"]),
@@ -125,6 +130,8 @@ const REQUIRED: &[(&str, &str)] = &[
     ("models.*", "handler"),
     ("models.*.onnx", "task"),
     ("models.*.onnx", "file"),
+    ("models.*.training", "file"),
+    ("models.*.training", "tokenizer"),
     ("models.*.http", "url"),
     ("models.*.process", "command"),
     ("keys.*", "sha256"),
@@ -290,6 +297,8 @@ impl Check<'_> {
             ("onnx", model.onnx.is_some()),
             ("http", model.http.is_some()),
             ("process", model.process.is_some()),
+            ("training", model.training.is_some()),
+            ("data", model.data.is_some()),
             ("simulated", model.simulated.is_some()),
         ];
         for (table, present) in tables {
@@ -301,6 +310,9 @@ impl Check<'_> {
         }
         if let Some(settings) = &model.onnx {
             self.onnx(&key.child("onnx"), settings)?;
+        }
+        if let Some(settings) = &model.training {
+            self.checksum(&key.child("training").child("sha256"), settings.sha256.as_deref())?;
         }
         if let Some(settings) = &model.http {
             self.http(&key.child("http"), settings)?;
@@ -326,9 +338,12 @@ impl Check<'_> {
             self.key(&key.child(file), (given || !needed).or_say("must be given for this task"))?;
             self.key(&key.child(file), (needed || !given).or_say("is not used by this task"))?;
         }
-        let sha256 = onnx.sha256.as_ref();
+        self.checksum(&key.child("sha256"), onnx.sha256.as_deref())
+    }
+
+    fn checksum(&self, key: &Key, sha256: Option<&str>) -> Result<(), ConfigError> {
         let hex = sha256.is_none_or(|sum| sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()));
-        self.key(&key.child("sha256"), hex.or_say("must be 64 hexadecimal digits"))
+        self.key(key, hex.or_say("must be 64 hexadecimal digits"))
     }
 
     fn http(&self, key: &Key, http: &HttpSettings) -> Result<(), ConfigError> {
@@ -350,11 +365,6 @@ impl Check<'_> {
         self.key(&key.child("command"), program.or_say(problem))?;
         let valid = !process.command.iter().any(|part| part.contains('\0'));
         self.key(&key.child("command"), valid.or_say("must not hold a zero byte"))?;
-        for (name, most) in
-            [("recycle_after_tasks", process.recycle_after_tasks), ("recycle_above_mb", process.recycle_above_mb)]
-        {
-            self.key(&key.child(name), (most != Some(0)).or_say("must be at least 1"))?;
-        }
         for name in &process.inherit {
             let valid = !name.is_empty() && !name.contains(['=', '\0']);
             self.key(&key.child("inherit"), valid.or_say(format!("holds {name:?}, which is no variable's name")))?;

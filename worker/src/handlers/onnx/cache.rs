@@ -5,6 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use taskyard_shared::artifacts::Artifacts;
+
 use super::error::OnnxError;
 use super::session::Session;
 use super::text::TextEncoder;
@@ -12,7 +14,10 @@ use super::text::TextEncoder;
 /// Loads each file once, whatever the path it is named by. It keeps nothing alive by itself: a file's memory is freed
 /// with the last model that uses it. Clones share their contents.
 #[derive(Clone, Debug, Default)]
-pub struct ModelCache(Arc<Mutex<Loaded>>);
+pub struct ModelCache {
+    loaded: Arc<Mutex<Loaded>>,
+    artifacts: Option<Artifacts>,
+}
 
 #[derive(Debug, Default)]
 struct Loaded {
@@ -23,6 +28,15 @@ struct Loaded {
 }
 
 impl ModelCache {
+    /// For models that keep what they make.
+    pub fn with_artifacts(artifacts: Option<Artifacts>) -> Self {
+        Self { artifacts, ..Self::default() }
+    }
+
+    pub(in crate::handlers) fn artifacts(&self) -> Option<&Artifacts> {
+        self.artifacts.as_ref()
+    }
+
     /// How many model files are in memory.
     pub fn files_loaded(&self) -> usize {
         self.lock().sessions.values().filter(|session| session.strong_count() > 0).count()
@@ -32,7 +46,7 @@ impl ModelCache {
         self.lock().session(file, sha256)
     }
 
-    pub(super) fn encoder(
+    pub(in crate::handlers) fn encoder(
         &self,
         file: &Path,
         sha256: Option<&str>,
@@ -52,7 +66,7 @@ impl ModelCache {
 
     /// Held while a file is loaded, so that whoever asks for it meanwhile waits instead of loading it as well.
     fn lock(&self) -> std::sync::MutexGuard<'_, Loaded> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

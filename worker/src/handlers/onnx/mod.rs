@@ -13,4 +13,5 @@ pub use error::OnnxError;
 pub use file_type::{FileTypeClassifier, Prediction};
 pub use head::Head;
 pub use serve::OnnxHandler;
+pub(super) use serve::{StopWhenDropped, checksum};
 pub use text::{MAX_TEXT_BYTES, TextEncoder};

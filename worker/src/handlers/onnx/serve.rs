@@ -95,7 +95,8 @@ impl OnnxHandler {
     }
 }
 
-fn checksum(name: &str, hex: &str) -> Result<String, LoadError> {
+/// Hexadecimal digits as they are compared.
+pub(in crate::handlers) fn checksum(name: &str, hex: &str) -> Result<String, LoadError> {
     let hex = hex.trim().to_ascii_lowercase();
     if hex.len() == 64 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         Ok(hex)
@@ -120,7 +121,13 @@ impl Handler for OnnxHandler {
 
 /// Tells the blocking thread that nobody waits for it any more.
 #[derive(Default)]
-struct StopWhenDropped(Arc<AtomicBool>);
+pub(in crate::handlers) struct StopWhenDropped(Arc<AtomicBool>);
+
+impl StopWhenDropped {
+    pub fn flag(&self) -> &Arc<AtomicBool> {
+        &self.0
+    }
+}
 
 impl Drop for StopWhenDropped {
     fn drop(&mut self) {

@@ -44,14 +44,16 @@ impl Session {
 
     /// Holds a session that is loaded already against a checksum.
     pub(super) fn check(&self, sha256: &str) -> Result<(), OnnxError> {
-        let found = match self.sha256.get() {
-            Some(found) => found,
-            None => {
-                let bytes = std::fs::read(&self.path).map_err(|source| OnnxError::from_io(&self.path, source))?;
-                self.sha256.get_or_init(|| checksum(&bytes))
-            }
-        };
-        same_checksum(&self.path, sha256, found)
+        same_checksum(&self.path, sha256, self.sha256()?)
+    }
+
+    /// Of its file, in hex.
+    pub(super) fn sha256(&self) -> Result<&str, OnnxError> {
+        if let Some(found) = self.sha256.get() {
+            return Ok(found);
+        }
+        let bytes = std::fs::read(&self.path).map_err(|source| OnnxError::from_io(&self.path, source))?;
+        Ok(self.sha256.get_or_init(|| checksum(&bytes)))
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -71,6 +71,11 @@ impl TextEncoder {
         self.max_tokens
     }
 
+    /// Of the model's file: SHA-256 in hex. Reads the file if nobody asked before.
+    pub fn checksum(&self) -> Result<String, OnnxError> {
+        self.session.sha256().map(str::to_owned)
+    }
+
     /// One vector per text, in the order of the texts; the first failure fails the call.
     ///
     /// Only texts of exactly the same number of tokens run together, so nothing is ever padded and a text's

@@ -1,0 +1,329 @@
+//! Files that tasks leave and take: models, data, checkpoints. They lie in an object store, or in a folder.
+//!
+//! An artifact is named by its content, so it never changes, is kept once however often it is put, and is checked when it
+//! is read. What does change, such as a checkpoint, is a note: bytes under a name.
+
+use std::fmt;
+use std::path::Path as FilePath;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use url::Url;
+
+/// Before the hexadecimal digits, where an artifact is named in a task or a result.
+pub const SCHEME: &str = "artifact:";
+
+/// The largest artifact that is read or written as one piece; bytes.
+pub const ARTIFACT_BYTES: u64 = 1 << 30;
+
+/// An artifact's name: the SHA-256 of its content. As text `artifact:` and 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ArtifactId([u8; 32]);
+
+/// An artifact as tasks and results name it: `{"$ref": "artifact:…"}`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    #[serde(rename = "$ref")]
+    pub to: ArtifactId,
+}
+
+impl ArtifactId {
+    pub fn of(content: &[u8]) -> Self {
+        Self(Sha256::digest(content).into())
+    }
+
+    /// 64 hexadecimal digits.
+    pub fn hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl fmt::Display for ArtifactId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{SCHEME}{}", self.hex())
+    }
+}
+
+impl fmt::Debug for ArtifactId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+impl FromStr for ArtifactId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let problem = || format!("must be {SCHEME} and 64 hexadecimal digits");
+        let digits = text.strip_prefix(SCHEME).ok_or_else(problem)?;
+        if digits.len() != 64 || !digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(problem());
+        }
+        let mut bytes = [0; 32];
+        for (byte, at) in bytes.iter_mut().zip((0..64).step_by(2)) {
+            *byte = digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()).ok_or_else(problem)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for ArtifactId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for ArtifactId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where artifacts and notes lie. Clones share it.
+#[derive(Clone)]
+pub struct Artifacts {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    shown: Arc<str>,
+}
+
+impl fmt::Debug for Artifacts {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Artifacts").field(&self.shown).finish()
+    }
+}
+
+/// Why an artifact cannot be had, or kept.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ArtifactError {
+    #[error("artifacts.url: {0}")]
+    Url(String),
+    #[error("there is no {0}")]
+    Missing(String),
+    #[error("{name} has {bytes} bytes, and at most {most} are taken")]
+    TooLarge { name: String, bytes: u64, most: u64 },
+    #[error("{0} is not what it was when it was put: its content has another checksum")]
+    Spoilt(String),
+    #[error("artifacts cannot be reached: {0}")]
+    Unreachable(String),
+}
+
+impl ArtifactError {
+    /// Whether trying again later can help without anybody changing something.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable(_))
+    }
+}
+
+impl Artifacts {
+    /// `file:///folder`, which is made if it is not there, or where the build has it `s3://bucket/prefix`, `gs://…`, `az://…`
+    /// with what the environment says of access (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
+    ///
+    /// # Errors
+    /// When nothing can be kept under that URL by what it says; nothing is connected to.
+    pub fn open(url: &str) -> Result<Self, ArtifactError> {
+        let url = Url::parse(url).map_err(|problem| ArtifactError::Url(problem.to_string()))?;
+        if url.scheme() == "file" {
+            let folder = url.to_file_path().map_err(|()| ArtifactError::Url("must be file:///FOLDER".into()))?;
+            return Self::in_folder(&folder);
+        }
+        let environment = std::env::vars().map(|(name, value)| (name.to_ascii_lowercase(), value));
+        let (store, prefix) = object_store::parse_url_opts(&url, environment)
+            .map_err(|problem| ArtifactError::Url(format!("{} cannot be used: {problem}", url.scheme())))?;
+        // Neither user nor query, where people put secrets.
+        let shown = format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path());
+        Ok(Self { store: store.into(), prefix, shown: shown.into() })
+    }
+
+    /// Gone with the process.
+    pub fn in_memory() -> Self {
+        Self { store: Arc::new(object_store::memory::InMemory::new()), prefix: Path::default(), shown: "memory".into() }
+    }
+
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn in_folder(folder: &FilePath) -> Result<Self, ArtifactError> {
+        let problem = |problem: &dyn fmt::Display| ArtifactError::Url(format!("{}: {problem}", folder.display()));
+        std::fs::create_dir_all(folder).map_err(|failure| problem(&failure))?;
+        let store =
+            object_store::local::LocalFileSystem::new_with_prefix(folder).map_err(|failure| problem(&failure))?;
+        // What was put is there after a power cut: a result may name it.
+        let store = store.with_fsync(true);
+        let shown = folder.display().to_string().into();
+        Ok(Self { store: Arc::new(store), prefix: Path::default(), shown })
+    }
+
+    /// Keeps a content, and answers its name.
+    ///
+    /// # Errors
+    /// When it is too large, or the store does not take it.
+    pub async fn put(&self, content: Bytes) -> Result<ArtifactId, ArtifactError> {
+        let id = ArtifactId::of(&content);
+        self.check_size(id, content.len() as u64, ARTIFACT_BYTES)?;
+        self.write(&self.place(id), content).await?;
+        Ok(id)
+    }
+
+    /// The content of an artifact of at most `most` bytes.
+    ///
+    /// # Errors
+    /// When there is none of that name, it is larger, cannot be reached, or is not what was put.
+    pub async fn get(&self, id: ArtifactId, most: u64) -> Result<Bytes, ArtifactError> {
+        let content = self.read(&self.place(id), &id.to_string(), most).await?;
+        if ArtifactId::of(&content) != id {
+            return Err(ArtifactError::Spoilt(id.to_string()));
+        }
+        Ok(content)
+    }
+
+    /// Keeps bytes under a name, in place of what it named. Names are `/` between parts of `[A-Za-z0-9._-]`.
+    ///
+    /// # Errors
+    /// When the store does not take it.
+    pub async fn put_note(&self, name: &str, content: Bytes) -> Result<(), ArtifactError> {
+        self.write(&self.note_place(name), content).await
+    }
+
+    /// What a name stands for, if it stands for something.
+    ///
+    /// # Errors
+    /// When it is larger than `most`, or cannot be reached.
+    pub async fn note(&self, name: &str, most: u64) -> Result<Option<Bytes>, ArtifactError> {
+        match self.read(&self.note_place(name), name, most).await {
+            Ok(content) => Ok(Some(content)),
+            Err(ArtifactError::Missing(_)) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Forgets a name, if it stands for something.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn remove_note(&self, name: &str) -> Result<(), ArtifactError> {
+        match self.store.delete(&self.note_place(name)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(failure) => Err(unreachable(&failure)),
+        }
+    }
+
+    fn place(&self, id: ArtifactId) -> Path {
+        let hex = id.hex();
+        let (folder, _) = hex.split_at(2);
+        self.prefix.clone().join("sha256").join(folder).join(hex.as_str())
+    }
+
+    fn note_place(&self, name: &str) -> Path {
+        name.split('/').fold(self.prefix.clone().join("notes"), |path, part| path.join(part))
+    }
+
+    fn check_size(&self, name: impl fmt::Display, bytes: u64, most: u64) -> Result<(), ArtifactError> {
+        match bytes > most {
+            true => Err(ArtifactError::TooLarge { name: name.to_string(), bytes, most }),
+            false => Ok(()),
+        }
+    }
+
+    async fn write(&self, place: &Path, content: Bytes) -> Result<(), ArtifactError> {
+        let put = self.store.put(place, PutPayload::from(content)).await;
+        put.map(|_| ()).map_err(|failure| unreachable(&failure))
+    }
+
+    async fn read(&self, place: &Path, name: &str, most: u64) -> Result<Bytes, ArtifactError> {
+        let found = match self.store.get(place).await {
+            Ok(found) => found,
+            Err(object_store::Error::NotFound { .. }) => return Err(ArtifactError::Missing(name.to_owned())),
+            Err(failure) => return Err(unreachable(&failure)),
+        };
+        self.check_size(name, found.meta.size, most)?;
+        let mut content = Vec::with_capacity(usize::try_from(found.meta.size).unwrap_or_default());
+        let mut pieces = found.into_stream();
+        while let Some(piece) = pieces.next().await {
+            content.extend_from_slice(&piece.map_err(|failure| unreachable(&failure))?);
+            // It may have been replaced by a larger one meanwhile.
+            self.check_size(name, content.len() as u64, most)?;
+        }
+        Ok(content.into())
+    }
+}
+
+fn unreachable(failure: &object_store::Error) -> ArtifactError {
+    ArtifactError::Unreachable(failure.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn artifacts() -> (tempfile::TempDir, Artifacts) {
+        let folder = tempfile::tempdir().unwrap();
+        let artifacts = Artifacts::in_folder(&folder.path().join("not/there/yet")).unwrap();
+        (folder, artifacts)
+    }
+
+    #[tokio::test]
+    async fn what_is_put_is_named_by_its_content_and_kept() {
+        let (_folder, artifacts) = artifacts();
+        let id = artifacts.put("abc".into()).await.unwrap();
+        assert_eq!(id.to_string(), "artifact:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(artifacts.put("abc".into()).await.unwrap(), id);
+        assert_eq!(artifacts.get(id, 3).await.unwrap(), "abc");
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let reference = Reference { to: id };
+        let text = serde_json::to_string(&reference).unwrap();
+        assert_eq!(text, format!(r#"{{"$ref":"{id}"}}"#));
+        assert_eq!(serde_json::from_str::<Reference>(&text).unwrap(), reference);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_or_not_as_it_was_is_said() {
+        let (folder, artifacts) = artifacts();
+        let id = artifacts.put("abcd".into()).await.unwrap();
+        let too_large = ArtifactError::TooLarge { name: id.to_string(), bytes: 4, most: 3 };
+        assert_eq!(artifacts.get(id, 3).await, Err(too_large));
+        let missing = ArtifactId::of(b"never put");
+        assert_eq!(artifacts.get(missing, 3).await, Err(ArtifactError::Missing(missing.to_string())));
+
+        let hex = id.hex();
+        let file = folder.path().join("not/there/yet/sha256").join(&hex[..2]).join(&hex);
+        std::fs::write(file, "abce").unwrap();
+        assert_eq!(artifacts.get(id, 4).await, Err(ArtifactError::Spoilt(id.to_string())));
+    }
+
+    #[tokio::test]
+    async fn a_note_can_be_replaced_and_removed() {
+        let (_folder, artifacts) = artifacts();
+        assert_eq!(artifacts.note("a/b", 9).await, Ok(None));
+        artifacts.remove_note("a/b").await.unwrap();
+        artifacts.put_note("a/b", "one".into()).await.unwrap();
+        artifacts.put_note("a/b", "two".into()).await.unwrap();
+        artifacts.put_note("a/../c", "three".into()).await.unwrap();
+        assert_eq!(artifacts.note("a/b", 9).await, Ok(Some("two".into())));
+        assert_eq!(artifacts.note("c", 9).await, Ok(None));
+        artifacts.remove_note("a/b").await.unwrap();
+        assert_eq!(artifacts.note("a/b", 9).await, Ok(None));
+    }
+
+    #[test]
+    fn names_and_urls_that_are_none_are_refused() {
+        let id = ArtifactId::of(b"").to_string();
+        for text in
+            ["", "artifact:", &id[9..], &id[..id.len() - 1], &id.to_uppercase(), &format!("{id}0"), "artifact:é"]
+        {
+            assert!(text.parse::<ArtifactId>().is_err(), "{text}");
+        }
+        for url in ["", "folder", "file://host/folder", "ftp://host/x", "http://[::1"] {
+            assert!(Artifacts::open(url).is_err(), "{url}");
+        }
+        let secret = Artifacts::open("s3://user:hunter2@bucket/x");
+        assert!(!format!("{secret:?}").contains("hunter2"), "{secret:?}");
+    }
+}
