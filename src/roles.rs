@@ -20,8 +20,8 @@ use taskyard_shared::process::settings::Settings;
 use taskyard_shared::process::shutdown::Shutdown;
 use taskyard_shared::process::telemetry;
 use taskyard_shared::store::Store;
-use taskyard_worker::Worker;
-use taskyard_worker::handlers::{self, ModelCache, Recipe};
+use taskyard_worker::handlers::{self, ModelCache, Recipe, RecipeBook};
+use taskyard_worker::{Foundry, Worker};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -148,7 +148,7 @@ pub async fn scheduler(file: Option<&Path>) -> Result<(), Failure> {
 pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure> {
     let role = Role::start("worker", file).await?;
     let artifacts = open_artifacts(role.settings())?;
-    let models = load_models(&role.loaded, &args.models, artifacts).await?;
+    let (models, foundry) = load_models(&role.loaded, &args.models, artifacts).await?;
     let done = CancellationToken::new();
     role.admin(&done).await?;
     let mut worker = Worker::new(
@@ -158,6 +158,7 @@ pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure
         role.settings().worker.clone(),
         &role.registry,
     )?;
+    worker = worker.foundry(foundry);
     for served in models {
         worker = served.offer(worker);
     }
@@ -196,7 +197,7 @@ pub async fn load_models(
     loaded: &Loaded,
     only: &[String],
     artifacts: Option<Artifacts>,
-) -> Result<Vec<Served>, Failure> {
+) -> Result<(Vec<Served>, Arc<dyn Foundry>), Failure> {
     let all = &loaded.settings.models;
     if let Some(unknown) = only.iter().find(|name| !all.contains_key(*name)) {
         let known: Vec<&str> = all.keys().map(String::as_str).collect();
@@ -220,5 +221,7 @@ pub async fn load_models(
         };
         models.push(Served { spec: model.spec(name), source });
     }
-    Ok(models)
+    let served = all.iter().filter(|(name, _)| only.is_empty() || only.contains(name));
+    let served = served.map(|(name, model)| (name.clone(), model.clone())).collect();
+    Ok((models, Arc::new(RecipeBook::new(served, &loaded.base_dir, &cache))))
 }

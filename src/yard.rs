@@ -12,7 +12,7 @@ use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::{SchedulerSettings, Settings};
 use taskyard_shared::store::Store;
 use taskyard_shared::store::embedded::EmbeddedStore;
-use taskyard_worker::{Builder, Handler, Worker};
+use taskyard_worker::{Builder, Foundry, Handler, Worker};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -53,6 +53,7 @@ pub struct Yard {
     pub topology: Topology,
     settings: Settings,
     models: Vec<Served>,
+    foundry: Option<Arc<dyn Foundry>>,
     registry: Registry,
     stop: CancellationToken,
     scheduler: JoinHandle<Result<(), taskyard_shared::broker::BrokerError>>,
@@ -91,7 +92,13 @@ impl Yard {
         let scheduler = Scheduler::new(broker.clone(), store.clone(), topology.clone(), scheduler, specs, &registry)?;
         let scheduler = scheduler.tenants(settings.tenants.clone());
         let scheduler = tokio::spawn(scheduler.run(stop.clone()));
-        Ok(Self { broker, store, topology, settings, models, registry, stop, scheduler })
+        Ok(Self { broker, store, topology, settings, models, foundry: None, registry, stop, scheduler })
+    }
+
+    /// Workers that are started from now on make the models that are registered.
+    pub fn foundry(mut self, foundry: Arc<dyn Foundry>) -> Self {
+        self.foundry = Some(foundry);
+        self
     }
 
     /// Starts one more worker that serves every model of the yard.
@@ -100,6 +107,9 @@ impl Yard {
             taskyard_shared::process::settings::WorkerSettings { id: name.to_owned(), ..self.settings.worker.clone() };
         let mut worker =
             Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry)?;
+        if let Some(foundry) = &self.foundry {
+            worker = worker.foundry(foundry.clone());
+        }
         for served in &self.models {
             worker = served.offer(worker);
         }

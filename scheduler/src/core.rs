@@ -89,7 +89,7 @@ pub(crate) enum Event {
         /// Messages in intake.
         unread: Option<u64>,
         /// What deployments came to.
-        deployed: Option<Deployed>,
+        deployed: Option<Box<Deployed>>,
         /// Messages in the ready queues of some models that no worker holds.
         left_behind: Vec<(String, u64)>,
     },
@@ -350,7 +350,7 @@ impl Core {
                     self.set_unread(messages);
                 }
                 if let Some(deployed) = deployed {
-                    self.set_deployed(deployed);
+                    self.set_deployed(*deployed);
                 }
                 self.note_left_behind(&loads, left_behind);
                 self.handle_loads(loads, models);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use serde_json::value::RawValue;
-use taskyard_shared::deployment::{Canary, Deployed, Order, Traffic, base};
+use taskyard_shared::deployment::{Canary, Deployed, Order, Registration, Traffic, base};
 use taskyard_shared::load::{LoadReport, LoadState, ModelSpec};
 use taskyard_shared::store::{Store, StoreError};
 use taskyard_shared::{State, Target, TaskId, Timestamp};
@@ -31,7 +31,10 @@ const AT_ONCE: usize = 256;
 struct Running {
     task: Held,
     order: Order,
+    /// The model that the task names.
     spec: Arc<ModelSpec>,
+    /// The model that it is about: another where one is registered.
+    about: String,
     until: Instant,
     /// How the model was pinned before.
     pin_before: Option<u32>,
@@ -69,6 +72,21 @@ impl Deploying {
         let before = self.deployed.clone();
         change(&mut self.deployed);
         self.is_dirty |= self.deployed != before;
+    }
+
+    /// What it changed so far; but for what is retired, which stays so.
+    fn undo(&mut self, one: &Running) {
+        if !one.has_begun {
+            return;
+        }
+        self.set_pin(&one.about, one.pin_before);
+        if let Order::Register(_) = one.order {
+            self.change(|deployed| {
+                deployed.registered.remove(&one.about);
+                // Workers have announced it: nobody is to get it any more.
+                deployed.retired.insert(one.about.clone());
+            });
+        }
     }
 
     fn set_pin(&mut self, model: &str, pin: Option<u32>) {
@@ -133,11 +151,16 @@ impl Core {
                 debug!(%failure, "the state was not written: it shows as queued until it ends");
             }
         });
+        let about = match &order {
+            Order::Register(variant) => variant.name.clone(),
+            _ => spec.name.clone(),
+        };
         let running = Running {
             task: Held { model: spec.name.clone(), ..task },
             order,
             until: Instant::now() + limit,
-            pin_before: self.deploying.deployed.pins.get(&spec.name).copied(),
+            pin_before: self.deploying.deployed.pins.get(&about).copied(),
+            about,
             spec,
             has_begun: false,
             failed: BTreeMap::new(),
@@ -159,8 +182,8 @@ impl Core {
         let mut running = std::mem::take(&mut deploying.running);
         for one in running.values_mut().filter(|one| one.end.is_none()) {
             one.end = self.step(&mut deploying, one, loads);
-            if matches!(one.end, Some(End::Failed(..))) && one.has_begun {
-                deploying.set_pin(&one.spec.name, one.pin_before);
+            if matches!(one.end, Some(End::Failed(..))) {
+                deploying.undo(one);
             }
         }
         if deploying.is_dirty && deploying.writing.is_empty() {
@@ -179,39 +202,63 @@ impl Core {
     }
 
     fn step(&self, deploying: &mut Deploying, one: &mut Running, loads: &[LoadReport]) -> Option<End> {
-        let name = one.spec.name.clone();
+        let name = one.about.clone();
         if one.until <= Instant::now() {
-            let message = match one.order {
+            let message = match &one.order {
+                Order::Register(_) if one.failed.is_empty() => {
+                    format!("no worker that has {} has loaded it: do they have artifacts.url?", one.spec.name)
+                }
                 Order::Retire {} => "what waits for it is not done yet, or it is still loaded".to_owned(),
                 _ => "it was not loaded in time".to_owned(),
             };
             return Some(End::Failed("timeout", message));
         }
-        match one.order {
+        match &one.order {
+            Order::Register(variant) => {
+                let registration = Registration { like: one.spec.name.clone(), variant: (**variant).clone() };
+                if !one.has_begun {
+                    // Its delivery may have come again: then it is there.
+                    let is_same = deploying.deployed.registered.get(&name) == Some(&registration);
+                    let is_taken = self.models.contains_key(&name) && !deploying.deployed.retired.contains(&name);
+                    if !is_same && (is_taken || deploying.deployed.registered.contains_key(&name)) {
+                        let message = format!("there is a model {name}: a model that is changed is another version");
+                        return Some(End::Failed("conflict", message));
+                    }
+                    one.has_begun = true;
+                    // It is loaded once, also where its place is still to be found.
+                    deploying.set_pin(&name, Some(one.pin_before.unwrap_or(1)));
+                    deploying.change(|deployed| {
+                        deployed.retired.retain(|retired| *retired != name);
+                        deployed.registered.insert(name.clone(), registration);
+                    });
+                }
+                let (able, loaded) = one.look(loads);
+                if !loaded.is_empty() && self.models.contains_key(&name) {
+                    deploying.set_pin(&name, one.pin_before);
+                    return Some(done(one, &loaded));
+                }
+                one.load_failed(able)
+            }
             Order::Unpin {} => {
                 deploying.set_pin(&name, None);
                 Some(done(one, &[]))
             }
             Order::Pin { workers } | Order::RollOut { workers, .. } => {
+                let workers = *workers;
                 if !std::mem::replace(&mut one.has_begun, true) {
                     deploying.set_pin(&name, Some(workers));
                     deploying.change(|deployed| deployed.retired.retain(|retired| *retired != name));
                 }
                 let (able, loaded) = one.look(loads);
                 if !loaded.is_empty() && loaded.len() >= able.min(workers as usize) {
-                    if let Order::RollOut { share, .. } = one.order
+                    if let &Order::RollOut { share, .. } = &one.order
                         && let Err(problem) = self.shift(deploying, &name, share)
                     {
                         return Some(End::Failed("invalid_deployment", problem));
                     }
                     return Some(done(one, &loaded));
                 }
-                if able > 0 && one.failed.len() >= able {
-                    let reasons: Vec<String> =
-                        one.failed.iter().map(|(worker, reason)| format!("{worker}: {reason}")).collect();
-                    return Some(End::Failed("load_failed", reasons.join("; ")));
-                }
-                None
+                one.load_failed(able)
             }
             Order::Retire {} => {
                 if !std::mem::replace(&mut one.has_begun, true) {
@@ -232,7 +279,10 @@ impl Core {
                     let is_held = matches!(load.state, LoadState::Loaded | LoadState::Loading);
                     load.held > 0 || report.has_budget() && is_held
                 });
-                (!is_there && !self.is_wanted(&name)).then(|| done(one, &[]))
+                (!is_there && !self.is_wanted(&name)).then(|| {
+                    deploying.change(|deployed| drop(deployed.registered.remove(&name)));
+                    done(one, &[])
+                })
             }
         }
     }
@@ -276,9 +326,7 @@ impl Core {
     /// Ends a deployment that is under way: what it changed so far is undone, but for what is retired.
     pub(crate) fn break_off_deployment(&mut self, id: TaskId) -> Option<Held> {
         let one = self.deploying.running.remove(&id)?;
-        if one.has_begun {
-            self.deploying.set_pin(&one.spec.name, one.pin_before);
-        }
+        self.deploying.undo(&one);
         Some(one.task)
     }
 
@@ -300,9 +348,15 @@ impl Core {
 }
 
 impl Running {
+    /// Once none of those that could hold it could load it.
+    fn load_failed(&self, able: usize) -> Option<End> {
+        let reasons: Vec<String> = self.failed.iter().map(|(worker, reason)| format!("{worker}: {reason}")).collect();
+        (able > 0 && reasons.len() >= able).then(|| End::Failed("load_failed", reasons.join("; ")))
+    }
+
     /// How many workers could hold it, and which do. Takes note of those that cannot load it.
     fn look<'a>(&mut self, loads: &'a [LoadReport]) -> (usize, Vec<&'a str>) {
-        let name = &self.spec.name;
+        let name = &self.about;
         let able = loads.iter().filter(|report| !report.draining && report.models.contains_key(name));
         let (mut count, mut loaded) = (0, Vec::new());
         for report in able {
@@ -321,7 +375,8 @@ impl Running {
 }
 
 fn done(one: &Running, workers: &[&str]) -> End {
-    let output = match one.order {
+    let output = match &one.order {
+        Order::Register(_) => json!({"action": one.order.as_str(), "model": one.about, "workers": workers}),
         Order::RollOut { share, .. } => {
             json!({"action": one.order.as_str(), "model": one.spec.full_name(), "workers": workers, "share": share})
         }

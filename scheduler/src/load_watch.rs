@@ -128,7 +128,7 @@ impl LoadWatch {
             false => Vec::new(),
         };
         let deployed = match models.is_some() {
-            true => Some(deploying::read(&*self.store).await?),
+            true => Some(Box::new(deploying::read(&*self.store).await?)),
             false => None,
         };
         Ok(Event::Loads { loads, models, paused, elsewhere, unread, deployed, left_behind })

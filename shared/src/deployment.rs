@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::task::TaskId;
+use crate::artifacts::Reference;
+use crate::decode::is_name;
+use crate::task::{TaskId, limits};
 
 /// Workers that one version may be pinned to.
 const WORKERS_MOST: u32 = 10_000;
@@ -13,9 +15,11 @@ const WORKERS_MOST: u32 = 10_000;
 const PARTS: u128 = 1_000_000;
 
 /// The input of a deployment task, about the model that it names.
-#[derive(Clone, Copy, PartialEq, Debug, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Order {
+    /// Workers that have the model are to have another like it, made of other files.
+    Register(Box<Variant>),
     /// So many workers are to hold it, whatever its demand.
     Pin {
         #[serde(default = "one")]
@@ -47,10 +51,14 @@ impl Order {
     /// What is wrong with it, for whoever sent it.
     pub fn read(input: &RawValue) -> Result<Self, String> {
         let order: Self = serde_json::from_str(input.get()).map_err(|bad| bad.to_string())?;
-        let (workers, share) = match order {
-            Self::Pin { workers } => (workers, 1.0),
-            Self::RollOut { workers, share } => (workers, share),
+        let (workers, share) = match &order {
+            Self::Pin { workers } => (*workers, 1.0),
+            Self::RollOut { workers, share } => (*workers, *share),
             Self::Unpin {} | Self::Retire {} => (1, 1.0),
+            Self::Register(variant) => {
+                variant.check()?;
+                (1, 1.0)
+            }
         };
         if !(1..=WORKERS_MOST).contains(&workers) {
             return Err(format!("workers must be from 1 to {WORKERS_MOST}, not {workers}"));
@@ -63,12 +71,97 @@ impl Order {
 
     pub fn as_str(&self) -> &'static str {
         match self {
+            Self::Register(_) => "register",
             Self::Pin { .. } => "pin",
             Self::Unpin {} => "unpin",
             Self::RollOut { .. } => "roll_out",
             Self::Retire {} => "retire",
         }
     }
+}
+
+/// What makes a registered model another than the one it is like.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// Its own: `name`, or `name@version`.
+    pub name: String,
+    /// Artifacts, by the names of files that they are written to.
+    pub files: BTreeMap<String, Reference>,
+    /// Which of the files is which, in place of the settings of the same names.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_ms: Option<f64>,
+}
+
+/// Files of one model.
+const FILES_MOST: usize = 64;
+
+impl Variant {
+    fn check(&self) -> Result<(), String> {
+        if !is_model(&self.name) {
+            return Err("name must match [a-z0-9][a-z0-9._-]{0,127}, perhaps with @ and a version".to_owned());
+        }
+        if self.files.is_empty() || self.files.len() > FILES_MOST {
+            return Err(format!("files must be from 1 to {FILES_MOST}, not {}", self.files.len()));
+        }
+        if let Some(name) = self.files.keys().find(|name| !is_file(name)) {
+            return Err(format!("files: {name:?} must match [A-Za-z0-9][A-Za-z0-9._-]{{0,127}}"));
+        }
+        let roles = [("file", &self.file), ("tokenizer", &self.tokenizer), ("head", &self.head)];
+        if roles.iter().all(|(_, role)| role.is_none()) {
+            return Err("one of file, tokenizer and head must say which of the files it is".to_owned());
+        }
+        for (role, name) in roles {
+            if let Some(name) = name
+                && !self.files.contains_key(name)
+            {
+                return Err(format!("{role}: {name:?} is not one of files"));
+            }
+        }
+        if let Some(bad) = self.capabilities.iter().flatten().find(|name| !is_name(name, limits::MODEL_BYTES)) {
+            return Err(format!("capabilities: {bad:?} must match [a-z0-9][a-z0-9._-]{{0,127}}"));
+        }
+        if self.quality.is_some_and(|quality| !(0.0..=1.0).contains(&quality)) {
+            return Err("quality must be from 0 to 1".to_owned());
+        }
+        match self.expected_ms {
+            Some(expected) if !(expected > 0.0 && expected <= limits::DURATION_MS as f64) => {
+                Err("expected_ms must be above 0".to_owned())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn is_model(name: &str) -> bool {
+    let (base, version) = name.split_once('@').unwrap_or((name, "1"));
+    is_name(base, limits::MODEL_BYTES) && is_name(version, limits::VERSION_BYTES)
+}
+
+/// A name in a folder, and no way out of it.
+fn is_file(name: &str) -> bool {
+    let bytes = name.as_bytes();
+    bytes.first().is_some_and(u8::is_ascii_alphanumeric)
+        && bytes.len() <= 128
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+}
+
+/// A model that a deployment made.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Registration {
+    /// The model whose settings it has, but for what the variant says.
+    pub like: String,
+    pub variant: Variant,
 }
 
 /// What all deployments together came to: JSON, in the store under [`Deployed::KEY`]. Models stand here by the names of
@@ -82,6 +175,9 @@ pub struct Deployed {
     pub retired: BTreeSet<String>,
     /// Who gets the tasks that name a model without a version, by that name. Models that were never rolled out are not here.
     pub traffic: BTreeMap<String, Traffic>,
+    /// Models that stand in no settings, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub registered: BTreeMap<String, Registration>,
 }
 
 /// Who gets a model's tasks.
@@ -102,7 +198,13 @@ pub struct Canary {
 
 impl Default for Deployed {
     fn default() -> Self {
-        Self { v: Self::VERSION, pins: BTreeMap::new(), retired: BTreeSet::new(), traffic: BTreeMap::new() }
+        Self {
+            v: Self::VERSION,
+            pins: BTreeMap::new(),
+            retired: BTreeSet::new(),
+            traffic: BTreeMap::new(),
+            registered: BTreeMap::new(),
+        }
     }
 }
 
@@ -165,12 +267,37 @@ mod tests {
             (r#"{"action": "roll_out", "share": 0}"#, "share must be"),
             (r#"{"action": "roll_out", "share": 1.5}"#, "share must be"),
             (r#"{"action": "explode"}"#, "explode"),
+            (r#"{"action": "register", "name": "M", "files": {}}"#, "name must match"),
+            (r#"{"action": "register", "name": "m@2", "files": {}}"#, "files must be"),
+            (r#"{"action": "register", "name": "m@2", "files": {"a": "b"}}"#, "invalid type"),
+            (&register(r#"{"../a": REF}"#, r#""head": "../a""#), "must match"),
+            (&register(r#"{"a": REF}"#, r#""quality": 1"#), "must say which"),
+            (&register(r#"{"a": REF}"#, r#""head": "b""#), "is not one of files"),
+            (&register(r#"{"a": REF}"#, r#""head": "a", "quality": 2"#), "quality"),
+            (&register(r#"{"a": REF}"#, r#""head": "a", "handler": "process""#), "handler"),
             ("{}", "action"),
             ("7", "invalid type"),
         ] {
             let refused = read(text).unwrap_err();
             assert!(refused.contains(why), "{text}: {refused}");
         }
+    }
+
+    fn register(files: &str, more: &str) -> String {
+        let files = files.replace("REF", &format!(r#"{{"$ref": "artifact:{}"}}"#, "0".repeat(64)));
+        format!(r#"{{"action": "register", "name": "m@2", "files": {files}, {more}}}"#)
+    }
+
+    #[test]
+    fn a_registration_is_read_and_kept() {
+        let text = register(r#"{"head.json": REF, "head.f32": REF}"#, r#""head": "head.json", "quality": 0.9"#);
+        let Ok(Order::Register(variant)) = read(&text) else { panic!("{:?}", read(&text)) };
+        assert_eq!((variant.name.as_str(), variant.head.as_deref()), ("m@2", Some("head.json")));
+        let registered = BTreeMap::from([("m@2".to_owned(), Registration { like: "m".into(), variant: *variant })]);
+        let deployed = Deployed { registered, ..Deployed::default() };
+        assert_eq!(Deployed::read(&serde_json::to_vec(&deployed).unwrap()).unwrap(), deployed);
+        let before = br#"{"v":1,"pins":{},"retired":[],"traffic":{}}"#;
+        assert_eq!(Deployed::read(before).unwrap(), Deployed::default());
     }
 
     #[test]

@@ -23,12 +23,12 @@ fn version(name: &str, version: &str) -> ModelSpec {
     ModelSpec { name: name.into(), version: version.into(), memory_mb: 60, ..spec("m") }
 }
 
-fn deployment(model: &str, input: serde_json::Value) -> serde_json::Value {
+pub(super) fn deployment(model: &str, input: serde_json::Value) -> serde_json::Value {
     json!({"kind": "deployment", "model": model, "input": input})
 }
 
 impl Yard {
-    async fn one(&mut self, body: serde_json::Value) -> TaskResult {
+    pub(super) async fn one(&mut self, body: serde_json::Value) -> TaskResult {
         let ids = self.publish(vec![body]).await;
         self.collect(&ids).await;
         self.result(&ids[0]).clone()
@@ -40,11 +40,11 @@ impl Yard {
     }
 }
 
-fn code(result: &TaskResult) -> &str {
+pub(super) fn code(result: &TaskResult) -> &str {
     result.error.as_ref().map_or("", |error| &error.code)
 }
 
-fn output(result: &TaskResult) -> serde_json::Value {
+pub(super) fn output(result: &TaskResult) -> serde_json::Value {
     serde_json::from_str(result.output.as_ref().expect("an output").get()).unwrap()
 }
 

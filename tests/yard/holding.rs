@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 
-fn root() -> PathBuf {
+pub(super) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 

@@ -9,6 +9,7 @@ mod holding;
 mod long;
 mod overload;
 mod quote;
+mod registry;
 mod shadow;
 mod shards;
 mod untold;

@@ -3,10 +3,12 @@
 //! To unload a model is to stop taking its tasks, to finish and settle those that run, and then to let its handler go. One
 //! model is loaded at a time, and not before its memory is free. What to do next is [`Holdings`]' to say.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use taskyard_shared::deployment::Registration;
 use taskyard_shared::load::{LoadState, REASON_BYTES};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -17,11 +19,12 @@ use crate::attempt::Yard;
 use crate::builder::{BuildError, Builder};
 use crate::handler::Handler;
 use crate::holdings::{Budget, Holdings, Phase};
-use crate::lane::{Left, ModelLane, Serving};
+use crate::lane::{Lanes, Left, ModelLane, Serving};
 use crate::long::until;
 use crate::memory::{give_back_later, resident_mb};
 use crate::metrics::Metrics;
 use crate::orders::Orders;
+use crate::registrations::{Foundry, Registered};
 
 /// A load that takes longer has failed.
 const LOAD_MOST: Duration = Duration::from_secs(600);
@@ -74,11 +77,29 @@ pub(crate) struct Common {
     pub closing: CancellationToken,
 }
 
+/// What models are made of that are registered while the worker runs.
+pub(crate) struct Founding {
+    pub foundry: Arc<dyn Foundry>,
+    pub registered: watch::Receiver<Registered>,
+    pub lanes: Lanes,
+    /// The slots that the worker's models share; 0 when they do not.
+    pub shared_slots: u32,
+}
+
+/// A model that was registered.
+struct Founded {
+    at: usize,
+    lane: Arc<ModelLane>,
+    registration: Registration,
+}
+
 pub(crate) struct Holder {
     common: Common,
     yard: Arc<Yard>,
     /// Followed when there is a budget.
     orders: Option<watch::Receiver<Orders>>,
+    founding: Option<Founding>,
+    founded: BTreeMap<String, Founded>,
     models: Vec<Model>,
     holdings: Holdings,
     serving: JoinSet<Ended>,
@@ -93,6 +114,7 @@ impl Holder {
         common: Common,
         yard: Arc<Yard>,
         orders: Option<watch::Receiver<Orders>>,
+        founding: Option<Founding>,
         budget: Budget,
         models: Vec<(Arc<ModelLane>, Source)>,
     ) -> Self {
@@ -111,7 +133,18 @@ impl Holder {
             holder_models.push(Model { lane, builder, serves: None });
         }
         let (serving, loads) = (JoinSet::new(), JoinSet::new());
-        let mut holder = Self { common, yard, orders, models: holder_models, holdings, serving, loads, loading: None };
+        let mut holder = Self {
+            common,
+            yard,
+            orders,
+            founding,
+            founded: BTreeMap::new(),
+            models: holder_models,
+            holdings,
+            serving,
+            loads,
+            loading: None,
+        };
         for (at, handler) in fixed {
             holder.serve(at, handler);
         }
@@ -121,7 +154,7 @@ impl Holder {
 
     /// Loads and unloads until it is dropped. Cancel safe.
     pub async fn keep(&mut self) {
-        if self.models.iter().all(|model| model.builder.is_none()) {
+        if self.founding.is_none() && self.models.iter().all(|model| model.builder.is_none()) {
             return std::future::pending().await;
         }
         if self.orders.is_none() {
@@ -131,6 +164,7 @@ impl Holder {
             let again_at = self.step();
             tokio::select! {
                 orders = heard(&mut self.orders) => self.hear(orders),
+                registered = newly_registered(&mut self.founding) => self.found(registered),
                 Some(built) = self.loads.join_next(), if !self.loads.is_empty() => self.loaded(built).await,
                 Some(ended) = self.serving.join_next_with_id(), if !self.serving.is_empty() => {
                     // What a cut session left behind is void anyway.
@@ -152,6 +186,40 @@ impl Holder {
                     warn!(models = unknown.join(","), "the placement names models that this worker does not have");
                 }
             }
+        }
+    }
+
+    /// Takes on what was registered, as far as it is like a model that is here, and lets go what is no more.
+    fn found(&mut self, registered: Registered) {
+        let Some(founding) = &self.founding else { return };
+        let is_gone =
+            |_: &String, founded: &mut Founded| registered.get(&founded.lane.spec.name) != Some(&founded.registration);
+        for (name, founded) in self.founded.extract_if(.., is_gone) {
+            info!(task.model = %name, "no more registered");
+            founding.lanes.remove(&founded.lane);
+            self.holdings.forget(founded.at);
+        }
+        for (name, registration) in registered {
+            if self.founded.contains_key(&name) {
+                continue;
+            }
+            let Some((spec, builder)) = founding.foundry.found(&name, &registration) else { continue };
+            info!(task.model = %name, like = %registration.like, "registered");
+            let at = self.models.len();
+            self.holdings.add(&spec, false);
+            let lane = Arc::new(ModelLane::new(spec, founding.shared_slots));
+            lane.stand(|standing| standing.state = LoadState::Unloaded);
+            founding.lanes.add(lane.clone());
+            self.models.push(Model { lane: lane.clone(), builder: Some(builder), serves: None });
+            self.founded.insert(name, Founded { at, lane, registration });
+        }
+        // Where placements have a say the next one says more.
+        match &self.orders {
+            Some(orders) => {
+                let orders = orders.borrow().clone();
+                self.hear(orders);
+            }
+            None => self.holdings.want_all(),
         }
     }
 
@@ -340,6 +408,16 @@ impl Holder {
     pub fn into_handlers(self) -> Vec<Arc<dyn Handler>> {
         self.models.into_iter().filter_map(|model| model.serves).map(|serves| serves.handler).collect()
     }
+}
+
+/// The models that are registered, when there are others.
+async fn newly_registered(founding: &mut Option<Founding>) -> Registered {
+    if let Some(founding) = founding
+        && founding.registered.changed().await.is_ok()
+    {
+        return founding.registered.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 /// The next orders. Nothing comes any more once their reader is gone, and what is held stays.

@@ -29,6 +29,7 @@ struct Model {
     failures: u32,
     /// Not loaded again before.
     retry_at: Option<Instant>,
+    is_forgotten: bool,
 }
 
 impl Model {
@@ -109,7 +110,16 @@ impl Holdings {
             phase: if fixed { Phase::Held } else { Phase::Absent },
             failures: 0,
             retry_at: None,
+            is_forgotten: false,
         });
+    }
+
+    /// It is not to be held any more, whatever is wanted, and its name may be another's.
+    pub fn forget(&mut self, at: usize) {
+        self.wanted.retain(|wanted| *wanted != at);
+        if let Some(model) = self.models.get_mut(at) {
+            model.is_forgotten = true;
+        }
     }
 
     /// Whether a placement has a say here.
@@ -119,7 +129,8 @@ impl Holdings {
 
     /// As many as fit, in their order.
     pub fn want_all(&mut self) {
-        self.wanted = (0..self.models.len()).collect();
+        let known = self.models.iter().enumerate().filter(|(_, model)| !model.is_forgotten);
+        self.wanted = known.map(|(at, _)| at).collect();
     }
 
     /// These, as far as they fit. Answers the names that no model here has.
@@ -127,7 +138,7 @@ impl Holdings {
         self.wanted.clear();
         let mut unknown = Vec::new();
         for name in names {
-            match self.models.iter().position(|model| model.name == *name) {
+            match self.models.iter().position(|model| model.name == *name && !model.is_forgotten) {
                 Some(at) if !self.wanted.contains(&at) => self.wanted.push(at),
                 Some(_) => {}
                 None => unknown.push(name.as_str()),

@@ -15,7 +15,7 @@ use taskyard_shared::dead::Letter;
 use taskyard_shared::load::{LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages, wire};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
@@ -54,6 +54,33 @@ pub(crate) struct ModelLane {
     pub busy: AtomicU32,
     pub held: AtomicU32,
     pub finished: AtomicU64,
+}
+
+/// The models of the worker. They change while it runs, by what is registered.
+#[derive(Clone)]
+pub(crate) struct Lanes(watch::Sender<Vec<Arc<ModelLane>>>);
+
+impl Lanes {
+    pub fn new(lanes: Vec<Arc<ModelLane>>) -> Self {
+        Self(watch::Sender::new(lanes))
+    }
+
+    pub fn all(&self) -> Vec<Arc<ModelLane>> {
+        self.0.borrow().clone()
+    }
+
+    pub fn add(&self, lane: Arc<ModelLane>) {
+        self.0.send_modify(|lanes| lanes.push(lane));
+    }
+
+    pub fn remove(&self, lane: &Arc<ModelLane>) {
+        self.0.send_modify(|lanes| lanes.retain(|other| !Arc::ptr_eq(other, lane)));
+    }
+
+    /// Tells when there are others.
+    pub fn changes(&self) -> watch::Receiver<Vec<Arc<ModelLane>>> {
+        self.0.subscribe()
+    }
 }
 
 /// How far the model is on this worker, as it is reported.

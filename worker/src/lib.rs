@@ -23,10 +23,12 @@ mod long;
 mod memory;
 mod metrics;
 mod orders;
+mod registrations;
 mod service;
 mod settle;
 mod verdict;
 
 pub use builder::{BuildError, Builder};
 pub use handler::{Answer, Handler, Job};
+pub use registrations::Foundry;
 pub use service::Worker;

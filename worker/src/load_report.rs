@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::holdings::Budget;
-use crate::lane::ModelLane;
+use crate::lane::Lanes;
 use crate::memory::resident_mb;
 use crate::metrics::Metrics;
 
@@ -26,7 +26,7 @@ pub(crate) struct Reporter {
     pub budget: Budget,
     /// Tasks at once of all models; 0: what the models have.
     pub slots: u32,
-    pub lanes: Vec<Arc<ModelLane>>,
+    pub lanes: Lanes,
     pub metrics: Metrics,
     pub draining: CancellationToken,
 }
@@ -35,7 +35,7 @@ impl Reporter {
     /// Reports until `done`, and then takes the report away.
     pub async fn run(self, done: CancellationToken) {
         let started = Timestamp::now();
-        let specs: Vec<ModelSpec> = self.lanes.iter().map(|lane| lane.spec.clone()).collect();
+        let mut changes = self.lanes.changes();
         let ttl_ms = (self.every * OUTLIVES).as_millis() as u64;
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -43,13 +43,21 @@ impl Reporter {
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                // A model that is new here is announced at once.
+                Ok(()) = changes.changed() => count = 0,
                 () = done.cancelled() => break,
             }
-            for lane in &self.lanes {
+            let lanes = self.lanes.all();
+            for lane in &lanes {
                 self.metrics.slots(&lane.spec.name, &lane.load());
             }
-            let announced =
-                if count.is_multiple_of(ANNOUNCE_EVERY) { self.store.announce(&specs).await } else { Ok(()) };
+            let announced = match count.is_multiple_of(ANNOUNCE_EVERY) {
+                true => {
+                    let specs: Vec<ModelSpec> = lanes.iter().map(|lane| lane.spec.clone()).collect();
+                    self.store.announce(&specs).await
+                }
+                false => Ok(()),
+            };
             let report = LoadReport {
                 worker: self.worker.clone(),
                 host: host_name(),
@@ -61,7 +69,7 @@ impl Reporter {
                 budget_mb: self.budget.memory_mb,
                 budget_gpus: self.budget.gpus,
                 slots: self.slots,
-                models: self.lanes.iter().map(|lane| (lane.spec.name.clone(), lane.load())).collect(),
+                models: lanes.iter().map(|lane| (lane.spec.name.clone(), lane.load())).collect(),
             };
             match announced.and(self.store.report_load(&report, ttl_ms).await) {
                 Ok(()) => {

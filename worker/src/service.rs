@@ -19,14 +19,15 @@ use crate::attempt::Yard;
 use crate::builder::Builder;
 use crate::claims::Claimer;
 use crate::handler::Handler;
-use crate::hold::{Common, Holder, Source};
+use crate::hold::{Common, Founding, Holder, Source};
 use crate::holdings::Budget;
-use crate::lane::ModelLane;
+use crate::lane::{Lanes, ModelLane};
 use crate::leases::Leases;
 use crate::load_report::{Reporter, host_name};
 use crate::long::Long;
 use crate::metrics::Metrics;
 use crate::orders;
+use crate::registrations::{self, Foundry};
 use crate::settle::Settler;
 
 /// Settlements that wait for the settler; attempts wait when there are more.
@@ -40,6 +41,7 @@ pub struct Worker {
     settings: WorkerSettings,
     id: String,
     models: Vec<(Arc<ModelLane>, Source)>,
+    foundry: Option<Arc<dyn Foundry>>,
     metrics: Metrics,
 }
 
@@ -59,7 +61,16 @@ impl Worker {
             "" => format!("{}-{:08x}", host_name(), fastrand::u32(..)),
             id => id.to_owned(),
         };
-        Ok(Self { broker, store, topology, settings, id, models: Vec::new(), metrics: Metrics::new(registry)? })
+        Ok(Self {
+            broker,
+            store,
+            topology,
+            settings,
+            id,
+            models: Vec::new(),
+            foundry: None,
+            metrics: Metrics::new(registry)?,
+        })
     }
 
     /// Serves one more model, for as long as it runs.
@@ -75,6 +86,12 @@ impl Worker {
         self
     }
 
+    /// Models that deployments register are made by it; without one there are none.
+    pub fn foundry(mut self, foundry: Arc<dyn Foundry>) -> Self {
+        self.foundry = Some(foundry);
+        self
+    }
+
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -85,9 +102,9 @@ impl Worker {
     /// # Errors
     /// When a queue cannot be declared for a reason that trying again would not mend.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) -> Result<(), BrokerError> {
-        let Self { broker, store, topology, settings, id, models, metrics } = self;
-        let lanes: Vec<Arc<ModelLane>> = models.iter().map(|(lane, _)| lane.clone()).collect();
-        declare(&*broker, &topology, &lanes, &stop).await?;
+        let Self { broker, store, topology, settings, id, models, foundry, metrics } = self;
+        let lanes = Lanes::new(models.iter().map(|(lane, _)| lane.clone()).collect());
+        declare(&*broker, &topology, &lanes.all(), &stop).await?;
 
         let closing = kill.child_token();
         let lease = Duration::from_millis(settings.lease_ms);
@@ -138,7 +155,8 @@ impl Worker {
         let reporter = tokio::spawn(reporter.run(reporting.clone()));
 
         let every = Duration::from_millis(settings.report_every_ms);
-        let is_placed = settings.has_budget() && models.iter().any(|(_, source)| matches!(source, Source::Built(_)));
+        let is_placed = settings.has_budget()
+            && (foundry.is_some() || models.iter().any(|(_, source)| matches!(source, Source::Built(_))));
         let orders = is_placed.then(|| orders::follow(store.clone(), &id, every, closing.clone()));
         let common = Common {
             broker: broker.clone(),
@@ -149,8 +167,14 @@ impl Worker {
             stop: stop.clone(),
             closing: closing.clone(),
         };
-        let mut holder = Holder::start(common, yard, orders, budget, models);
-        info!(worker.id = %id, models = lanes.len(), "serving");
+        let founding = foundry.map(|foundry| Founding {
+            foundry,
+            registered: registrations::follow(store.clone(), every, closing.clone()),
+            lanes: lanes.clone(),
+            shared_slots: settings.slots,
+        });
+        let mut holder = Holder::start(common, yard, orders, founding, budget, models);
+        info!(worker.id = %id, models = lanes.all().len(), "serving");
 
         tokio::select! {
             () = stop.cancelled() => info!(worker.id = %id, "draining"),

@@ -8,6 +8,7 @@ pub mod simulated;
 pub mod training;
 
 mod answer;
+mod registered;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use self::data::DataHandler;
 pub use self::onnx::ModelCache;
 use self::onnx::{OnnxError, OnnxHandler};
 use self::process::ProcessHandler;
+pub use self::registered::RecipeBook;
 use self::simulated::SimulatedHandler;
 use self::training::TrainingHandler;
 use crate::builder::{BuildError, Builder};
