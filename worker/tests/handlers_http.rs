@@ -191,9 +191,9 @@ async fn every_status_has_its_code_and_says_whether_to_try_again() {
     type Case = (fn() -> Response, (&'static str, bool), &'static str);
     let cases: [Case; 9] = [
         (
-            || (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "7")], "slowly").into_response(),
+            || (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "77")], "slowly").into_response(),
             ("unavailable", true),
-            "after 7 s",
+            "after 77 s",
         ),
         (|| StatusCode::SERVICE_UNAVAILABLE.into_response(), ("unavailable", true), "503"),
         (|| StatusCode::INTERNAL_SERVER_ERROR.into_response(), ("handler_failed", true), "500"),
@@ -406,4 +406,76 @@ async fn proxies_in_the_environment_are_not_used() {
         .unwrap();
     assert!(status.success());
     assert_eq!((requests.lock().unwrap().len(), proxied.lock().unwrap().len()), (1, 0));
+}
+
+#[tokio::test]
+async fn openai_requests_get_the_model_of_the_settings_and_go_to_their_call() {
+    let (url, requests) = serve(|request| {
+        match request.path.as_str() {
+            "/v1/embeddings" => json!({"data": [{"embedding": [0.5]}], "usage": {"total_tokens": 2}}).to_string(),
+            _ => json!({"choices": [{"message": {"content": "Hi"}}], "usage": {"total_tokens": 7}}).to_string(),
+        }
+        .into_response()
+    })
+    .await;
+    let settings = "protocol = \"openai\"\nmodel = \"qwen\"\nheaders = { authorization = \"Bearer x\" }";
+    let handler = handler(&url, settings).await;
+    let chat = json!({"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5});
+    assert_eq!(output(&one(&*handler, &chat).await)["usage"]["total_tokens"], 7);
+    assert_eq!(output(&one(&*handler, json!({"input": "Hello"})).await)["data"][0]["embedding"], json!([0.5]));
+    assert_eq!(failure(&one(&*handler, json!({"text": "Hello"})).await), ("bad_input", false));
+    let seen = requests.lock().unwrap();
+    assert_eq!(seen.len(), 2);
+    let body: Value = serde_json::from_str(&seen[0].body).unwrap();
+    assert_eq!(
+        (seen[0].path.as_str(), &body["model"], &body["max_tokens"]),
+        ("/v1/chat/completions", &json!("qwen"), &json!(5))
+    );
+    assert_eq!(seen[0].headers["authorization"], "Bearer x");
+    assert_eq!(seen[1].path, "/v1/embeddings");
+}
+
+#[tokio::test]
+async fn a_streamed_completion_is_put_together_and_one_that_breaks_off_is_tried_again() {
+    let (url, _) = serve(|request| {
+        let body: Value = serde_json::from_str(&request.body).unwrap();
+        assert_eq!((&body["stream"], &body["stream_options"]["include_usage"]), (&json!(true), &json!(true)));
+        let mut events: Vec<String> = ["Hel", "lo"]
+            .map(|text| json!({"object": "text_completion", "choices": [{"index": 0, "text": text}]}).to_string())
+            .into();
+        events.push(json!({"choices": [], "usage": {"total_tokens": 2}}).to_string());
+        if body["prompt"] == "whole" {
+            events.push("[DONE]".into())
+        }
+        let events = events.into_iter().map(|event| Ok::<_, Infallible>(format!("data: {event}\n\n")));
+        Body::from_stream(stream::iter(events)).into_response()
+    })
+    .await;
+    let handler = handler(&url, "protocol = \"openai\"").await;
+    let whole = output(&one(&*handler, json!({"prompt": "whole", "stream": true})).await);
+    assert_eq!((&whole["choices"][0]["text"], &whole["usage"]["total_tokens"]), (&json!("Hello"), &json!(2)));
+    assert_eq!(failure(&one(&*handler, json!({"prompt": "cut", "stream": true})).await), ("crashed", true));
+}
+
+#[tokio::test]
+async fn a_server_that_asks_for_time_is_asked_again_within_the_attempt() {
+    let asked = Arc::new(std::sync::atomic::AtomicU32::default());
+    let count = Arc::clone(&asked);
+    let (url, requests) = serve(move |request| {
+        match count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+            0 => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "0")], "later").into_response(),
+            1 => (StatusCode::SERVICE_UNAVAILABLE, [("retry-after", "1")], "later").into_response(),
+            2 => echo(request),
+            // More than anybody waits for.
+            _ => (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "3600")], "much later").into_response(),
+        }
+    })
+    .await;
+    let handler = handler(&url, "").await;
+    assert_eq!(output(&one(&*handler, 7).await), 7);
+    assert_eq!(requests.lock().unwrap().len(), 3);
+    let answer = one(&*handler, 8).await;
+    assert_eq!(failure(&answer), ("unavailable", true));
+    assert!(message(&answer).contains("after 3600 s"), "{}", message(&answer));
+    assert_eq!(requests.lock().unwrap().len(), 4);
 }

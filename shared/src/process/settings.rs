@@ -370,6 +370,9 @@ pub struct HttpSettings {
     pub url: String,
     #[serde(default)]
     pub protocol: HttpProtocol,
+    /// `openai`: the model's name at the server; the model's own by default.
+    #[serde(default)]
+    pub model: Option<String>,
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     #[serde(default = "default_http_connect_timeout_ms")]
@@ -393,6 +396,9 @@ pub enum HttpProtocol {
     Json,
     /// KServe v2: `POST {url}/v2/models/{model}/infer`.
     OpenInference,
+    /// `POST {url}/v1/chat/completions` and its likes.
+    #[serde(rename = "openai")]
+    OpenAi,
 }
 
 #[derive(Clone, Serialize, Deserialize)]

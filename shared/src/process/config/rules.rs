@@ -121,7 +121,7 @@ const CHOICES: &[(&str, &[&str])] = &[
     ("log.format", &["text", "json"]),
     ("models.*.handler", &["onnx", "http", "process", "training", "data", "simulated"]),
     ("models.*.onnx.task", &["text-classification", "text-embedding", "file-type"]),
-    ("models.*.http.protocol", &["json", "open-inference"]),
+    ("models.*.http.protocol", &["json", "open-inference", "openai"]),
     ("models.*.simulated.distribution", &["fixed", "exponential", "lognormal"]),
 ];
 

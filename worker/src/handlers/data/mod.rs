@@ -8,7 +8,6 @@ mod table;
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use serde::Serialize;
 use serde_json::json;
 use taskyard_shared::TaskError;
 use taskyard_shared::artifacts::{ARTIFACT_BYTES, ArtifactError, Artifacts, Reference};
@@ -28,9 +27,7 @@ pub struct DataHandler {
 }
 
 /// A table that was written.
-#[derive(Serialize)]
 struct Written {
-    #[serde(flatten)]
     table: Reference,
     rows: usize,
 }
@@ -59,7 +56,7 @@ impl DataHandler {
             Order::Join { parts, by, unique, apart } => {
                 let mut rows = Vec::new();
                 for part in parts {
-                    rows.extend(self.fetch(part, self.max_rows - rows.len()).await?);
+                    rows.extend(self.fetch(part.reference(), self.max_rows - rows.len()).await?);
                 }
                 let (tables, dropped) = join(rows, by.as_deref(), unique.as_deref(), apart.as_deref());
                 self.joined(tables, by.is_some(), dropped).await
@@ -76,20 +73,18 @@ impl DataHandler {
     }
 
     async fn joined(&self, tables: BTreeMap<String, Vec<Row>>, is_grouped: bool, dropped: Dropped) -> Answer {
-        let mut kept = BTreeMap::new();
+        if !is_grouped {
+            let rows: Vec<Row> = tables.into_values().flatten().collect();
+            let table = self.keep(&rows).await?;
+            return written(&json!({"part": table.table, "rows": table.rows, "dropped": dropped}));
+        }
+        let (mut kept, mut counts) = (BTreeMap::new(), BTreeMap::new());
         for (name, rows) in tables {
-            kept.insert(name, self.keep(&rows).await?);
+            let table = self.keep(&rows).await?;
+            counts.insert(name.clone(), table.rows);
+            kept.insert(name, table.table);
         }
-        match is_grouped {
-            true => written(&json!({"tables": kept, "dropped": dropped})),
-            false => {
-                let table = match kept.remove("") {
-                    Some(table) => table,
-                    None => self.keep(&[]).await?,
-                };
-                written(&json!({"part": table.table, "rows": table.rows, "dropped": dropped}))
-            }
-        }
+        written(&json!({"tables": kept, "rows": counts, "dropped": dropped}))
     }
 
     async fn rows(&self, from: Source) -> Result<Vec<Row>, TaskError> {
@@ -164,15 +159,13 @@ mod tests {
         let mut parts = Vec::new();
         for part in split["parts"].as_array().unwrap() {
             let cleaned = ask(&handler, json!({"do": "clean", "from": part, "required": ["text"]})).await.unwrap();
-            parts.push(cleaned["part"].clone());
+            // The last as a whole, the others by their names: both will do.
+            parts.push(if parts.len() == 2 { cleaned } else { cleaned["part"].clone() });
         }
         let order = json!({"do": "join", "parts": parts, "by": "split", "unique": "text", "apart": "test"});
         let joined = ask(&handler, order).await.unwrap();
-        assert_eq!(
-            (joined["tables"]["train"]["rows"].clone(), joined["tables"]["test"]["rows"].clone()),
-            (json!(1), json!(2))
-        );
-        let test: Reference = serde_json::from_value(json!({"$ref": joined["tables"]["test"]["$ref"]})).unwrap();
+        assert_eq!((joined["rows"]["train"].clone(), joined["rows"]["test"].clone()), (json!(1), json!(2)));
+        let test: Reference = serde_json::from_value(joined["tables"]["test"].clone()).unwrap();
         let text = artifacts.get(test.to, 1000).await.unwrap();
         assert_eq!(text, "{\"split\":\"test\",\"text\":\"A\"}\n{\"split\":\"test\",\"text\":\"c\"}\n");
         let whole = ask(&handler, json!({"do": "join", "parts": parts})).await.unwrap();

@@ -34,7 +34,7 @@ pub(super) enum Order {
     },
     /// Puts parts together again, in the order they are given in.
     Join {
-        parts: Vec<Reference>,
+        parts: Vec<Part>,
         /// A table for each value of this column, instead of one.
         #[serde(default)]
         by: Option<String>,
@@ -70,6 +70,22 @@ fn one() -> usize {
 pub(super) enum Source {
     There(Reference),
     Here(Here),
+}
+
+/// A part, or what a task that cleaned one gave.
+#[derive(Deserialize, Debug)]
+#[serde(untagged)]
+pub(super) enum Part {
+    There(Reference),
+    Cleaned { part: Reference },
+}
+
+impl Part {
+    pub fn reference(&self) -> Reference {
+        match self {
+            Self::There(part) | Self::Cleaned { part } => *part,
+        }
+    }
 }
 
 /// In the task itself.

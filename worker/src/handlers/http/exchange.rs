@@ -4,11 +4,13 @@ use std::error::Error;
 use std::fmt::Write;
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use taskyard_shared::TaskError;
 use tokio::time::timeout;
 
+use super::gate::{self, Gate};
 use crate::handler::{Job, codes, error};
 use crate::handlers::answer::clean;
 
@@ -21,6 +23,7 @@ pub(super) struct Exchange {
     pub url: Url,
     /// Largest body of a response.
     pub most_bytes: usize,
+    pub gate: Gate,
 }
 
 pub(super) struct Failure {
@@ -38,26 +41,71 @@ impl From<TaskError> for Failure {
 impl Exchange {
     /// Posts the body, which stands for these tasks, and gives the body of a response that is a success.
     pub async fn post(&self, body: String, jobs: &[Job]) -> Result<Vec<u8>, Failure> {
-        let list = |one: fn(&Job) -> String| jobs.iter().map(one).collect::<Vec<_>>().join(",");
-        let response = self
-            .client
-            .post(self.url.clone())
-            .header("idempotency-key", list(|job| job.id.0.to_string()))
-            .header("x-taskyard-attempt", list(|job| job.attempt.to_string()))
-            .body(body)
-            .send()
-            .await
-            .map_err(broken)?;
-        if response.status().is_success() {
-            match read(response, self.most_bytes).await? {
-                (body, true) => Ok(body),
-                (_, false) => {
-                    let message = format!("the model server's answer is over {} bytes", self.most_bytes);
-                    Err(Failure { error: error(codes::OUTPUT_TOO_LARGE, message, false), concerns_input: true })
-                }
+        self.post_to(&self.url, body, jobs).await
+    }
+
+    /// The same, to another address of the server.
+    pub async fn post_to(&self, url: &Url, body: String, jobs: &[Job]) -> Result<Vec<u8>, Failure> {
+        let response = self.send(url, body, jobs).await?;
+        match read(response, self.most_bytes).await? {
+            (body, true) => Ok(body),
+            (_, false) => Err(self.too_large()),
+        }
+    }
+
+    /// Hands on the body of a response as it comes.
+    pub async fn stream(
+        &self,
+        url: &Url,
+        body: String,
+        jobs: &[Job],
+        mut take: impl FnMut(&[u8]) -> Result<(), TaskError>,
+    ) -> Result<(), Failure> {
+        let mut response = self.send(url, body, jobs).await?;
+        let mut bytes = 0;
+        while let Some(chunk) = response.chunk().await.map_err(broken)? {
+            bytes += chunk.len();
+            if bytes > self.most_bytes {
+                return Err(self.too_large());
             }
-        } else {
-            Err(refused(response).await)
+            take(&chunk)?;
+        }
+        Ok(())
+    }
+
+    fn too_large(&self) -> Failure {
+        let message = format!("the model server's answer is over {} bytes", self.most_bytes);
+        Failure { error: error(codes::OUTPUT_TOO_LARGE, message, false), concerns_input: true }
+    }
+
+    /// A response that is a success. A server that names a time is asked again then, as long as anybody waits.
+    async fn send(&self, url: &Url, body: String, jobs: &[Job]) -> Result<Response, Failure> {
+        let list = |one: fn(&Job) -> String| jobs.iter().map(one).collect::<Vec<_>>().join(",");
+        let (ids, attempts) = (list(|job| job.id.0.to_string()), list(|job| job.attempt.to_string()));
+        let body = Bytes::from(body);
+        loop {
+            self.gate.pass().await;
+            let request = self.client.post(url.clone()).header("idempotency-key", &ids);
+            let sent = request.header("x-taskyard-attempt", &attempts).body(body.clone()).send().await;
+            let response = match sent {
+                Ok(response) => response,
+                Err(failure) => {
+                    self.gate.failed(None, fastrand::f64());
+                    return Err(broken(failure));
+                }
+            };
+            let is_busy = matches!(response.status().as_u16(), 429 | 502..=504);
+            let again_after = retry_after_s(response.headers()).map(Duration::from_secs).filter(|_| is_busy);
+            match is_busy {
+                true => self.gate.failed(again_after, fastrand::f64()),
+                // Whatever it answers, it does.
+                false => self.gate.served(),
+            }
+            if again_after.is_some_and(|asked| asked <= gate::LONGEST) {
+                tracing::debug!(status = response.status().as_u16(), "the model server asks for time");
+                continue;
+            }
+            return if response.status().is_success() { Ok(response) } else { Err(refused(response).await) };
         }
     }
 }
@@ -139,6 +187,11 @@ fn meaning(status: StatusCode) -> (&'static str, bool, bool) {
         500..=599 => (codes::HANDLER_FAILED, true, false),
         _ => (codes::BAD_ANSWER, false, false),
     }
+}
+
+/// `Retry-After` where it is a number of seconds.
+fn retry_after_s(headers: &HeaderMap) -> Option<u64> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()
 }
 
 /// `Retry-After`, which is a number of seconds or a date.

@@ -7,13 +7,20 @@
 //!
 //! `protocol = "open-inference"`: see [`open_inference`].
 //!
+//! `protocol = "openai"`: see [`openai`].
+//!
+//! A server that answers 429 or 503 with `Retry-After` is asked again within the attempt, after that time; one that cannot be reached,
+//! or serves nothing, call after call, is left alone for a while: the calls wait for it, within their time limit.
+//!
 //! Every request carries `Idempotency-Key` (the task's id) and `X-Taskyard-Attempt`; for an array these are lists in
 //! the order of the inputs. Redirects are not followed and proxies in the environment are not used: requests go where
 //! the settings say. The settings may name an address of the inside, or a name that leads there; one that leads to an address of
 //! the link, where clouds give credentials to whoever asks, is not followed. When the worker drops a call, its connection is closed.
 
 mod exchange;
+mod gate;
 mod open_inference;
+mod openai;
 mod resolve;
 
 use std::sync::Arc;
@@ -30,6 +37,7 @@ use taskyard_shared::process::egress::Reach;
 use taskyard_shared::process::settings::{HttpProtocol, HttpSettings};
 
 use self::exchange::{Exchange, Failure};
+use self::gate::Gate;
 use self::resolve::Within;
 use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::handlers::LoadError;
@@ -53,6 +61,10 @@ enum Protocol {
     Json,
     JsonArray,
     OpenInference,
+    OpenAi {
+        /// The model's name at the server.
+        model: String,
+    },
 }
 
 impl HttpHandler {
@@ -81,7 +93,14 @@ impl HttpHandler {
                 url = open_inference::endpoint(url, base(name));
                 Protocol::OpenInference
             }
+            HttpProtocol::OpenAi => {
+                url = openai::endpoint(url);
+                Protocol::OpenAi { model: settings.model.clone().unwrap_or_else(|| base(name).to_owned()) }
+            }
         };
+        if settings.model.is_some() && !matches!(protocol, Protocol::OpenAi { .. }) {
+            return Err(invalid("http.model is of use to protocol openai alone".to_owned()));
+        }
         let mut headers = HeaderMap::new();
         for (key, value) in &settings.headers {
             let header = HeaderName::try_from(key)
@@ -97,7 +116,8 @@ impl HttpHandler {
         headers.entry("accept").or_insert(HeaderValue::from_static("application/json"));
         let client = client(&url, headers, settings, slots)
             .map_err(|error| invalid(format!("its HTTP client cannot be made: {}", exchange::causes(error))))?;
-        Ok(Self { exchange: Exchange { client, url, most_bytes: settings.max_response_bytes }, protocol })
+        let most_bytes = settings.max_response_bytes;
+        Ok(Self { exchange: Exchange { client, url, most_bytes, gate: Gate::default() }, protocol })
     }
 }
 
@@ -127,10 +147,11 @@ fn client(url: &Url, headers: HeaderMap, settings: &HttpSettings, slots: u32) ->
 #[async_trait]
 impl Handler for HttpHandler {
     async fn execute(&self, batch: Vec<Job>) -> Vec<Answer> {
-        match self.protocol {
+        match &self.protocol {
             Protocol::Json => join_all(batch.iter().map(|job| self.alone(job))).await,
             Protocol::JsonArray => self.array(&batch).await,
             Protocol::OpenInference => join_all(batch.iter().map(|job| self.infer(job))).await,
+            Protocol::OpenAi { model } => join_all(batch.iter().map(|job| self.complete(model, job))).await,
         }
     }
 }
@@ -146,6 +167,19 @@ impl HttpHandler {
         let body = open_inference::request(job)?;
         let answer = self.exchange.post(body, std::slice::from_ref(job)).await.map_err(|failure| failure.error)?;
         open_inference::response(text(&answer)?)
+    }
+
+    async fn complete(&self, model: &str, job: &Job) -> Answer {
+        let openai::Request { url, body, streams } = openai::request(&self.exchange.url, model, job)?;
+        let jobs = std::slice::from_ref(job);
+        if !streams {
+            let answer = self.exchange.post_to(&url, body, jobs).await.map_err(|failure| failure.error)?;
+            return openai::response(text(&answer)?);
+        }
+        let mut streamed = openai::Streamed::default();
+        let take = |bytes: &[u8]| streamed.take(bytes).map(drop);
+        self.exchange.stream(&url, body, jobs, take).await.map_err(|failure| failure.error)?;
+        streamed.finish()
     }
 
     async fn array(&self, batch: &[Job]) -> Vec<Answer> {
