@@ -46,6 +46,9 @@ pub struct Shown<'a> {
     pub error: Option<&'a StepError>,
 }
 
+/// Inputs of the tasks of one step, each with its place if there may be several.
+type Inputs = Vec<(Option<u32>, Box<RawValue>)>;
+
 /// Why no further step is begun.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Ending {
@@ -416,7 +419,7 @@ impl Machine {
         })
     }
 
-    fn inputs(&self, planned: &PlannedStep, over: &Over) -> Result<Vec<(Option<u32>, Box<RawValue>)>, StepError> {
+    fn inputs(&self, planned: &PlannedStep, over: &Over) -> Result<Inputs, StepError> {
         let array = match over {
             Over::Given(array) => Cow::Borrowed(array.get()),
             Over::Output { from, path } => self

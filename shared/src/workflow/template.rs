@@ -193,7 +193,7 @@ mod tests {
             r#"{"n": 1.50, "a": [{"$from": "x", "path": "/output/r"}, {"$item": ""}], "b" : {"$from":"y","default": 7.0}, "c": {"$literal": {"$from": 1}}, "d": {"$item": "/k"}}"#,
         );
         let holes = holes(&input, true).unwrap();
-        let output = |reference: &Reference| (reference.step == "x").then(|| Cow::Borrowed("[1e2]"));
+        let output = |reference: &Reference| (reference.step == "x").then_some(Cow::Borrowed("[1e2]"));
         let filled = fill(&input, &holes, output, Some(&raw(r#"{"k": 3.10}"#))).unwrap();
         assert_eq!(filled.get(), r#"{"n": 1.50, "a": [[1e2], {"k": 3.10}], "b" : 7.0, "c": {"$from": 1}, "d": 3.10}"#);
         let missing = fill(&input, &holes, |_| None, Some(&raw("1")));
