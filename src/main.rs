@@ -48,6 +48,8 @@ enum Command {
     Worker(roles::WorkerArgs),
     /// Tasks: submit, get, wait, list, cancel, reprioritize, explain.
     Task(commands::task::TaskArgs),
+    /// Tasks that depend on each other: submit, get, cancel.
+    Workflow(commands::workflow::WorkflowArgs),
     /// Dead letters: list, show, replay, discard.
     Dead(commands::dead::DeadArgs),
     /// The models that workers serve.
@@ -127,6 +129,7 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Simulate(args) => commands::simulate::run(*args, config).await,
         Command::Schema { action } => schema::run(action),
         Command::Task(args) => return commands::task::run(args).await.into(),
+        Command::Workflow(args) => return commands::workflow::run(args).await.into(),
         Command::Dead(args) => return commands::dead::run(args).await.into(),
         Command::Models(args) => return commands::models::run(args).await.into(),
         Command::Workers(args) => return commands::workers::run(args).await.into(),

@@ -121,6 +121,13 @@ fn codes_of_running_are_those_of_the_handler_contract() {
 }
 
 #[test]
+fn codes_of_workflows_are_those_that_steps_end_with() {
+    let made = after(&source("shared/src/workflow/machine.rs"), &["error(\"", "error( \""]);
+    assert!(made.contains("missing_output") && made.len() > 8, "{made:?}");
+    assert_eq!(named(&reference(), "### Of workflows"), made);
+}
+
+#[test]
 fn codes_of_http_have_their_status() {
     let page = reference();
     let mut written = BTreeMap::new();
@@ -144,7 +151,7 @@ fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with
     assert_eq!(written, &scheduler | &worker);
     let sources = source("shared/src/messages.rs") + &source("shared/src/dead.rs");
     let headers = after_any(&sources, "_HEADER: &str = \"");
-    assert!(headers.len() == 13, "{headers:?}");
+    assert!(headers.len() == 14, "{headers:?}");
     for header in headers {
         assert!(reference().contains(&header), "{header}");
     }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use taskyard_shared::broker::{Broker, BrokerError, Destination, Message, Properties, PublishError, QueueSpec};
-use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
+use taskyard_shared::messages::{RESULTS_HEADER, WORKFLOW_TYPE, work_queues};
+use taskyard_shared::workflow::WorkflowOrder;
 use taskyard_shared::{Envelope, Invalid, Reply, Topology, wire};
 
 /// Publishes to the tasks exchange of one yard.
@@ -45,6 +46,20 @@ impl Publisher {
     /// The message of a JSON array of tasks, each of which carries its id.
     pub fn array(&self, body: Bytes, reply: Option<&Reply>) -> Message {
         self.message("batch".to_owned(), body, reply)
+    }
+
+    /// The message of a workflow, as its caller wrote it.
+    pub fn workflow(&self, order: &WorkflowOrder, body: Bytes) -> Message {
+        let mut message = self.message("workflow".to_owned(), body, None);
+        message.properties.kind = Some(WORKFLOW_TYPE.to_owned());
+        message.properties.message_id = Some(order.id.0.to_string());
+        message.properties.app_id = Some(order.tenant.clone());
+        for (name, value) in [("traceparent", &order.traceparent), ("tracestate", &order.tracestate)] {
+            if let Some(value) = value {
+                message.properties.headers.insert(name.to_owned(), value.clone());
+            }
+        }
+        message
     }
 
     fn message(&self, key: String, body: Bytes, reply: Option<&Reply>) -> Message {

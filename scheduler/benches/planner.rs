@@ -46,6 +46,7 @@ impl Scenario {
             cost: Some(f64::powf(2.0, cost as f64 / 2.0)),
             expected: None,
             deadline_us: self.deadlines.then(|| number + waiting + 10_000_000 * (1 + number * 7919 % 100)),
+            due_us: None,
             not_before_us: None,
             arrived_us: None,
             is_known: false,

@@ -114,6 +114,7 @@ impl Core {
             cost: envelope.cost,
             expected: None,
             deadline_us: envelope.deadline.map(|at| self.clock.micros(at)),
+            due_us: envelope.due.map(|at| self.clock.micros(at)),
             not_before_us: envelope.not_before.map(|at| self.clock.micros(at)),
             // A task that was delayed by who sent it has waited since its time came; one that is tried again, since it was
             // accepted.

@@ -20,6 +20,7 @@ use crate::core::{Core, Event};
 use crate::finish::Finished;
 use crate::held::Held;
 use crate::planner::AHEAD_LIMIT;
+use crate::workflow::Unwanted;
 
 /// Questions read at once.
 pub(crate) const PREFETCH: u16 = 64;
@@ -42,6 +43,8 @@ pub(crate) struct Desk {
     pub events: mpsc::Sender<Event>,
     /// Has the paused models read anew.
     pub pauses: mpsc::Sender<oneshot::Sender<Told>>,
+    /// Runs the workflows of the shard.
+    pub workflows: mpsc::Sender<Unwanted>,
     pub closing: CancellationToken,
 }
 
@@ -86,6 +89,7 @@ impl Desk {
         let (answer, answered) = oneshot::channel();
         let taken = match question.ask {
             Ask::ReadPaused {} => self.pauses.send(answer).await.is_ok(),
+            Ask::CancelWorkflow { id } => self.workflows.send((id, answer)).await.is_ok(),
             ask => self.events.send(Event::Asked(Asked { ask, answer })).await.is_ok(),
         };
         taken.then_some((answered, reply))
@@ -175,7 +179,7 @@ impl Core {
                 let _gone = answer.send(Told::Quote { quote: Box::new(self.quote(*task)) });
             }
             // The reader of the loads does that.
-            Ask::ReadPaused {} => {}
+            Ask::ReadPaused {} | Ask::CancelWorkflow { .. } => {}
         }
     }
 

@@ -43,6 +43,7 @@ use crate::shadow::Shadow;
 use crate::shard::Shard;
 use crate::wanted::Wanted;
 use crate::watch::Watch;
+use crate::workflow::Expected;
 
 /// Most events handled before the planner is asked.
 const EVENTS: usize = 256;
@@ -79,6 +80,8 @@ pub(crate) enum Event {
         answer: oneshot::Sender<Told>,
     },
     Completed(Vec<Completion>),
+    /// What are tasks like these expected to take?
+    Expected(Expected),
     /// What the store says of workers and models.
     Loads {
         loads: Vec<LoadReport>,
@@ -355,6 +358,7 @@ impl Core {
                 self.note_left_behind(&loads, left_behind);
                 self.handle_loads(loads, models);
             }
+            Event::Expected(expected) => self.expect(expected),
             Event::Counted { model, tasks, ended, at } => self.reconcile(&model, tasks, ended, at),
         }
     }

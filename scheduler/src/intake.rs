@@ -9,7 +9,7 @@ use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
 };
 use taskyard_shared::dead::{self, Letter};
-use taskyard_shared::messages::{self, COUNTED_HEADER, RESULTS_HEADER};
+use taskyard_shared::messages::{self, COUNTED_HEADER, RESULTS_HEADER, STEPS_HEADER, WORKFLOW_TYPE};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::{Accept, Accepted, Store};
 use taskyard_shared::{
@@ -39,19 +39,21 @@ pub(crate) struct Intake {
     pub room: Room,
     pub events: mpsc::Sender<Event>,
     pub closing: CancellationToken,
+    /// How many shards there are.
+    pub shards: u32,
     pub quotas: Quotas,
     /// The core has ended: nothing is acked any more.
     pub ended: CancellationToken,
 }
 
 /// A task of a message, with its part of the delivery.
-struct Taken {
-    envelope: Box<Envelope>,
-    receipt: Receipt,
+pub(crate) struct Taken {
+    pub envelope: Box<Envelope>,
+    pub receipt: Receipt,
     /// It was read before, perhaps by a scheduler that had the shard then.
-    redelivered: bool,
+    pub redelivered: bool,
     /// A gateway counted it against its tenant's rate.
-    is_counted: bool,
+    pub is_counted: bool,
 }
 
 impl Intake {
@@ -86,8 +88,14 @@ impl Intake {
     }
 
     async fn read(&self, delivery: Delivery, acker: &Arc<dyn Acker>, taken: &mut Vec<Taken>) {
+        if delivery.properties.headers.contains_key(STEPS_HEADER) {
+            return self.take_steps(delivery, acker, taken).await;
+        }
         let now = Timestamp::now();
         let carried = carried(&delivery.properties);
+        if delivery.properties.kind.as_deref() == Some(WORKFLOW_TYPE) {
+            return self.take_workflow(delivery, carried, acker).await;
+        }
         let refused = match unreadable(&delivery.properties) {
             Some(invalid) => Err(invalid),
             None => decode_tasks(&delivery.body),
@@ -165,7 +173,8 @@ impl Intake {
                 fingerprint: envelope.fingerprint(),
                 alias: envelope.alias(),
                 record: envelope.result(State::Queued),
-                follower: envelope.reply.clone(),
+                // Of a step it is in the envelope, and no other asks.
+                follower: envelope.reply.clone().filter(|_| envelope.workflow.is_none()),
             })
             .collect();
         let accepted = match self.store.accept(accepts).await {
@@ -186,7 +195,9 @@ impl Intake {
         for (Taken { mut envelope, receipt, redelivered, is_counted }, accepted) in taken.into_iter().zip(accepted) {
             match accepted {
                 Accepted::New => {
-                    let task = held(envelope, receipt, redelivered);
+                    // What an accepted workflow consists of is not refused for others that wait.
+                    let is_known = redelivered || envelope.workflow.is_some();
+                    let task = held(envelope, receipt, is_known);
                     match redelivered || is_counted || !self.quotas.is_limited(&task.envelope.tenant) {
                         true => to_admit.push(task),
                         false => to_count.push(task),
@@ -203,7 +214,8 @@ impl Intake {
                         State::Queued | State::Blocked => {
                             // It may have been given another one since.
                             envelope.priority = record.priority;
-                            to_admit.push(held(envelope, receipt, redelivered));
+                            let is_known = redelivered || envelope.workflow.is_some();
+                            to_admit.push(held(envelope, receipt, is_known));
                         }
                         // It is in a ready queue or with a worker: this copy is one too many.
                         _ => {
@@ -268,7 +280,7 @@ fn held(envelope: Box<Envelope>, receipt: Receipt, is_known: bool) -> Held {
 }
 
 /// What cannot be read by what its properties say of it.
-fn unreadable(properties: &Properties) -> Option<Invalid> {
+pub(crate) fn unreadable(properties: &Properties) -> Option<Invalid> {
     match properties.content_encoding.as_deref() {
         None | Some("" | "utf-8" | "UTF-8" | "identity") => None,
         Some(_) => Some(Invalid::field("content_encoding", "must be absent: compressed bodies are not read")),
@@ -318,6 +330,7 @@ fn refusal(invalid: &Invalid, carried: &Carried) -> TaskResult {
         worker: None,
         metadata: Default::default(),
         choice: None,
+        workflow: None,
     }
 }
 

@@ -36,5 +36,6 @@ mod signal;
 pub mod simulate;
 mod wanted;
 mod watch;
+mod workflow;
 
 pub use service::Scheduler;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use taskyard_shared::load::LoadReport;
 use taskyard_shared::process::metrics::{CounterVec, GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::process::metrics::{MetricsError, Registry};
+use taskyard_shared::workflow::WorkflowState;
 use taskyard_shared::{ChoiceReason, Kind, State};
 
 use crate::planner::{Compared, Demand, DispatchReason, Stats, WaitReason};
@@ -49,6 +50,8 @@ struct Inner {
     credits_reclaimed: IntCounterVec,
     handed_back: IntCounterVec,
     watched_tasks: IntGaugeVec,
+    workflows_finished: IntCounterVec,
+    workflows_active: IntGaugeVec,
     worker_slots: IntGaugeVec,
     model_workers: IntGaugeVec,
     shadow_ratio: GaugeVec,
@@ -191,6 +194,12 @@ impl Metrics {
                 "Credits given back because nobody held their task any more.",
                 &[],
             )?,
+            workflows_finished: registry.counters(
+                "workflows_finished_total",
+                "Workflows that reached a terminal state, by state.",
+                &["outcome"],
+            )?,
+            workflows_active: registry.gauges("workflows_active", "Workflows that run, of this scheduler's shard.", &[])?,
             worker_slots: registry.gauges(
                 "yard_slots",
                 "Slots of all live workers as they report them, by model and state (busy or free).",
@@ -226,6 +235,15 @@ impl Metrics {
         if state == State::Expired {
             self.0.deadline_missed.with_label_values(&[model]).inc();
         }
+    }
+
+    pub fn workflow_finished(&self, state: WorkflowState) {
+        self.0.workflows_finished.with_label_values(&[state.as_str()]).inc();
+    }
+
+    /// So many more.
+    pub fn workflows_active(&self, more: i64) {
+        self.0.workflows_active.with_label_values::<&str>(&[]).add(more);
     }
 
     /// By its deadline, before it passed.

@@ -30,6 +30,7 @@ use crate::quotas::Quotas;
 use crate::returns::Returns;
 use crate::room::Room;
 use crate::shard::Shard;
+use crate::workflow::Coordinator;
 
 /// The models by name, and what deployments came to.
 type Known = (HashMap<String, Arc<ModelSpec>>, Deployed);
@@ -114,14 +115,30 @@ impl Scheduler {
         for &number in &own {
             // Before anything is read from intake: then who finds nobody to ask knows that what stands in a record is read.
             let consumer = self.broker.consume(&self.topology.control(number), control::PREFETCH).await?;
+            let (wishes, unwanted) = mpsc::channel(EVENTS);
             let desk = Desk {
                 broker: self.broker.clone(),
                 shard: number,
                 events: events.clone(),
                 pauses: pauses.clone(),
+                workflows: wishes,
                 closing: closing.clone(),
             };
             readers.spawn(desk.run(consumer));
+            let workflows = Coordinator {
+                broker: self.broker.clone(),
+                store: self.store.clone(),
+                topology: self.topology.clone(),
+                metrics: self.metrics.clone(),
+                shard: number,
+                shards: shard.of,
+                most: self.settings.workflows,
+                patience: Duration::from_secs(self.settings.max_held_s),
+                events: events.clone(),
+                unwanted,
+                closing: closing.clone(),
+            };
+            readers.spawn(workflows.run());
         }
         drop(pauses);
         let returns = || Returns {
@@ -162,6 +179,7 @@ impl Scheduler {
             room: room.clone(),
             events: events.clone(),
             closing: closing.clone(),
+            shards: shard.of,
             quotas: Quotas::new(self.store.clone(), &self.tenants, shard.of),
             ended: ended.clone(),
         };
@@ -232,7 +250,10 @@ impl Scheduler {
                 }
                 // The others are declared later than this one.
                 let completions = QueueSpec::durable(self.topology.completions(beyond));
-                self.broker.declare(&[completions, messages::control_queue(&self.topology, beyond)]).await?;
+                let workflows = QueueSpec::durable(self.topology.workflows(beyond));
+                let steps = QueueSpec::durable(self.topology.steps(beyond));
+                let control = messages::control_queue(&self.topology, beyond);
+                self.broker.declare(&[completions, workflows, steps, control]).await?;
                 numbers.push(beyond);
             }
         }

@@ -175,6 +175,7 @@ fn result(id: TaskId, state: State) -> Result<TaskResult, serde_json::Error> {
         worker: finished.then(|| "host-0123456789abcdef".to_owned()),
         metadata: [("source".to_owned(), "throughput".to_owned())].into(),
         choice: None,
+        workflow: None,
     })
 }
 

@@ -128,6 +128,7 @@ fn result(id: TaskId, state: State) -> Result<TaskResult, serde_json::Error> {
         worker: finished.then(|| "host-0123456789abcdef".to_owned()),
         metadata: Default::default(),
         choice: None,
+        workflow: None,
     })
 }
 

@@ -11,6 +11,7 @@ use crate::envelope::{Carried, Envelope};
 use crate::outcome::{ModelChoice, TaskError};
 use crate::task::{Alternative, Kind, Priority, Target, Task, TaskId};
 use crate::time::Timestamp;
+use crate::workflow::WorkflowId;
 
 /// The version of questions and answers. Fields are only added to it.
 pub const VERSION: u32 = 1;
@@ -43,6 +44,8 @@ pub enum Ask {
     Reprioritize { ids: Vec<TaskId>, priority: Priority },
     /// Read from the store which models are paused.
     ReadPaused {},
+    /// Run this workflow no further. Its [`Fate`] is told, under its id.
+    CancelWorkflow { id: WorkflowId },
     /// Why does it wait?
     Explain { id: TaskId },
     /// When would it start and end, were it to come now?

@@ -76,6 +76,8 @@ pub struct Letter {
     pub worker: Option<String>,
     pub accepted: Option<Timestamp>,
     pub died: Option<Timestamp>,
+    /// Of what was published: the property `type`, which a workflow has.
+    pub kind: Option<String>,
     /// Of what was published: the property of this name.
     pub priority: Option<u8>,
     pub expiration: Option<String>,
@@ -126,6 +128,7 @@ impl Letter {
             task,
             tenant: properties.app_id.clone(),
             died: Some(Timestamp::now()),
+            kind: properties.kind.clone(),
             priority: properties.priority,
             expiration: properties.expiration.clone(),
             reply: properties.reply_to.clone().filter(|to| !to.is_empty()).map(|to| Reply {
@@ -157,6 +160,7 @@ impl Letter {
             worker: None,
             accepted: None,
             died: None,
+            kind: None,
             priority: None,
             expiration: None,
             reply: None,
@@ -223,6 +227,7 @@ impl Letter {
             message_id: self.task.map(text_of),
             content_type: Some("application/json".into()),
             app_id: self.tenant.clone(),
+            kind: self.kind.as_ref().map(|kind| printable(kind, NAME_BYTES)),
             priority: self.priority,
             ..Properties::default()
         };

@@ -30,7 +30,7 @@ impl Invalid {
     }
 }
 
-fn body(code: &'static str, message: impl Display) -> Invalid {
+pub(crate) fn body(code: &'static str, message: impl Display) -> Invalid {
     Invalid { code, field: "body".into(), message: message.to_string(), id: None }
 }
 
@@ -87,7 +87,7 @@ fn good(reader: &mut Reader<'_>) -> Option<Task> {
 }
 
 /// Nesting is counted before parsing, since a payload kept as raw JSON is never walked by the parser's own limit.
-fn check_depth(text: &str) -> Result<(), Invalid> {
+pub(crate) fn check_depth(text: &str) -> Result<(), Invalid> {
     let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
     for byte in text.bytes() {
         match (in_string, byte) {
@@ -183,7 +183,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de Raw
     <&RawValue>::deserialize(deserializer).map(Some)
 }
 
-fn decode_task(raw: &RawValue) -> Result<Task, Invalid> {
+pub(crate) fn decode_task(raw: &RawValue) -> Result<Task, Invalid> {
     let text = raw.get();
     // A derived struct would also read a positional array.
     if !text.starts_with('{') {
@@ -262,11 +262,14 @@ fn check(task: &Task) -> Result<(), Invalid> {
     task.webhook.as_ref().map_or(Ok(()), check_webhook)
 }
 
-fn read<'a, T: Deserialize<'a>>(name: &'static str, raw: Option<&'a RawValue>) -> Result<Option<T>, Invalid> {
+pub(crate) fn read<'a, T: Deserialize<'a>>(
+    name: &'static str,
+    raw: Option<&'a RawValue>,
+) -> Result<Option<T>, Invalid> {
     raw.map(|raw| serde_json::from_str(raw.get()).map_err(|error| field(name, error))).transpose()
 }
 
-fn check_duration(name: &'static str, value: Option<u64>, least: u64) -> Result<(), Invalid> {
+pub(crate) fn check_duration(name: &'static str, value: Option<u64>, least: u64) -> Result<(), Invalid> {
     if value.is_some_and(|ms| !(least..=limits::DURATION_MS).contains(&ms)) {
         return Err(field(name, format_args!("must be from {least} to {} ms", limits::DURATION_MS)));
     }
@@ -277,7 +280,7 @@ pub(crate) fn is_tenant(text: &str) -> bool {
     check_label("tenant", text, limits::TENANT_BYTES).is_ok()
 }
 
-fn check_label(name: &'static str, text: &str, limit: usize) -> Result<(), Invalid> {
+pub(crate) fn check_label(name: &'static str, text: &str, limit: usize) -> Result<(), Invalid> {
     if text.is_empty() || text.len() > limit || has_control(text) {
         return Err(field(name, format_args!("must be 1 to {limit} bytes without control characters")));
     }
@@ -308,7 +311,7 @@ fn check_name(what: &'static str, text: &str, versioned: bool) -> Result<(), Inv
     }
 }
 
-fn check_metadata(entries: &BTreeMap<String, String>) -> Result<(), Invalid> {
+pub(crate) fn check_metadata(entries: &BTreeMap<String, String>) -> Result<(), Invalid> {
     if entries.len() > limits::METADATA_ENTRIES {
         return Err(field("metadata", format_args!("holds over {} entries", limits::METADATA_ENTRIES)));
     }

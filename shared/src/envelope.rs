@@ -14,6 +14,7 @@ use crate::lifecycle::State;
 use crate::outcome::{ModelChoice, TaskError, TaskResult, Timings};
 use crate::task::{Alternative, Kind, ONE_TARGET, Priority, Target, Task, TaskId, Webhook, if_some, limits};
 use crate::time::Timestamp;
+use crate::workflow::StepOf;
 
 /// The major version of the envelope. A reader takes every minor version of its own major one: fields are only added.
 pub const VERSION: u32 = 1;
@@ -98,6 +99,12 @@ pub struct Envelope {
     /// Whose scheduler dispatched it last, and is told when it ends.
     #[serde(default, skip_serializing_if = "is_first")]
     pub shard: u32,
+    /// Which step of which workflow it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<StepOf>,
+    /// When it is to have ended so that its workflow can meet its deadline.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub due: Option<Timestamp>,
     /// The caller's bytes, as they came.
     pub input: Box<RawValue>,
 }
@@ -172,6 +179,8 @@ impl Envelope {
             tracestate: carried.tracestate.clone(),
             last_error: None,
             shard: 0,
+            workflow: None,
+            due: None,
             input: task.input,
         })
     }
@@ -225,6 +234,7 @@ impl Envelope {
             worker: None,
             metadata: self.metadata.clone(),
             choice: self.choice.clone(),
+            workflow: self.workflow.clone(),
         }
     }
 
@@ -238,6 +248,11 @@ impl Envelope {
         let (_, target) = self.target.field();
         let seed = xxh3_64_with_seed(target.as_bytes(), xxh3_64(self.kind.as_str().as_bytes()));
         let seed = xxh3_64_with_seed(self.tenant.as_bytes(), seed);
+        if let Some(StepOf { id, step, item }) = &self.workflow {
+            // Its input is not known before others have ended, and the workflow's id stands for what it is made of.
+            let item = item.map_or(u64::MAX, u64::from);
+            return xxh3_128_with_seed(&[id.0.as_bytes(), step.as_bytes()].concat(), seed ^ item);
+        }
         xxh3_128_with_seed(self.input.get().as_bytes(), seed)
     }
 
@@ -250,7 +265,7 @@ impl Envelope {
 // Written out, because `serde(flatten)` reads every field into a buffer first.
 impl Serialize for Envelope {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Envelope", 27)?;
+        let mut fields = serializer.serialize_struct("Envelope", 29)?;
         fields.serialize_field("v", &self.v)?;
         fields.serialize_field("id", &self.id)?;
         let (target, name) = self.target.field();
@@ -284,6 +299,8 @@ impl Serialize for Envelope {
         if !is_first(&self.shard) {
             fields.serialize_field("shard", &self.shard)?;
         }
+        if_some(&mut fields, "workflow", &self.workflow)?;
+        if_some(&mut fields, "due", &self.due)?;
         fields.serialize_field("input", &self.input)?;
         fields.end()
     }
@@ -319,6 +336,8 @@ impl<'de> Deserialize<'de> for Envelope {
             tracestate: wire.tracestate,
             last_error: wire.last_error,
             shard: wire.shard,
+            workflow: wire.workflow,
+            due: wire.due,
             input: wire.input,
         })
     }
@@ -358,6 +377,8 @@ struct Wire {
     last_error: Option<TaskError>,
     #[serde(default)]
     shard: u32,
+    workflow: Option<StepOf>,
+    due: Option<Timestamp>,
     input: Box<RawValue>,
 }
 

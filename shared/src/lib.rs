@@ -17,6 +17,7 @@ pub mod task;
 pub mod time;
 pub mod topology;
 pub mod wire;
+pub mod workflow;
 
 // The ports and their adapters.
 pub mod artifacts;

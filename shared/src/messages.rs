@@ -11,6 +11,7 @@ use crate::outcome::TaskResult;
 use crate::task::TaskId;
 use crate::topology::Topology;
 use crate::wire::{self, Put};
+use crate::workflow::{WorkflowId, WorkflowOrder};
 
 /// Why a dead letter is dead: a code.
 pub const REASON_HEADER: &str = "x-taskyard-reason";
@@ -27,6 +28,12 @@ pub const PASSES_HEADER: &str = "x-taskyard-passes";
 
 /// The task runs, and the scheduler is to watch over it.
 pub const RUNS_HEADER: &str = "x-taskyard-runs";
+
+/// The message holds steps of workflows, as envelopes.
+pub const STEPS_HEADER: &str = "x-taskyard-steps";
+
+/// The property `type` of a message that is a workflow, or its end.
+pub const WORKFLOW_TYPE: &str = "workflow";
 
 /// Questions that may wait for a scheduler.
 const QUESTIONS: u64 = 1_000;
@@ -46,7 +53,7 @@ pub fn work_queues(topology: &Topology) -> Vec<QueueSpec> {
 pub fn shard_queues(topology: &Topology, shards: u32) -> Vec<QueueSpec> {
     let of = |shard| {
         let completions = (shard > 0).then(|| topology.completions(shard));
-        std::iter::once(topology.round(shard)).chain(completions)
+        [topology.round(shard), topology.workflows(shard), topology.steps(shard)].into_iter().chain(completions)
     };
     let control = (0..shards).map(|shard| control_queue(topology, shard));
     (0..shards).flat_map(of).map(QueueSpec::durable).chain(control).collect()
@@ -112,6 +119,29 @@ pub fn watch(topology: &Topology, shard: u32, envelope: &Envelope) -> Result<Mes
     let mut message = round(topology, shard, envelope)?;
     message.properties.headers.insert(RUNS_HEADER.into(), "1".into());
     Ok(message)
+}
+
+/// Steps of workflows that are to run now, to the schedulers, as an array. Whoever sends it speaks for the workflows.
+pub fn steps(topology: &Topology, envelopes: &[&Envelope]) -> Result<Message, Unwritable> {
+    let mut message = Message::to_queue(topology.intake(), several("steps", envelopes)?);
+    message.properties.headers.insert(STEPS_HEADER.into(), "1".into());
+    Ok(message)
+}
+
+/// A workflow, to the scheduler of the shard that runs it.
+pub fn workflow(topology: &Topology, shard: u32, order: &WorkflowOrder) -> Result<Message, Unwritable> {
+    let mut message = Message::to_queue(topology.workflows(shard), plain("a workflow", order)?);
+    message.properties.message_id = Some(order.id.0.to_string());
+    Ok(message)
+}
+
+/// How a workflow ended, to whoever asked for it. `record` is a [`WorkflowRecord`](crate::workflow::WorkflowRecord).
+pub fn workflow_result(reply: &Reply, id: WorkflowId, record: Bytes) -> Message {
+    let mut message = Message::to_queue(&reply.to, record);
+    message.properties.kind = Some(WORKFLOW_TYPE.to_owned());
+    message.properties.message_id = Some(id.0.to_string());
+    message.properties.correlation_id = reply.correlation_id.clone();
+    message
 }
 
 /// A result, to whoever asked for it.

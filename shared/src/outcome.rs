@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use crate::lifecycle::State;
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
+use crate::workflow::StepOf;
 
 /// Why a task did not succeed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +52,9 @@ pub struct TaskResult {
     /// How its model was chosen, for a task that left a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<ModelChoice>,
+    /// Which step of which workflow it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workflow: Option<StepOf>,
 }
 
 /// Why this model of several: what the scheduler reckoned with. Seconds are expected ones, at the time of the choice.

@@ -45,6 +45,16 @@ impl Topology {
         self.name(&format!("round.{shard}"))
     }
 
+    /// Workflows that are run by the scheduler of a shard.
+    pub fn workflows(&self, shard: u32) -> String {
+        self.name(&format!("workflows.{shard}"))
+    }
+
+    /// Results of the steps of workflows that the scheduler of a shard runs.
+    pub fn steps(&self, shard: u32) -> String {
+        self.name(&format!("steps.{shard}"))
+    }
+
     /// Envelopes for the workers of one model.
     pub fn ready(&self, model: &str) -> String {
         [&self.namespace, ".ready.", model].concat()

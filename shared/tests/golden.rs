@@ -17,6 +17,7 @@ fn a_task_of_version_1_is_read() {
 fn a_result_of_version_1_is_read_and_written_back_the_same() {
     round_trip::<TaskResult>(include_str!("golden/result.v1.json"));
     round_trip::<TaskResult>(include_str!("golden/result-choice.v1.json"));
+    round_trip::<TaskResult>(include_str!("golden/result-step.v1.json"));
 }
 
 /// Reads a message and writes it: the same bytes.
@@ -31,6 +32,7 @@ fn what_roles_tell_each_other_in_version_1_is_read_and_written_back_the_same() {
     round_trip::<Envelope>(include_str!("golden/envelope-least.v1.json"));
     round_trip::<Envelope>(include_str!("golden/envelope-shard.v1.json"));
     round_trip::<Envelope>(include_str!("golden/envelope-choice.v1.json"));
+    round_trip::<Envelope>(include_str!("golden/envelope-step.v1.json"));
     round_trip::<Vec<Completion>>(include_str!("golden/completions.v1.json"));
     round_trip::<LoadReport>(include_str!("golden/load-report.v1.json"));
     round_trip::<LoadReport>(include_str!("golden/load-report-budget.v1.json"));

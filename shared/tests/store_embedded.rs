@@ -64,6 +64,7 @@ fn queued(id: TaskId) -> TaskResult {
         worker: None,
         metadata: BTreeMap::from([("label".into(), "value".into())]),
         choice: None,
+        workflow: None,
     }
 }
 

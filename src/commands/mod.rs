@@ -11,6 +11,7 @@ pub mod queues;
 pub mod simulate;
 pub mod task;
 pub mod workers;
+pub mod workflow;
 
 use std::io;
 

@@ -13,6 +13,7 @@ mod registry;
 mod shadow;
 mod shards;
 mod untold;
+mod workflow;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -92,7 +92,7 @@ impl Caller {
         parts.extensions.get::<Self>().cloned().ok_or_else(unknown)
     }
 
-    fn is_everyone(&self) -> bool {
+    pub(super) fn is_everyone(&self) -> bool {
         self.tenant.is_none()
     }
 

@@ -289,6 +289,7 @@ impl Shared {
         let id = letter.task.unwrap_or_else(|| Letter::replayed(letter.id()));
         let properties = &mut message.properties;
         properties.message_id = Some(id.0.to_string());
+        properties.kind = letter.kind.clone();
         properties.priority = letter.priority;
         properties.app_id = letter.tenant.clone();
         properties.expiration = None;

@@ -18,11 +18,11 @@ use crate::batch::pack;
 use crate::publish::encode;
 
 /// One store call on the way in. With [`PUBLISH_LIMIT`], a caller hears within 2 s that the broker is away.
-const STORE_LIMIT: Duration = Duration::from_millis(500);
+pub(super) const STORE_LIMIT: Duration = Duration::from_millis(500);
 /// One task's publish with its confirm.
 const PUBLISH_LIMIT: Duration = Duration::from_millis(1400);
 /// A batch's.
-const BATCH_PUBLISH_LIMIT: Duration = Duration::from_secs(5);
+pub(super) const BATCH_PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
 /// Tasks in one store call: the records that it answers may be large.
 const STORE_TASKS: usize = 256;

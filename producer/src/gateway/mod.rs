@@ -7,7 +7,7 @@
 //! pressure  what the schedulers would refuse
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
 //! ask       questions to the schedulers, and their answers
-//! tasks · batches · control · retry · dead · state · health · openapi   what answers the calls
+//! tasks · batches · workflows · control · retry · dead · state · health · openapi   what answers the calls
 //! records   the store, which may be away
 //! ```
 
@@ -31,6 +31,7 @@ mod serve;
 mod state;
 mod tasks;
 mod waiting;
+mod workflows;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

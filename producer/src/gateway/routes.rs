@@ -7,6 +7,7 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use taskyard_shared::control::Quote;
+use taskyard_shared::workflow::{DescribedWorkflow, WorkflowRecord};
 use taskyard_shared::{Task, TaskResult};
 
 use super::access::Access;
@@ -18,7 +19,8 @@ use super::problem::Code;
 use super::retry::Retried;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
-use super::{Shared, batches, control, dead, health, openapi, quote, retry, state, tasks};
+use super::workflows::WorkflowChanged;
+use super::{Shared, batches, control, dead, health, openapi, quote, retry, state, tasks, workflows};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -110,6 +112,7 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
 const ID: Parameter = Parameter { place: Place::Path, name: "id", summary: "The task's id, a UUID" };
 const LETTER: Parameter =
     Parameter { place: Place::Path, name: "id", summary: "The dead letter's id, or that of its task; a UUID" };
+const WORKFLOW: Parameter = Parameter { place: Place::Path, name: "id", summary: "The workflow's id, a UUID" };
 const MODEL: Parameter = Parameter { place: Place::Path, name: "model", summary: "The model's name" };
 const PREFER: Parameter = Parameter {
     place: Place::Header,
@@ -156,6 +159,28 @@ const BODY_PROBLEMS: &[Code] = &[
     Code::Overloaded,
     Code::QuotaWaiting,
     Code::QuotaRate,
+    Code::BrokerUnavailable,
+];
+const WORKFLOW_ANSWERS: &[Answer] = &[
+    json(200, "The workflow has ended: its result", Content::Of(of::<WorkflowRecord>)),
+    json(202, "Durably accepted: confirmed by the broker", Content::Of(of::<WorkflowRecord>)),
+];
+const WORKFLOW_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::Utf8,
+    Code::Json,
+    Code::Depth,
+    Code::Shape,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::InvalidHeader,
+    Code::BodyTimeout,
+    Code::Conflict,
+    Code::TooLarge,
+    Code::UnsupportedMediaType,
+    Code::InvalidField,
+    Code::OverCapacity,
+    Code::TooManyWaiters,
     Code::BrokerUnavailable,
 ];
 const ONE_PROBLEMS: &[Code] =
@@ -411,6 +436,52 @@ pub(super) const ROUTES: &[Route] = &[
         problems: BODY_PROBLEMS,
         access: Access::SUBMIT,
         handler: |method| on(method, batches::post),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/workflows",
+        operation: "submitWorkflow",
+        summary: "Submit tasks that depend on each other",
+        parameters: &[PREFER, KEY, TRACE],
+        body: &[("application/json", Content::Of(of::<DescribedWorkflow>))],
+        answers: WORKFLOW_ANSWERS,
+        problems: WORKFLOW_PROBLEMS,
+        access: Access::SUBMIT,
+        handler: |method| on(method, workflows::post),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/workflows/{id}",
+        operation: "getWorkflow",
+        summary: "A workflow as it stands, or its result",
+        parameters: &[WORKFLOW, query("wait", "Wait so long for its end: `30s`, `500ms`, or seconds"), PREFER],
+        body: &[],
+        answers: &[json(200, "The workflow; `state` says whether it has ended", Content::Of(of::<WorkflowRecord>))],
+        problems: &[
+            Code::UnknownParameter,
+            Code::InvalidParameter,
+            Code::InvalidHeader,
+            Code::NotFound,
+            Code::TooManyWaiters,
+            Code::StoreUnavailable,
+        ],
+        access: Access::READ,
+        handler: |method| on(method, workflows::get),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/workflows/{id}/cancel",
+        operation: "cancelWorkflow",
+        summary: "Cancel a workflow: steps that wait never run, those that run are stopped",
+        parameters: &[WORKFLOW],
+        body: &[],
+        answers: &[
+            json(200, "It is `cancelled`, now or by an earlier call", Content::Of(of::<WorkflowChanged>)),
+            json(202, "It is `requested`: steps that run have yet to end", Content::Of(of::<WorkflowChanged>)),
+        ],
+        problems: ONE_PROBLEMS,
+        access: Access::CONTROL,
+        handler: |method| on(method, workflows::cancel),
     },
     Route {
         method: Verb::Get,

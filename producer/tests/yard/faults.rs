@@ -13,8 +13,9 @@ use taskyard_shared::load::{LoadReport, ModelSpec};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
     Accept, Accepted, Claim, Claimed, Filter, Leased, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
-    StoreError, TakeTokens, TokensTaken,
+    StoreError, TakeTokens, TokensTaken, WorkflowAccepted, WorkflowSeen, WorkflowWrite,
 };
+use taskyard_shared::workflow::WorkflowId;
 use taskyard_shared::{Priority, Reply, TaskId, TaskResult};
 use tokio::sync::watch;
 
@@ -238,6 +239,10 @@ checked! {
     async fn pause(&self, model: &str, paused: bool) -> ();
     async fn paused(&self) -> Vec<String>;
     async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Vec<TokensTaken>;
+    async fn accept_workflow(&self, workflow: WorkflowWrite) -> WorkflowAccepted;
+    async fn write_workflow(&self, workflow: WorkflowWrite) -> Option<WorkflowSeen>;
+    async fn workflow(&self, id: WorkflowId) -> Option<WorkflowSeen>;
+    async fn cancel_workflow(&self, id: WorkflowId) -> Option<WorkflowSeen>;
     async fn put(&self, key: &str, value: Bytes) -> ();
     async fn fetch(&self, key: &str) -> Option<Bytes>;
     async fn ping(&self) -> String;

@@ -19,6 +19,9 @@ pub struct Arrival {
     pub expected: Option<Estimate>,
     /// When a result is of no more use.
     pub deadline_us: Option<u64>,
+    /// When it is to have ended if others that wait for it are to meet their deadlines: it gets more pressing towards that, and
+    /// is neither refused nor expired for it.
+    pub due_us: Option<u64>,
     /// The earliest start.
     pub not_before_us: Option<u64>,
     /// Since when it waits, for a task that is not new: a retry, or one read again after a restart. Without it a
@@ -68,6 +71,7 @@ impl Arrival {
             q95_seconds: rounded_up(expected.q95_seconds),
             arrival_us: self.arrived_us.unwrap_or(since_us),
             deadline_us: self.deadline_us,
+            due_us: self.due_us,
             expected_seconds: expected.mean_seconds,
             sequence,
         }

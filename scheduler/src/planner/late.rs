@@ -106,7 +106,7 @@ impl Planner {
             record.place = Place::Leaving;
             self.shed.push_back((task, ShedReason::Deadline));
         } else {
-            record.waiting.deadline_us = None;
+            (record.waiting.deadline_us, record.waiting.due_us) = (None, None);
             match record.place {
                 Place::Delayed { start_us } if start_us > now_us => {
                     self.models.get_mut(record.model).backlog.count_delayed(&record.waiting);

@@ -597,6 +597,7 @@ mod tests {
                 cost: None,
                 expected: None,
                 deadline_us: None,
+                due_us: None,
                 not_before_us: None,
                 arrived_us: None,
                 is_known: false,

@@ -83,6 +83,7 @@ impl Chooser for Planned {
             cost: (task.cost > 0.0).then_some(task.cost),
             expected: self.told(task),
             deadline_us: (task.deadline_us != NO_DEADLINE).then_some(task.deadline_us),
+            due_us: None,
             not_before_us: None,
             arrived_us: None,
             is_known: false,

@@ -31,6 +31,7 @@ fn arrival(number: u128, priority: u8, expected_seconds: f64) -> Arrival {
         cost: None,
         expected: Some(Estimate::exact(expected_seconds)),
         deadline_us: None,
+        due_us: None,
         not_before_us: None,
         arrived_us: None,
         is_known: false,

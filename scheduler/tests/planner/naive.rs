@@ -224,6 +224,7 @@ impl Naive {
                     model: format!("m{model}"),
                     tenant: format!("t{tenant}"),
                     deadline_us: deadline_ms.map(after),
+                    due_us: deadline_ms.filter(|ms| ms % 3 == 0).map(|ms| after(ms / 2)),
                     not_before_us: delay_ms.map(after),
                     ..arrival(number, priority, seconds)
                 })?;
@@ -240,6 +241,7 @@ impl Naive {
                         cost: None,
                         expected: Some(Estimate::exact(waiting.expected_seconds)),
                         deadline_us: None,
+                        due_us: None,
                         not_before_us: delay_ms.map(|ms| self.now_us + u64::from(ms) * 1000),
                         arrived_us: Some(waiting.arrival_us),
                         is_known: true,
@@ -416,6 +418,7 @@ impl Naive {
             q95_seconds: expected_seconds as f32,
             arrival_us: arrival.arrived_us.unwrap_or(start_us),
             deadline_us: arrival.deadline_us,
+            due_us: arrival.due_us,
             expected_seconds,
             sequence: self.arrivals,
         };

@@ -275,6 +275,7 @@ proptest! {
             let after = |ms: u64| now_us + ms * 1000;
             let task = Arrival {
                 deadline_us: deadline_ms.map(after),
+                due_us: None,
                 not_before_us: delay_ms.map(after),
                 is_known,
                 ..arrival(at as u128, priority, run_ms as f64 / 1e3)

@@ -377,3 +377,32 @@ fn an_unknown_model_without_workers_is_not_remembered() {
     planner.handle_load("m", 0);
     assert!(planner.stats().models.is_empty());
 }
+
+#[test]
+fn a_task_that_others_wait_for_is_pressing_by_when_it_is_due_and_outlives_that() {
+    for policy in ["cmu", "edf"] {
+        let mut planner = planner(policy);
+        // It has until 1000 s, and what comes after it takes 990 s of that.
+        let step = Arrival { deadline_us: Some(1000 * SECOND), due_us: Some(10 * SECOND), ..arrival(2, 4, 1.0) };
+        planner.handle_arrival(Arrival { deadline_us: Some(900 * SECOND), ..arrival(1, 4, 1.0) }, 0).unwrap();
+        planner.handle_arrival(step, 1).unwrap();
+        planner.handle_arrival(Arrival { deadline_us: Some(800 * SECOND), ..arrival(3, 4, 1.0) }, 2).unwrap();
+        let now_us = 8 * SECOND + SECOND / 2;
+        planner.handle_load("m", 1);
+        assert_eq!(dispatched(&mut planner, now_us), id(2), "{policy}");
+        assert!(planner.handle_completion(id(2), None));
+        // Behind its time it is as pressing as ever, and waits until its deadline.
+        let late = Arrival { deadline_us: Some(1000 * SECOND), due_us: Some(10 * SECOND), ..arrival(4, 4, 1.0) };
+        planner.handle_arrival(late, 20 * SECOND).unwrap();
+        assert_eq!(dispatched(&mut planner, 500 * SECOND), id(4), "{policy}");
+        assert!(planner.handle_completion(id(4), None));
+        let never = Arrival { deadline_us: Some(1000 * SECOND), due_us: Some(10 * SECOND), ..arrival(5, 4, 1.0) };
+        planner.handle_pause("m", true);
+        planner.handle_arrival(never, 501 * SECOND).unwrap();
+        let mut expired = Vec::new();
+        while let Some(decision) = planner.poll_decision(999 * SECOND) {
+            expired.push(format!("{decision:?}"));
+        }
+        assert!(expired.iter().all(|told| !told.contains(&id(5).0.to_string())), "{policy}: {expired:?}");
+    }
+}

@@ -145,6 +145,7 @@ pub struct SchedulerSettings {
     pub target_wait_s: f64,
     pub workers_most: u32,
     pub window_tasks: usize,
+    pub workflows: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,

@@ -26,6 +26,7 @@ mod release;
 mod rest;
 mod settle;
 mod tokens;
+mod workflows;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -44,6 +45,7 @@ use crate::lifecycle::State;
 use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
+use crate::workflow::{StepOf, WorkflowId};
 
 pub use accept::*;
 pub use alone::*;
@@ -56,6 +58,7 @@ pub use release::*;
 pub use rest::*;
 pub use settle::*;
 pub use tokens::*;
+pub use workflows::*;
 
 /// One promise, to be shown by a store. It panics where the store breaks it.
 pub type Check = fn(Arc<dyn Store>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -138,6 +141,10 @@ macro_rules! store_contract {
             of_many_takers_at_once_no_two_get_one_token
             buckets_do_not_meet_and_a_batch_sees_what_it_took
             a_bucket_holds_no_more_than_its_newest_size
+            a_workflow_is_taken_in_once
+            a_workflow_that_has_ended_stays_as_it_is
+            a_workflow_to_be_cancelled_is_marked_until_it_ends
+            a_blocked_task_is_queued_once_it_comes_again_to_be_run
             batches_of_a_thousand_answer_in_order
             an_empty_batch_answers_nothing
             it_says_what_it_is
@@ -147,6 +154,7 @@ macro_rules! store_contract {
         $crate::store_contract! { $run, $crate::store::contract::BRIEF =>
             a_finished_record_is_forgotten_after_its_time
             an_idempotency_key_is_forgotten_with_its_task
+            a_workflow_that_has_ended_is_forgotten_after_its_time
         }
     };
     ($run:path, $retention:expr => $($check:ident)*) => {
@@ -216,6 +224,7 @@ fn queued(id: TaskId) -> TaskResult {
             queue_seconds: Some(1.5),
             load_seconds: 0.0,
         }),
+        workflow: Some(StepOf { id: WorkflowId(id.0), step: "clean".to_owned(), item: Some(7) }),
     }
 }
 

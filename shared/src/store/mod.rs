@@ -28,6 +28,42 @@ use crate::lifecycle::State;
 use crate::load::{LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
 use crate::task::{Priority, TaskId};
+use crate::workflow::WorkflowId;
+
+/// A workflow's record, to be written whole.
+#[derive(Clone, Debug)]
+pub struct WorkflowWrite {
+    pub id: WorkflowId,
+    /// Of what it asks for.
+    pub fingerprint: u128,
+    /// It has ended: it is kept for the retention time, and never written again.
+    pub has_ended: bool,
+    /// A [`WorkflowRecord`](crate::workflow::WorkflowRecord) as JSON; at most [`WORKFLOW_BYTES`].
+    pub record: Bytes,
+}
+
+/// A workflow's record as it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct WorkflowSeen {
+    pub record: Bytes,
+    /// Somebody asked to cancel it.
+    pub is_unwanted: bool,
+    pub has_ended: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum WorkflowAccepted {
+    /// Recorded. It may be one that somebody asked to cancel before it came.
+    New {
+        is_unwanted: bool,
+    },
+    Known(WorkflowSeen),
+    /// Known, but with another content. Nothing was changed.
+    Conflict(WorkflowSeen),
+}
+
+/// A workflow's record cannot be larger than this.
+pub const WORKFLOW_BYTES: usize = 16 << 20;
 
 /// Most replies that one record keeps beside the envelope's own.
 pub const FOLLOWERS: usize = 16;
@@ -241,7 +277,7 @@ pub const RECORD_BYTES: usize = 4 << 20;
 
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// Takes tasks in: creates each record, unless it is known.
+    /// Takes tasks in: creates each record, unless it is known. One that is blocked is queued when it comes again as queued.
     async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError>;
 
     /// Marks tasks as dispatched, and as `queued` again those that come back. Never touches a terminal record, never
@@ -305,6 +341,19 @@ pub trait Store: Send + Sync {
 
     /// Takes tokens out of buckets that all processes share, as many as there are. A bucket is full when it is first asked for.
     async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Result<Vec<TokensTaken>, StoreError>;
+
+    /// Takes a workflow in: creates its record, unless it is known.
+    async fn accept_workflow(&self, workflow: WorkflowWrite) -> Result<WorkflowAccepted, StoreError>;
+
+    /// Writes how far a workflow has come, creating its record if there is none. Answers the record when it had ended: then
+    /// nothing is written.
+    async fn write_workflow(&self, workflow: WorkflowWrite) -> Result<Option<WorkflowSeen>, StoreError>;
+
+    /// `None` for an id never accepted, or forgotten after its retention.
+    async fn workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError>;
+
+    /// Asks for a workflow to be cancelled, and answers its record. An id that has none is remembered for [`MISSED_MS`].
+    async fn cancel_workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError>;
 
     /// A small value of the scheduler's own, such as what the estimator has learnt.
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError>;

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
-use crate::journal::codec::{Malformed, Reader, put_f64, put_i64, put_option, put_str, put_u64};
+use crate::journal::codec::{Malformed, Reader, put_f64, put_i64, put_option, put_str, put_u64, put_u128};
 use crate::lifecycle::State;
 use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
+use crate::workflow::{StepOf, WorkflowId};
 
 /// A state's number in a record. Those that end begin with [`State::Succeeded`]'s, 4.
 pub(super) fn state_number(state: State) -> u8 {
@@ -39,6 +41,7 @@ pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
         worker,
         metadata,
         choice,
+        workflow,
     } = task;
     put_state(out, *state);
     out.push(Kind::ALL.iter().position(|one| one == kind).unwrap_or_default() as u8);
@@ -63,6 +66,26 @@ pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
     if let Some(choice) = choice {
         put_choice(out, choice);
     }
+    if let Some(StepOf { id, step, item }) = workflow {
+        out.push(STEP);
+        put_u128(out, id.0.as_u128());
+        put_str(out, step);
+        put_option(out, *item, |out, item| put_u64(out, item.into()));
+    }
+}
+
+/// Stands before the step that a task is, where otherwise the reason of a choice stands.
+const STEP: u8 = 255;
+
+fn step(reader: &mut Reader<'_>) -> Result<StepOf, Malformed> {
+    if reader.u8()? != STEP {
+        return Err(Malformed);
+    }
+    Ok(StepOf {
+        id: WorkflowId(Uuid::from_u128(reader.u128()?)),
+        step: reader.str()?.to_owned(),
+        item: reader.option(Reader::u32)?,
+    })
 }
 
 fn put_choice(out: &mut Vec<u8>, choice: &ModelChoice) {
@@ -137,7 +160,9 @@ pub(super) fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Re
         Some(json) if with_output => Some(RawValue::from_string(json.to_owned()).map_err(|_| Malformed)?),
         _ => None,
     };
-    let choice = if reader.is_empty() { None } else { Some(choice(reader)?) };
+    let is_step = |reader: &Reader<'_>| reader.clone().u8().is_ok_and(|first| first == STEP);
+    let choice = if reader.is_empty() || is_step(reader) { None } else { Some(choice(reader)?) };
+    let workflow = if reader.is_empty() { None } else { Some(step(reader)?) };
     Ok(TaskResult {
         id,
         state,
@@ -152,6 +177,7 @@ pub(super) fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Re
         worker,
         metadata,
         choice,
+        workflow,
     })
 }
 

@@ -13,6 +13,7 @@ mod erase;
 mod link;
 mod record;
 mod script;
+mod workflows;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,7 +23,8 @@ use self::link::{Link, array, bytes, optional_bytes, unexpected};
 use self::script::Entry;
 use super::{
     Accept, Accepted, Beside, Claim, Claimed, FOLLOWERS, Filter, Leased, MISSED_MS, Page, Release, Released, Renew,
-    Renewed, Retention, Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor, pack,
+    Renewed, Retention, Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, WorkflowAccepted, WorkflowSeen,
+    WorkflowWrite, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
@@ -30,6 +32,7 @@ use crate::outcome::TaskResult;
 use crate::process::settings::StoreSettings;
 use crate::task::{Priority, TaskId};
 use crate::topology::Topology;
+use crate::workflow::WorkflowId;
 
 /// Most tasks on one page.
 const PAGE_TASKS: usize = 1_000;
@@ -66,6 +69,7 @@ struct Keys {
     paused: String,
     value: String,
     tokens: String,
+    workflow: String,
 }
 
 impl Keys {
@@ -96,6 +100,7 @@ impl RedisStore {
                 paused: topology.key("paused"),
                 value: topology.key("value:"),
                 tokens: topology.key("tokens:"),
+                workflow: topology.key("workflow:"),
             },
             finished_ms: retention.finished_ms.clamp(1, LONGEST_MS).to_string(),
             unfinished_ms: retention.unfinished_ms.clamp(1, LONGEST_MS).to_string(),
@@ -417,6 +422,22 @@ impl Store for RedisStore {
             Ok(TokensTaken { taken, next_ms: count(next_ms)? })
         };
         answers.into_iter().map(read).collect()
+    }
+
+    async fn accept_workflow(&self, workflow: WorkflowWrite) -> Result<WorkflowAccepted, StoreError> {
+        self.accept_one(workflow).await
+    }
+
+    async fn write_workflow(&self, workflow: WorkflowWrite) -> Result<Option<WorkflowSeen>, StoreError> {
+        self.write_one(workflow).await
+    }
+
+    async fn workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError> {
+        self.see_one(id).await
+    }
+
+    async fn cancel_workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError> {
+        self.cancel_one(id).await
     }
 
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {

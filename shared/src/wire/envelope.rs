@@ -36,6 +36,8 @@ impl Put for Envelope {
         out.some(",\"tracestate\":", self.tracestate.as_deref(), Writer::text)?;
         out.some(",\"last_error\":", self.last_error.as_ref(), Writer::any)?;
         out.some(",\"shard\":", Some(self.shard).filter(|shard| *shard > 0).map(u64::from), Writer::number)?;
+        out.some(",\"workflow\":", self.workflow.as_ref(), Writer::any)?;
+        out.some(",\"due\":", self.due, Writer::instant)?;
         out.put(",\"input\":").raw(&self.input)?;
         out.put("}");
         Some(())
@@ -82,6 +84,8 @@ impl Get for Envelope {
         let tracestate = from.some(",\"tracestate\":", Reader::owned)?;
         let last_error = from.some(",\"last_error\":", Reader::any)?;
         let shard = from.some(",\"shard\":", Reader::small)?.unwrap_or_default();
+        let workflow = from.some(",\"workflow\":", Reader::any)?;
+        let due = from.some(",\"due\":", Reader::instant)?;
         from.want(",\"input\":")?;
         let input = from.raw()?;
         from.want("}")?;
@@ -112,6 +116,8 @@ impl Get for Envelope {
             tracestate,
             last_error,
             shard,
+            workflow,
+            due,
             input,
         })
     }

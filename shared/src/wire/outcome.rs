@@ -23,6 +23,7 @@ impl Put for TaskResult {
             out.put(",\"metadata\":").any(&self.metadata)?;
         }
         out.some(",\"choice\":", self.choice.as_ref(), Writer::any)?;
+        out.some(",\"workflow\":", self.workflow.as_ref(), Writer::any)?;
         out.put("}");
         Some(())
     }
@@ -55,6 +56,7 @@ impl Get for TaskResult {
         from.want(",\"metadata\":")?;
         let metadata = if from.skip("{}") { Default::default() } else { from.any()? };
         let choice = from.some(",\"choice\":", Reader::any)?;
+        let workflow = from.some(",\"workflow\":", Reader::any)?;
         from.want("}")?;
         Some(Self {
             id,
@@ -70,6 +72,7 @@ impl Get for TaskResult {
             worker,
             metadata,
             choice,
+            workflow,
         })
     }
 }

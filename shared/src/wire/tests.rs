@@ -16,6 +16,7 @@ use crate::load::Completion;
 use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
 use crate::task::{Alternative, Kind, Priority, Target, Task, TaskId, Webhook};
 use crate::time::Timestamp;
+use crate::workflow::{StepOf, WorkflowId};
 
 fn any_text() -> impl Strategy<Value = String> {
     prop_oneof![8 => "[a-zA-Z0-9@._:-]{0,12}", 1 => "\\PC{0,8}", 1 => ".{0,8}", 1 => "[\"\\\\\u{0}-\u{1f}é]{1,3}"]
@@ -93,6 +94,14 @@ fn any_choice() -> impl Strategy<Value = ModelChoice> {
     )
 }
 
+fn any_step() -> impl Strategy<Value = StepOf> {
+    (any_id(), any_text(), any::<Option<u32>>()).prop_map(|(id, step, item)| StepOf {
+        id: WorkflowId(id.0),
+        step,
+        item,
+    })
+}
+
 fn any_metadata() -> impl Strategy<Value = BTreeMap<String, String>> {
     prop_oneof![2 => Just(BTreeMap::new()), 1 => btree_map(any_text(), any_text(), 0..3)]
 }
@@ -104,11 +113,13 @@ prop_compose! {
         (output, error, metadata, choice) in (of(any_json()), of(any_error()), any_metadata(), of(any_choice())),
         (accepted, dispatched, started, finished) in
             (of(any_instant()), of(any_instant()), of(any_instant()), of(any_instant())),
-        (waited_ms, ran_ms) in (of(any_float()), of(any_float())),
+        (waited_ms, ran_ms, workflow) in (of(any_float()), of(any_float()), of(any_step())),
     ) -> TaskResult {
         let timings = Timings { accepted, dispatched, started, finished, waited_ms, ran_ms };
         let (state, kind) = (State::ALL[state], Kind::ALL[kind]);
-        TaskResult { id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata, choice }
+        TaskResult {
+            id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata, choice, workflow,
+        }
     }
 }
 
@@ -123,12 +134,13 @@ prop_compose! {
         (reply, traceparent, tracestate) in (of(any_reply()), of(any_text()), of(any_text())),
         (min_quality, alternatives, choice) in (of(any_float()), vec(any_alternative(), 0..2), of(any_choice())),
         (last_error, shard, input) in (of(any_error()), prop_oneof![Just(0), any::<u32>()], any_json()),
+        (workflow, due) in (of(any_step()), of(any_instant())),
     ) -> Envelope {
         let kind = Kind::ALL[kind];
         Envelope {
             v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
             idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
-            last_error, shard, input, min_quality, alternatives, choice,
+            last_error, shard, input, min_quality, alternatives, choice, workflow, due,
         }
     }
 }

@@ -37,6 +37,7 @@ pub fn task(id: TaskId) -> Accept {
         worker: None,
         metadata: Default::default(),
         choice: None,
+        workflow: None,
     };
     Accept { id, fingerprint: 0xf, alias: None, record, follower: None }
 }

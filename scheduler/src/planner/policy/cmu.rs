@@ -63,7 +63,7 @@ impl Policy for Cmu {
     }
 
     fn stage(&self, task: &Waiting, now_us: u64) -> Stage {
-        let Some(deadline_us) = task.deadline_us else { return Stage::default() };
+        let Some(deadline_us) = task.wanted_us() else { return Stage::default() };
         for (number, (slack, _)) in (0u8..).zip(STEPS) {
             // The slack is what is left to the deadline after one run.
             let begins_us = deadline_us.saturating_sub((task.expected_seconds * (1.0 + slack) * 1e6) as u64);

@@ -10,11 +10,11 @@ impl Policy for Edf {
     }
 
     fn score(&self, task: &Waiting, _: Moment) -> f64 {
-        -(task.deadline_us.unwrap_or(u64::MAX) as f64)
+        -(task.wanted_us().unwrap_or(u64::MAX) as f64)
     }
 
     fn lane_key(&self, task: &Waiting) -> Option<u64> {
-        Some(task.deadline_us.unwrap_or(u64::MAX))
+        Some(task.wanted_us().unwrap_or(u64::MAX))
     }
 
     fn passes(&self, score: f64, dispatched: f64) -> bool {

@@ -142,6 +142,8 @@ pub struct Waiting {
     /// Since when it waits.
     pub arrival_us: u64,
     pub deadline_us: Option<u64>,
+    /// When others need it to have ended; later than that it is no less needed.
+    pub due_us: Option<u64>,
     /// From 1e-6 to 1e9.
     pub expected_seconds: f64,
     /// Its place among tasks that arrived at the same time.
@@ -152,6 +154,11 @@ impl Waiting {
     /// What a second of this task's delay costs: its priority, plus one so that priority 0 still counts.
     pub fn weight(&self) -> f64 {
         f64::from(self.priority.get()) + 1.0
+    }
+
+    /// By when a policy is to have it ended: others may need it before its own deadline.
+    pub fn wanted_us(&self) -> Option<u64> {
+        self.due_us.into_iter().chain(self.deadline_us).min()
     }
 
     /// Whether this task arrived first.

@@ -298,7 +298,12 @@ impl View<'_> {
     /// Whether a task like this one that comes at this time goes before the other, which has this score then.
     fn goes_before(&self, like: &Waiting, arrival_us: u64, at: Moment, task: &Waiting, score: f64) -> bool {
         let after_us = |deadline_us: u64| arrival_us.saturating_add(deadline_us.saturating_sub(like.arrival_us));
-        let one = Waiting { arrival_us, deadline_us: like.deadline_us.map(after_us), ..like.clone() };
+        let one = Waiting {
+            arrival_us,
+            deadline_us: like.deadline_us.map(after_us),
+            due_us: like.due_us.map(after_us),
+            ..like.clone()
+        };
         let its = self.policy.score(&one, at);
         its > score || its == score && arrival_us < task.arrival_us
     }

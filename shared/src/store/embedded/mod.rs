@@ -10,6 +10,7 @@
 
 mod buckets;
 mod entry;
+mod flows;
 mod hash;
 mod record;
 mod records;
@@ -24,13 +25,15 @@ use bytes::Bytes;
 
 use self::buckets::Buckets;
 use self::entry::Entry;
+use self::flows::{Flow, Flows};
 use self::record::{Record, View};
 use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
 use self::shelf::Shelf;
 use super::pack::put_task;
 use super::{
     Accept, Accepted, Claim, Claimed, Filter, Leased, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention,
-    Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor,
+    Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, WORKFLOW_BYTES, WorkflowAccepted, WorkflowSeen,
+    WorkflowWrite, cursor,
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
@@ -39,6 +42,7 @@ use crate::load::{LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
 use crate::task::{Priority, TaskId};
 use crate::time::Timestamp;
+use crate::workflow::WorkflowId;
 
 /// Most memory that records take, unless it is said otherwise.
 pub const MEMORY_BYTES: usize = 4 << 30;
@@ -57,6 +61,8 @@ const PAGE: usize = 1_000;
 pub struct EmbeddedStore {
     records: Mutex<Records>,
     shelf: Mutex<Shelf>,
+    flows: Mutex<Flows>,
+    retention: Retention,
     buckets: Mutex<Buckets>,
     journal: Option<Journal>,
     clock: Clock,
@@ -86,6 +92,8 @@ impl EmbeddedStore {
         Self {
             records: Mutex::new(Records::new(retention)),
             shelf: Mutex::default(),
+            flows: Mutex::default(),
+            retention,
             buckets: Mutex::default(),
             journal: None,
             clock: Clock::new(),
@@ -100,12 +108,16 @@ impl EmbeddedStore {
     /// [`StoreError::Corrupt`] when the file is not whole.
     pub fn open(dir: &Path, retention: Retention) -> Result<Self, StoreError> {
         let mut store = Self::in_memory(retention);
-        let (mut records, mut shelf) = (Records::new(retention), Shelf::default());
+        let (mut records, mut shelf, mut flows) = (Records::new(retention), Shelf::default(), Flows::default());
         let journal = Journal::open(dir, "store", |address, bytes| {
             match entry::read(bytes).map_err(|Malformed| Malformed.to_string())? {
                 Entry::Record(id, mut record) => {
                     record.address = Some(address);
                     records.restore(id, record);
+                    Ok(())
+                }
+                Entry::Workflow(id, flow) => {
+                    flows.restore(id, Flow { address: Some(address), ..flow });
                     Ok(())
                 }
                 Entry::Model { name, json } => shelf.restore_model(name, json, address),
@@ -115,6 +127,8 @@ impl EmbeddedStore {
         records.restored(store.clock.now_ms());
         store.records = Mutex::new(records);
         store.shelf = Mutex::new(shelf);
+        flows.restored();
+        store.flows = Mutex::new(flows);
         store.journal = Some(journal);
         Ok(store)
     }
@@ -461,6 +475,27 @@ impl Store for EmbeddedStore {
         Ok(takes.iter().map(|take| buckets.take(take, now)).collect())
     }
 
+    async fn accept_workflow(&self, workflow: WorkflowWrite) -> Result<WorkflowAccepted, StoreError> {
+        let bytes = check_workflow(&workflow)?;
+        self.change_flows(bytes, |flows, now_ms, batch| flows.accept(workflow, now_ms, self.retention, batch)).await
+    }
+
+    async fn write_workflow(&self, workflow: WorkflowWrite) -> Result<Option<WorkflowSeen>, StoreError> {
+        let bytes = check_workflow(&workflow)?;
+        self.change_flows(bytes, |flows, now_ms, batch| flows.write(workflow, now_ms, self.retention, batch)).await
+    }
+
+    async fn workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError> {
+        let flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(flows.see(id.0, self.clock.now_ms(), self.retention))
+    }
+
+    async fn cancel_workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError> {
+        let seen = self.workflow(id).await?;
+        let bytes = seen.map_or(0, |seen| seen.record.len());
+        self.change_flows(bytes, |flows, now_ms, batch| Ok(flows.cancel(id.0, now_ms, self.retention, batch))).await
+    }
+
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
         check_size(key.len() + value.len())?;
         self.put_on_shelf(key.len() + value.len(), |shelf, batch| shelf.put(key, value, batch)).await
@@ -478,7 +513,33 @@ impl Store for EmbeddedStore {
     }
 }
 
+fn check_workflow(workflow: &WorkflowWrite) -> Result<usize, StoreError> {
+    let bytes = workflow.record.len();
+    if bytes > WORKFLOW_BYTES {
+        return Err(StoreError::Refused(format!("a workflow of {bytes} bytes; at most {WORKFLOW_BYTES} are kept")));
+    }
+    Ok(bytes)
+}
+
 impl EmbeddedStore {
+    /// Answered when it is on disk.
+    async fn change_flows<T>(
+        &self,
+        bytes: usize,
+        change: impl FnOnce(&mut Flows, u64, &mut Option<Batch>) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut batch = self.batch(bytes + ENTRY_BYTES).await?;
+        let (answer, written) = {
+            let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+            let answer = change(&mut flows, self.clock.now_ms(), &mut batch)?;
+            (answer, batch.filter(|batch| !batch.is_empty()).map(|batch| batch.commit(true)))
+        };
+        if let Some(written) = written {
+            written.await?;
+        }
+        Ok(answer)
+    }
+
     async fn put_on_shelf(
         &self,
         bytes: usize,

@@ -297,6 +297,11 @@ impl Records {
             if record.open() {
                 record.touched_ms = now_ms;
                 follow(record, follower, &mut self.bytes, known, batch);
+                if record.state == State::Blocked && state == State::Queued {
+                    // What it waited for has ended.
+                    record.state = State::Queued;
+                    write(record, known, batch);
+                }
                 if record.unwanted {
                     return Entered::Unwanted(record.view(known));
                 }

@@ -49,6 +49,10 @@ for number = 1, #KEYS - 2 do
       if from < at then
         known, known_at = follow(known, known_at, sub(record, from, at - 1), FOLLOWERS)
       end
+      if byte(known, known_at) < QUEUED and byte(record, at) == QUEUED then
+        -- What it waited for has ended.
+        known = sub(known, 1, known_at - 1) .. pack('<B', QUEUED) .. sub(known, known_at + 1)
+      end
       write(key, known, known_at, KEEP)
     end
     answers[number] = { kind, sub(key, -32), known }

@@ -39,6 +39,7 @@ scripts! {
     REPORT = "report.lua"
     SETTLE = "settle.lua"
     TAKE_TOKENS = "take_tokens.lua"
+    WORKFLOW = "workflow.lua"
 }
 
 /// What a script is told of one task.

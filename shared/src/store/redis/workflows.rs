@@ -1,0 +1,85 @@
+//! Workflows' records in the server; `workflow.lua` has the layout in words.
+
+use bytes::Bytes;
+use redis::Value;
+
+use super::link::{bytes, optional_bytes, unexpected};
+use super::{RedisStore, number, pair, script};
+use crate::store::{MISSED_MS, StoreError, WORKFLOW_BYTES, WorkflowAccepted, WorkflowSeen, WorkflowWrite};
+use crate::workflow::WorkflowId;
+
+/// Marks and fingerprint.
+const HEAD_BYTES: usize = 17;
+const ENDED: u8 = 1;
+const UNWANTED: u8 = 2;
+
+impl RedisStore {
+    fn workflow_key(&self, id: WorkflowId) -> String {
+        format!("{}{}", self.keys.workflow, id.0.as_simple())
+    }
+
+    async fn call(&self, what: &str, id: WorkflowId, ms: &str, record: &[u8]) -> Result<(i64, Vec<u8>), StoreError> {
+        let arguments = [what.as_bytes(), ms.as_bytes(), record];
+        let answer = script::WORKFLOW.call(&self.link, &[&self.workflow_key(id)], &arguments).await?;
+        match pair(answer)? {
+            [Value::Int(kind), record] => Ok((kind, bytes(record)?)),
+            _ => Err(unexpected("workflow")),
+        }
+    }
+
+    fn kept_ms(&self, write: &WorkflowWrite) -> &str {
+        if write.has_ended { &self.finished_ms } else { &self.unfinished_ms }
+    }
+
+    pub(super) async fn accept_one(&self, write: WorkflowWrite) -> Result<WorkflowAccepted, StoreError> {
+        let (kind, known) = self.call("accept", write.id, self.kept_ms(&write), &written(&write)?).await?;
+        match kind {
+            0 => Ok(WorkflowAccepted::New { is_unwanted: is_unwanted(&known) }),
+            1 => Ok(WorkflowAccepted::Known(seen(known)?)),
+            2 => Ok(WorkflowAccepted::Conflict(seen(known)?)),
+            _ => Err(unexpected("workflow")),
+        }
+    }
+
+    pub(super) async fn write_one(&self, write: WorkflowWrite) -> Result<Option<WorkflowSeen>, StoreError> {
+        let (kind, known) = self.call("write", write.id, self.kept_ms(&write), &written(&write)?).await?;
+        if kind == 0 { seen(known).map(Some) } else { Ok(None) }
+    }
+
+    pub(super) async fn cancel_one(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError> {
+        let missed = String::from_utf8_lossy(&number(MISSED_MS)).into_owned();
+        let (kind, known) = self.call("cancel", id, &missed, b"").await?;
+        if kind == 0 { Ok(None) } else { seen(known).map(Some) }
+    }
+
+    pub(super) async fn see_one(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError> {
+        let mut command = redis::cmd("GET");
+        command.arg(self.workflow_key(id));
+        let record = optional_bytes(self.command(command).await?)?;
+        record.filter(|record| record.len() > 1).map(seen).transpose()
+    }
+}
+
+fn written(write: &WorkflowWrite) -> Result<Vec<u8>, StoreError> {
+    if write.record.len() > WORKFLOW_BYTES {
+        let bytes = write.record.len();
+        return Err(StoreError::Refused(format!("workflow {}: its record of {bytes} bytes is too large", write.id.0)));
+    }
+    let mut out = Vec::with_capacity(HEAD_BYTES + write.record.len());
+    out.push(if write.has_ended { ENDED } else { 0 });
+    out.extend_from_slice(&write.fingerprint.to_le_bytes());
+    out.extend_from_slice(&write.record);
+    Ok(out)
+}
+
+fn is_unwanted(record: &[u8]) -> bool {
+    record.first().is_some_and(|marks| marks & UNWANTED != 0)
+}
+
+fn seen(record: Vec<u8>) -> Result<WorkflowSeen, StoreError> {
+    if record.len() < HEAD_BYTES {
+        return Err(StoreError::Corrupt("the record of a workflow".to_owned()));
+    }
+    let (is_unwanted, has_ended) = (is_unwanted(&record), record.first().is_some_and(|marks| marks & ENDED != 0));
+    Ok(WorkflowSeen { record: Bytes::from(record).slice(HEAD_BYTES..), is_unwanted, has_ended })
+}
