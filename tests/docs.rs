@@ -122,7 +122,7 @@ fn codes_of_running_are_those_of_the_handler_contract() {
 
 #[test]
 fn codes_of_workflows_are_those_that_steps_end_with() {
-    let made = after(&source("shared/src/workflow/machine.rs"), &["error(\"", "error( \""]);
+    let made = after(&source("shared/src/workflow/machine.rs"), &["error(\""]);
     assert!(made.contains("missing_output") && made.len() > 8, "{made:?}");
     assert_eq!(named(&reference(), "### Of workflows"), made);
 }

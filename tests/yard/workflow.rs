@@ -501,11 +501,9 @@ async fn over_http_a_workflow_is_submitted_waited_for_and_cancelled() {
     assert_eq!((status, &conflict["code"]), (409, &json!("conflict")));
     let path = format!("/v1/workflows/{}", first["id"].as_str().unwrap());
     let (status, cancelled) = api.post(&format!("{path}/cancel"), json!({})).await;
-    assert_eq!(
-        (status, &cancelled["outcome"], &cancelled["state"]),
-        (202, &json!("requested"), &json!("running")),
-        "{cancelled}"
-    );
+    // By then the step that runs has been stopped, or not yet.
+    let outcomes = [(200, json!("cancelled")), (202, json!("requested"))];
+    assert!(outcomes.contains(&(status, cancelled["outcome"].clone())), "{status} {cancelled}");
     handler.gate.as_ref().unwrap().add_permits(1);
     let (_, end) = api.get(&format!("{path}?wait=30s")).await;
     assert_eq!(end["state"], "cancelled", "{end}");
@@ -547,4 +545,53 @@ async fn the_example_of_the_page_runs() {
     assert_eq!(end["state"], "succeeded", "{end}");
     let rated = ["good", "bad", "so so"].map(|text| json!({"text": text, "score": 0.9}));
     assert_eq!(end["outputs"], json!({"report": {"rated": rated, "first": "good"}}));
+}
+
+/// `cargo test --release --test yard -- --ignored --nocapture a_step_costs`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement"]
+async fn a_step_costs_less_than_two_single_tasks() {
+    const MANY: usize = 10_000;
+    const IN_TURN: usize = 500;
+    let (mut yard, _handler, _scheduler) = running(|_| {}).await;
+    let micros = |started: std::time::Instant, count: usize| started.elapsed().as_micros() as f64 / count as f64;
+    let task = |n: usize| json!({"model": "m", "input": {"n": n}});
+    // So that all that is done for the first time is done.
+    let ids = yard.publish((0..2_000).map(task).collect()).await;
+    yard.collect(&ids).await;
+    let started = std::time::Instant::now();
+    let ids = yard.publish((0..MANY).map(task).collect()).await;
+    yard.collect(&ids).await;
+    let at_once = micros(started, MANY);
+    let started = std::time::Instant::now();
+    for n in 0..IN_TURN {
+        let ids = yard.publish(vec![task(n)]).await;
+        yard.collect(&ids).await;
+    }
+    let in_turn = micros(started, IN_TURN);
+    println!("single tasks: {at_once:.0} µs each at once, {in_turn:.0} µs each in turn");
+    let chain = (0..MANY).map(|n| match n {
+        0 => step("s0", json!({})),
+        n => step(&format!("s{n}"), json!({"depends_on": [format!("s{}", n - 1)]})),
+    });
+    let layered = (0..MANY).map(|n| {
+        let layer = |n: usize| n / 100 * 100;
+        let on: Vec<String> =
+            if n < 100 { Vec::new() } else { (0..3).map(|k| format!("s{}", layer(n) - 100 + (n + k) % 100)).collect() };
+        step(&format!("s{n}"), json!({"depends_on": on}))
+    });
+    let members: Vec<usize> = (0..MANY - 1).collect();
+    let fan = vec![step("f", json!({"for_each": members, "input": {"$item": ""}}))];
+    for (shape, tasks, single) in [
+        ("layers of 100", layered.collect::<Vec<_>>(), at_once),
+        ("for_each", fan, at_once),
+        ("chain", chain.collect(), in_turn),
+    ] {
+        let started = std::time::Instant::now();
+        let end = yard.run_workflow(json!({"tasks": tasks})).await;
+        let each = micros(started, MANY);
+        assert_eq!(end["state"], "succeeded");
+        println!("{shape}: {each:.0} µs a step, {:.2} times a single task", each / single);
+        assert!(each < 2.0 * single, "{shape}");
+    }
 }

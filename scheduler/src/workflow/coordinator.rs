@@ -192,6 +192,16 @@ impl Coordinator {
         let machine = Machine::new(plan.clone());
         let mut run = Run::new(order, machine, fingerprint, receipt);
         let mut is_unwanted = false;
+        if board.finishing.contains(&id) || board.ended.contains(&id) {
+            // It ended here, whatever the store still knows of it.
+            if let Ok(Some(seen)) = self.store.workflow(id).await
+                && seen.has_ended
+            {
+                self.tell_again(&run, seen.record).await;
+            }
+            broker::settle(run.receipt.into_iter().collect(), Verdict::Ack).await;
+            return None;
+        }
         match run.write(WorkflowState::Running) {
             Err(failure) => warn!(%failure, "a workflow cannot be written down"),
             Ok(write) => match self.store.accept_workflow(write).await {
@@ -212,11 +222,6 @@ impl Coordinator {
                     self.metrics.store_failed("accept_workflow");
                 }
             },
-        }
-        // It ended here, and the store has lost that.
-        if board.finishing.contains(&id) || board.ended.contains(&id) {
-            broker::settle(run.receipt.into_iter().collect(), Verdict::Ack).await;
-            return None;
         }
         if let Some(seconds) = expected::ask(&plan, &self.events).await {
             run.remaining = plan.remaining(|step| seconds.get(step as usize).copied().unwrap_or(0.0));
