@@ -10,6 +10,7 @@ pub mod envelope;
 pub mod lifecycle;
 pub mod load;
 pub mod outcome;
+pub mod progress;
 pub mod retry;
 pub mod schema;
 pub mod signal;

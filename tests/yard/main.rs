@@ -7,6 +7,7 @@ mod dead;
 mod deployment;
 mod holding;
 mod long;
+mod meanwhile;
 mod overload;
 mod quote;
 mod shadow;

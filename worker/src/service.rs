@@ -25,6 +25,7 @@ use crate::lane::ModelLane;
 use crate::leases::Leases;
 use crate::load_report::{Reporter, host_name};
 use crate::long::Long;
+use crate::meanwhile::Pump;
 use crate::metrics::Metrics;
 use crate::orders;
 use crate::settle::Settler;
@@ -104,6 +105,8 @@ impl Worker {
         let settler = tokio::spawn(settler.run(queue));
         let renewing = CancellationToken::new();
         let renewer = tokio::spawn(leases.clone().renew_until(store.clone(), lease, renewing.clone()));
+        let pump = Pump::new(metrics.clone());
+        tokio::spawn(pump.clone().run(store.clone(), closing.clone()));
         let yard = Arc::new(Yard {
             worker: id.clone(),
             lease,
@@ -121,6 +124,7 @@ impl Worker {
                 closing: closing.clone(),
                 most: Duration::from_secs(settings.max_held_s),
             },
+            pump: pump.clone(),
             alone: Alone::new(Duration::from_secs(settings.alone_s)),
         });
         let reporting = CancellationToken::new();

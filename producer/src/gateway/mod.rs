@@ -6,6 +6,7 @@
 //! access    who calls, and what they may
 //! pressure  what the schedulers would refuse
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
+//! events    what running tasks say, as server-sent events
 //! ask       questions to the schedulers, and their answers
 //! tasks · batches · control · retry · dead · state · health · openapi   what answers the calls
 //! records   the store, which may be away
@@ -16,6 +17,7 @@ mod ask;
 mod batches;
 mod control;
 mod dead;
+mod events;
 mod health;
 mod intake;
 mod metrics;
@@ -56,6 +58,7 @@ use uuid::Uuid;
 
 use self::access::{Access, Caller};
 use self::ask::Desk;
+use self::events::Hub;
 use self::metrics::GatewayMetrics;
 use self::pressure::Pressure;
 use self::problem::{Code, Problem};
@@ -98,6 +101,7 @@ struct Shared {
     publisher: Publisher,
     inbox: Inbox,
     desk: Desk,
+    hub: Hub,
     letters: DeadLetters,
     pressure: Pressure,
     bodies: BodyRoom,
@@ -127,6 +131,7 @@ impl Gateway {
                 keys,
                 inbox: Inbox::new(queue, settings.max_waiters),
                 desk,
+                hub: Hub::new(settings.max_streams),
                 bodies: BodyRoom::new(BODIES_BYTES.max(settings.max_body_bytes.saturating_mul(8))),
                 topology,
                 settings,
@@ -168,6 +173,10 @@ impl Gateway {
             let (shared, background) = (shared.clone(), background.clone());
             async move { background.run_until_cancelled(shared.feel()).await }
         });
+        let streaming = tokio::spawn({
+            let (shared, background) = (shared.clone(), background.clone());
+            async move { background.run_until_cancelled(shared.stream_events()).await }
+        });
         let declaring = tokio::spawn({
             let (shared, background) = (shared.clone(), background.clone());
             async move { background.run_until_cancelled(shared.declare()).await }
@@ -186,7 +195,7 @@ impl Gateway {
         };
         serve::serve(listener, self.router(), limits, counts, shutdown).await;
         drop(keep);
-        let _ = tokio::join!(receiving, asking, rechecking, feeling, declaring, stopping);
+        let _ = tokio::join!(receiving, asking, rechecking, feeling, streaming, declaring, stopping);
     }
 }
 

@@ -12,8 +12,8 @@ use taskyard_shared::broker::{
 use taskyard_shared::load::{LoadReport, ModelSpec};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
-    Accept, Accepted, Claim, Claimed, Filter, Leased, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
-    StoreError, TakeTokens, TokensTaken,
+    Accept, Accepted, Append, Appended, Claim, Claimed, Filter, Leased, Page, ReadStream, Release, Released, Renew,
+    Renewed, Settle, Settled, Store, StoreError, Stream, TakeTokens, TokensTaken,
 };
 use taskyard_shared::{Priority, Reply, TaskId, TaskResult};
 use tokio::sync::watch;
@@ -238,6 +238,9 @@ checked! {
     async fn pause(&self, model: &str, paused: bool) -> ();
     async fn paused(&self) -> Vec<String>;
     async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Vec<TokensTaken>;
+    async fn cancellations(&self) -> u64;
+    async fn append(&self, appends: Vec<Append>) -> Vec<Appended>;
+    async fn streams(&self, reads: Vec<ReadStream>) -> Vec<Stream>;
     async fn put(&self, key: &str, value: Bytes) -> ();
     async fn fetch(&self, key: &str) -> Option<Bytes>;
     async fn ping(&self) -> String;

@@ -36,6 +36,7 @@ pub fn settings() -> GatewaySettings {
         anonymous: Anonymous::Loopback,
         max_wait_s: 60,
         max_waiters: 1000,
+        max_streams: 100,
         max_connections: 256,
         max_batch_tasks: 10_000,
         max_body_bytes: 8 << 20,

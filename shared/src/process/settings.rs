@@ -96,6 +96,8 @@ pub struct GatewaySettings {
     pub anonymous: Anonymous,
     pub max_wait_s: u64,
     pub max_waiters: usize,
+    /// Streams of server-sent events that are open at once.
+    pub max_streams: usize,
     pub max_connections: usize,
     pub max_batch_tasks: usize,
     pub max_body_bytes: usize,
@@ -372,6 +374,9 @@ pub struct ProcessSettings {
     /// A child that holds more memory than this after a call is replaced; resident, its own, MiB.
     #[serde(default)]
     pub recycle_above_mb: Option<u64>,
+    /// From telling the child that its task is cancelled until it is ended.
+    #[serde(default = "default_cancel_grace_ms")]
+    pub cancel_grace_ms: u64,
     #[serde(default)]
     pub limits: ProcessLimits,
 }
@@ -418,6 +423,10 @@ pub enum Distribution {
 }
 
 // What may hold a password is not derived: a `{:?}` in a log must not give it away.
+
+fn default_cancel_grace_ms() -> u64 {
+    1_000
+}
 
 impl fmt::Debug for BrokerSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -44,6 +44,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("store.listed_tasks", Bounds::Whole(1, 100_000_000)),
     ("gateway.max_wait_s", Bounds::Whole(1, 3600)),
     ("gateway.max_waiters", Bounds::Whole(1, 1_000_000)),
+    ("gateway.max_streams", Bounds::Whole(1, 100_000)),
     ("gateway.max_connections", Bounds::Whole(1, 1_000_000)),
     ("gateway.max_batch_tasks", Bounds::Whole(1, limits::BATCH_TASKS as u64)),
     ("gateway.max_body_bytes", Bounds::Whole(1024, limits::BODY_BYTES as u64)),
@@ -355,6 +356,7 @@ impl Check<'_> {
         {
             self.key(&key.child(name), (most != Some(0)).or_say("must be at least 1"))?;
         }
+        self.key(&key.child("cancel_grace_ms"), (process.cancel_grace_ms <= 600_000).or_say("must be at most 600000"))?;
         for name in &process.inherit {
             let valid = !name.is_empty() && !name.contains(['=', '\0']);
             self.key(&key.child("inherit"), valid.or_say(format!("holds {name:?}, which is no variable's name")))?;

@@ -14,6 +14,7 @@ mod hash;
 mod record;
 mod records;
 mod shelf;
+mod streams;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,10 +28,11 @@ use self::entry::Entry;
 use self::record::{Record, View};
 use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
 use self::shelf::Shelf;
+use self::streams::Streams;
 use super::pack::put_task;
 use super::{
-    Accept, Accepted, Claim, Claimed, Filter, Leased, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention,
-    Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, cursor,
+    Accept, Accepted, Append, Appended, Claim, Claimed, Filter, Leased, Page, RECORD_BYTES, ReadStream, Release,
+    Released, Renew, Renewed, Retention, Settle, Settled, Store, StoreError, Stream, TakeTokens, TokensTaken, cursor,
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
@@ -58,6 +60,7 @@ pub struct EmbeddedStore {
     records: Mutex<Records>,
     shelf: Mutex<Shelf>,
     buckets: Mutex<Buckets>,
+    streams: Mutex<Streams>,
     journal: Option<Journal>,
     clock: Clock,
     memory_bytes: usize,
@@ -87,6 +90,7 @@ impl EmbeddedStore {
             records: Mutex::new(Records::new(retention)),
             shelf: Mutex::default(),
             buckets: Mutex::default(),
+            streams: Mutex::default(),
             journal: None,
             clock: Clock::new(),
             memory_bytes: MEMORY_BYTES,
@@ -459,6 +463,27 @@ impl Store for EmbeddedStore {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         Ok(takes.iter().map(|take| buckets.take(take, now)).collect())
+    }
+
+    async fn cancellations(&self) -> Result<u64, StoreError> {
+        Ok(self.records().cancellations())
+    }
+
+    async fn append(&self, appends: Vec<Append>) -> Result<Vec<Appended>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let mut records = self.records();
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let append = |append: &Append| {
+            let may_speak = records.may_speak(append.id, append.nonce, now_ms);
+            streams.append(append, may_speak, now_ms)
+        };
+        Ok(appends.iter().map(append).collect())
+    }
+
+    async fn streams(&self, reads: Vec<ReadStream>) -> Result<Vec<Stream>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(reads.iter().map(|read| streams.read(read, now_ms)).collect())
     }
 
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
