@@ -17,11 +17,13 @@ pub mod signal;
 pub mod task;
 pub mod time;
 pub mod topology;
+pub mod webhook;
 pub mod wire;
 
 // The ports and their adapters.
 pub mod broker;
 pub mod dead;
+pub mod events;
 pub mod messages;
 pub mod store;
 // What the embedded adapters write to.

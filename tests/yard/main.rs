@@ -5,6 +5,7 @@ mod choice;
 mod control;
 mod dead;
 mod deployment;
+mod events;
 mod holding;
 mod long;
 mod meanwhile;
@@ -13,6 +14,7 @@ mod quote;
 mod shadow;
 mod shards;
 mod untold;
+mod webhooks;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use futures_util::future::select_all;
 use taskyard_shared::control::CANCELLED;
+use taskyard_shared::events::Events;
 use taskyard_shared::store::{Beside, Claim, Claimed, Guard};
 use taskyard_shared::{Envelope, State, TaskError, Timestamp, time};
 use tokio::sync::mpsc;
@@ -45,6 +46,7 @@ pub(crate) struct Yard {
     pub long: Long,
     /// Takes what tasks say while they run.
     pub pump: Arc<Pump>,
+    pub events: Events,
 }
 
 /// An attempt that was begun without a claim and still runs after this time is claimed then.
@@ -181,6 +183,11 @@ async fn run(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, mut batch: Ve
     }
     let started = Timestamp::now();
     let clock = Instant::now();
+    for member in &batch {
+        let (envelope, run) = (&member.held.envelope, Run { attempt: member.attempt(), started, ran_ms: 0.0 });
+        let running = || run.begun(yard, lane, envelope);
+        yard.events.state(Some(&lane.name), running, State::Running, envelope.traceparent.as_deref());
+    }
     let answers = execute(yard, lane, handler, &mut batch).await;
     // A batch's time is shared among its members, so that a tenant is charged for what it used.
     let ran = clock.elapsed();
@@ -541,6 +548,13 @@ struct Run {
 }
 
 impl Run {
+    /// The task while it runs.
+    fn begun(&self, yard: &Yard, lane: &ModelLane, envelope: &Envelope) -> taskyard_shared::TaskResult {
+        let mut result = self.result(yard, lane, envelope, State::Running);
+        (result.timings.finished, result.timings.waited_ms, result.timings.ran_ms) = (None, None, None);
+        result
+    }
+
     fn result(&self, yard: &Yard, lane: &ModelLane, envelope: &Envelope, state: State) -> taskyard_shared::TaskResult {
         let mut result = envelope.result(state);
         result.model = Some(lane.full_name.clone());

@@ -5,12 +5,13 @@
 //! the store, many tasks to a call: whatever comes while a call is under way goes with the next. Parts of outputs keep their
 //! order and are never left out without a mark; of progress only the newest counts, a few times a second.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
+use taskyard_shared::events::{Events, Topic};
 use taskyard_shared::progress::{MESSAGE_BYTES, Progress};
 use taskyard_shared::store::stream::STREAM_BYTES;
 use taskyard_shared::store::{Append, Appended, Said, Store, until_answered};
@@ -130,6 +131,8 @@ struct Speaker {
     pending: Mutex<Pending>,
     /// Something of it has reached the store.
     told: Notify,
+    /// How many things it has said.
+    said: AtomicU64,
     pump: Arc<Pump>,
 }
 
@@ -228,11 +231,12 @@ pub(crate) struct Pump {
     waiting: Mutex<Vec<Arc<Speaker>>>,
     wake: Notify,
     metrics: Metrics,
+    events: Events,
 }
 
 impl Pump {
-    pub fn new(metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { waiting: Mutex::default(), wake: Notify::new(), metrics })
+    pub fn new(metrics: Metrics, events: Events) -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::default(), wake: Notify::new(), metrics, events })
     }
 
     pub fn line(self: &Arc<Self>, id: TaskId, model: &Arc<str>, attempt: u32, nonce: u128) -> Meanwhile {
@@ -244,6 +248,7 @@ impl Pump {
             cancelled: CancellationToken::new(),
             pending: Mutex::default(),
             told: Notify::new(),
+            said: AtomicU64::new(1),
             pump: self.clone(),
         })))
     }
@@ -281,6 +286,9 @@ impl Pump {
             if spoken.is_empty() {
                 continue;
             }
+            for (speaker, append) in &spoken {
+                self.publish(speaker, append);
+            }
             let appends: Vec<Append> = spoken.iter().map(|(_, append)| append.clone()).collect();
             let call = || store.append(appends.clone());
             let Some(appended) = until_answered("progress and partial outputs", &closing, call).await else { return };
@@ -296,6 +304,25 @@ impl Pump {
                     later.push(speaker.clone());
                 }
                 speaker.told.notify_one();
+            }
+        }
+    }
+}
+
+impl Pump {
+    /// To whoever listens at the broker.
+    fn publish(&self, speaker: &Speaker, append: &Append) {
+        for said in &append.said {
+            let number = speaker.said.fetch_add(1, Ordering::Relaxed);
+            let of = (speaker.id, append.attempt, number);
+            match said {
+                Said::Partial(part) if self.events.wanted(Topic::Partial, &speaker.model) => {
+                    self.events.partial(&speaker.model, of, part);
+                }
+                Said::Progress(progress) if self.events.wanted(Topic::Progress, &speaker.model) => {
+                    self.events.progress(&speaker.model, of, progress);
+                }
+                Said::Partial(_) | Said::Progress(_) => {}
             }
         }
     }

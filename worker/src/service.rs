@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
+use taskyard_shared::events::{Events, Publisher};
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::WorkerSettings;
@@ -42,6 +43,7 @@ pub struct Worker {
     id: String,
     models: Vec<(Arc<ModelLane>, Source)>,
     metrics: Metrics,
+    events: (Events, Publisher),
 }
 
 impl Worker {
@@ -60,7 +62,8 @@ impl Worker {
             "" => format!("{}-{:08x}", host_name(), fastrand::u32(..)),
             id => id.to_owned(),
         };
-        Ok(Self { broker, store, topology, settings, id, models: Vec::new(), metrics: Metrics::new(registry)? })
+        let events = Events::new(&topology, registry)?;
+        Ok(Self { broker, store, topology, settings, id, models: Vec::new(), metrics: Metrics::new(registry)?, events })
     }
 
     /// Serves one more model, for as long as it runs.
@@ -86,7 +89,7 @@ impl Worker {
     /// # Errors
     /// When a queue cannot be declared for a reason that trying again would not mend.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) -> Result<(), BrokerError> {
-        let Self { broker, store, topology, settings, id, models, metrics } = self;
+        let Self { broker, store, topology, settings, id, models, metrics, events: (events, publisher) } = self;
         let lanes: Vec<Arc<ModelLane>> = models.iter().map(|(lane, _)| lane.clone()).collect();
         declare(&*broker, &topology, &lanes, &stop).await?;
 
@@ -101,11 +104,13 @@ impl Worker {
             worker: id.clone(),
             metrics: metrics.clone(),
             closing: closing.clone(),
+            events: events.clone(),
         };
+        tokio::spawn(publisher.run(broker.clone(), closing.clone()));
         let settler = tokio::spawn(settler.run(queue));
         let renewing = CancellationToken::new();
         let renewer = tokio::spawn(leases.clone().renew_until(store.clone(), lease, renewing.clone()));
-        let pump = Pump::new(metrics.clone());
+        let pump = Pump::new(metrics.clone(), events.clone());
         tokio::spawn(pump.clone().run(store.clone(), closing.clone()));
         let yard = Arc::new(Yard {
             worker: id.clone(),
@@ -125,6 +130,7 @@ impl Worker {
                 most: Duration::from_secs(settings.max_held_s),
             },
             pump: pump.clone(),
+            events,
             alone: Alone::new(Duration::from_secs(settings.alone_s)),
         });
         let reporting = CancellationToken::new();

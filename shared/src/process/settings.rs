@@ -102,6 +102,25 @@ pub struct GatewaySettings {
     pub max_batch_tasks: usize,
     pub max_body_bytes: usize,
     pub request_timeout_ms: u64,
+    pub webhooks: WebhookSettings,
+}
+
+/// What is sent to tasks' addresses when they have ended.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// As Standard Webhooks has it; empty: nothing is sent.
+    pub secret: String,
+    /// The one before, while receivers change.
+    pub old_secret: String,
+    /// Networks beside public addresses.
+    pub allow: Vec<String>,
+    pub timeout_ms: u64,
+    pub max_attempts: u32,
+    pub retry_first_ms: u64,
+    pub retry_most_ms: u64,
+    /// Deliveries at once.
+    pub concurrency: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -438,6 +457,13 @@ impl fmt::Debug for BrokerSettings {
 impl fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreSettings").field("url", &masked(&self.url)).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for WebhookSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("WebhookSettings");
+        shown.field("allow", &self.allow).field("max_attempts", &self.max_attempts).finish_non_exhaustive()
     }
 }
 
