@@ -137,7 +137,7 @@ fn codes_of_http_have_their_status() {
 fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with() {
     let scheduler = after(&source("scheduler/src/returns.rs"), &["&acker, \""]);
     let worker = after(&source("worker/src/lane.rs"), &["=> \""]);
-    let webhooks = after(&source("producer/src/webhooks/mod.rs"), &["reason: \"", "over(\"", "over( \""]);
+    let webhooks = after(&source("producer/src/webhooks/mod.rs"), &["reason: \"", "over(\""]);
     let written: BTreeSet<String> = rows(section(&reference(), "## Dead letters"))
         .iter()
         .filter_map(|row| row[0].strip_prefix('`')?.strip_suffix('`').map(str::to_owned))

@@ -9,6 +9,7 @@ async fn hooks(yard: &Yard, count: usize) -> HashMap<String, Value> {
     let mut hooks = HashMap::new();
     while hooks.len() < count {
         let batch = tokio::time::timeout(PATIENCE, consumer.next_batch(100)).await.expect("webhooks").unwrap();
+        consumer.acker().settle(batch.iter().map(|delivery| delivery.tag).collect(), Verdict::Ack).await;
         for delivery in batch {
             let hook: Value = serde_json::from_slice(&delivery.body).unwrap();
             hooks.insert(hook["id"].as_str().unwrap().to_owned(), hook);
