@@ -102,6 +102,28 @@ impl Api {
         self.decode(&body)
     }
 
+    /// Opens a stream of server-sent events, behind the one with this id.
+    pub async fn events(&self, path: &str, last: Option<&str>) -> Result<reqwest::Response, Failure> {
+        let mut request = self.http.get(self.url(path)?).header(header::ACCEPT, "text/event-stream");
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let opened = tokio::time::timeout(REQUEST_LIMIT, request.send()).await;
+        let late = |_| Failure::new(Exit::NotReachable, format!("{} does not answer in time", self.place()));
+        let response = opened.map_err(late)?.map_err(|error| self.unreachable(error))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = response.bytes().await.map_err(|error| self.unreachable(error))?;
+        match serde_json::from_slice::<Problem>(&body) {
+            Ok(problem) => Err(failed(status, &problem)),
+            Err(_) => {
+                Err(Failure::new(Exit::Failed, format!("{} answers {status}, and is no Taskyard API", self.place())))
+            }
+        }
+    }
+
     /// Posts a body; `wait` is how long the answer may wait for a result.
     pub async fn post(
         &self,

@@ -5,6 +5,7 @@
 //! batch     many tasks become few messages
 //! results   one reply queue for a process, and who waits for what
 //! client    submit, submit many, await a result
+//! webhooks  what tasks that have ended tell the addresses they named
 //! gateway   the same over HTTP, with look-ups in the store
 //! ```
 
@@ -14,6 +15,7 @@ pub mod gateway;
 mod letters;
 pub mod publish;
 pub mod results;
+pub mod webhooks;
 
 pub use client::{Client, Limits, Pending, SubmitError, Submitted, WaitError};
 pub use gateway::{Gateway, GatewayParts};

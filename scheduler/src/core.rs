@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
 use taskyard_shared::control::Told;
 use taskyard_shared::deployment::Deployed;
+use taskyard_shared::events::Events;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
 use taskyard_shared::signal::TenantSignal;
@@ -177,6 +178,7 @@ pub(crate) struct Parts {
     pub learnt: Learnt,
     pub deployed: Deployed,
     pub closing: CancellationToken,
+    pub events: Events,
 }
 
 impl Core {
@@ -194,6 +196,7 @@ impl Core {
             learnt,
             deployed,
             closing,
+            events,
         } = parts;
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy = policy::by_name(&settings.policy, Some(settings.ageing_s).filter(|seconds| *seconds > 0.0))
@@ -225,6 +228,7 @@ impl Core {
             topology: topology.clone(),
             metrics: metrics.clone(),
             closing: closing.clone(),
+            events,
         };
         let clock = Clock::start();
         Self {
@@ -474,7 +478,7 @@ impl Core {
 
     fn send(&mut self, group: Parcels) {
         let (broker, topology, metrics) = (self.broker.clone(), self.topology.clone(), self.metrics.clone());
-        self.dispatching.spawn(dispatch(broker, topology, metrics, group));
+        self.dispatching.spawn(dispatch(broker, topology, metrics, self.finisher.events.clone(), group));
     }
 
     fn handle_dispatched(&mut self, ended: Result<Dispatched, tokio::task::JoinError>) {

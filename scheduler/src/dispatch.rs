@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use taskyard_shared::broker::{self, Broker, Verdict};
-use taskyard_shared::{Envelope, TaskId, Topology, messages};
+use taskyard_shared::events::Events;
+use taskyard_shared::{Envelope, State, TaskId, Topology, messages};
 use tracing::warn;
 
 use crate::held::Held;
@@ -75,6 +76,7 @@ pub(crate) async fn dispatch(
     broker: Arc<dyn Broker>,
     topology: Topology,
     metrics: Metrics,
+    events: Events,
     group: Parcels,
 ) -> Dispatched {
     let mut dispatched = Dispatched::default();
@@ -109,6 +111,9 @@ pub(crate) async fn dispatch(
                     metrics.dispatched(&first.model, tasks.len());
                 }
                 for task in tasks {
+                    let sent = || task.envelope.result(State::Dispatched);
+                    let traceparent = task.envelope.traceparent.as_deref();
+                    events.state(Some(&task.model), sent, State::Dispatched, traceparent);
                     dispatched.sent.push(task.envelope.id);
                     receipts.extend(task.receipt);
                 }

@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 use taskyard_shared::broker::{self, Broker, Message, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::control::Fate;
 use taskyard_shared::dead::Letter;
+use taskyard_shared::events::Events;
 use taskyard_shared::store::{Guard, Settle, Settled, Store, until_answered};
 use taskyard_shared::{Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, messages};
 use tokio::sync::oneshot;
@@ -81,6 +82,7 @@ pub(crate) struct Finisher {
     pub topology: Topology,
     pub metrics: Metrics,
     pub closing: CancellationToken,
+    pub events: Events,
 }
 
 impl Finisher {
@@ -112,6 +114,7 @@ impl Finisher {
             };
             tell(finished.told, Fate::Done);
             let envelope = &finished.task.envelope;
+            self.events.result_of(envelope.model(), result, envelope.traceparent.as_deref());
             let also: Vec<&Reply> =
                 followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower)).collect();
             for reply in envelope.reply.iter().chain(also) {
@@ -120,6 +123,7 @@ impl Finisher {
                     Err(failure) => warn!(%failure, "a result could not be told"),
                 }
             }
+            outgoing.extend(messages::webhook(&self.topology, envelope, result).map(|message| (message, Need::Work)));
             if is_buried(result) {
                 self.metrics.dead_lettered(finished.code);
                 outgoing.push((Letter::of_task(envelope, result).message(&self.topology), Need::Work));
@@ -137,6 +141,7 @@ impl Finisher {
         if let Some(reply) = &envelope.reply {
             outgoing.extend(messages::result(reply, record).ok().map(|message| (message, Need::Reply)));
         }
+        outgoing.extend(messages::webhook(&self.topology, envelope, record).map(|message| (message, Need::Work)));
         if record.state == State::Failed || is_buried(record) {
             outgoing.push((Letter::of_task(envelope, record).message(&self.topology), Need::Work));
         }

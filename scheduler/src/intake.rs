@@ -9,6 +9,7 @@ use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
 };
 use taskyard_shared::dead::{self, Letter};
+use taskyard_shared::events::Events;
 use taskyard_shared::messages::{self, COUNTED_HEADER, RESULTS_HEADER, STEPS_HEADER, WORKFLOW_TYPE};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::{Accept, Accepted, Store};
@@ -42,6 +43,8 @@ pub(crate) struct Intake {
     /// How many shards there are.
     pub shards: u32,
     pub quotas: Quotas,
+    /// For whoever listens.
+    pub events_of_tasks: Events,
     /// The core has ended: nothing is acked any more.
     pub ended: CancellationToken,
 }
@@ -197,6 +200,9 @@ impl Intake {
                 Accepted::New => {
                     // What an accepted workflow consists of is not refused for others that wait.
                     let is_known = redelivered || envelope.workflow.is_some();
+                    let queued = || envelope.result(State::Queued);
+                    let traceparent = envelope.traceparent.as_deref();
+                    self.events_of_tasks.state(envelope.model(), queued, State::Queued, traceparent);
                     let task = held(envelope, receipt, is_known);
                     match redelivered || is_counted || !self.quotas.is_limited(&task.envelope.tenant) {
                         true => to_admit.push(task),
@@ -235,6 +241,10 @@ impl Intake {
                         && let Some(reply) = &envelope.reply
                     {
                         outgoing.extend(messages::result(reply, &record).ok().map(|message| (message, Need::Reply)));
+                    }
+                    if record.state.is_terminal() {
+                        let hook = messages::webhook(&self.topology, &envelope, &record);
+                        outgoing.extend(hook.map(|message| (message, Need::Work)));
                     }
                     done.push(receipt);
                 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Lock, QueueSpec};
 use taskyard_shared::deployment::Deployed;
+use taskyard_shared::events::{Events, Publisher};
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::{SHARDS_MOST, SchedulerSettings, TenantSettings};
@@ -50,6 +51,8 @@ pub struct Scheduler {
     /// Models known from the settings, beside those that workers announce.
     configured: Vec<ModelSpec>,
     tenants: BTreeMap<String, TenantSettings>,
+    events: Events,
+    publisher: Option<Publisher>,
 }
 
 impl Scheduler {
@@ -64,7 +67,9 @@ impl Scheduler {
         registry: &Registry,
     ) -> Result<Self, MetricsError> {
         let (metrics, tenants) = (Metrics::new(registry)?, BTreeMap::new());
-        Ok(Self { broker, store, topology, settings, configured, metrics, tenants })
+        let (events, publisher) = Events::new(&topology, registry)?;
+        let publisher = Some(publisher);
+        Ok(Self { broker, store, topology, settings, configured, metrics, tenants, events, publisher })
     }
 
     /// What some tenants are given that differs from the rest.
@@ -77,7 +82,12 @@ impl Scheduler {
     ///
     /// # Errors
     /// When the queues cannot be declared for a reason that trying again would not mend.
-    pub async fn run(self, stop: CancellationToken) -> Result<(), BrokerError> {
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), BrokerError> {
+        let over = CancellationToken::new();
+        let _over = over.clone().drop_guard();
+        if let Some(publisher) = self.publisher.take() {
+            tokio::spawn(publisher.run(self.broker.clone(), over));
+        }
         let mut tries = 0;
         while !stop.is_cancelled() {
             let answer = self.session(&stop).await;
@@ -180,6 +190,7 @@ impl Scheduler {
             events: events.clone(),
             closing: closing.clone(),
             shards: shard.of,
+            events_of_tasks: self.events.clone(),
             quotas: Quotas::new(self.store.clone(), &self.tenants, shard.of),
             ended: ended.clone(),
         };
@@ -199,6 +210,7 @@ impl Scheduler {
             learnt,
             deployed,
             closing: closing.clone(),
+            events: self.events.clone(),
         });
         self.metrics.active(Some(shard.number));
         info!(policy = %self.settings.policy, shard = shard.number, shards = shard.of, "active");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::task::{Alternative, Fields, ONE_TARGET, Target, Task, TaskId, Webhook, limits};
+use crate::webhook;
 use crate::wire::Reader;
 
 /// Why a body or one task of it cannot be taken.
@@ -340,6 +341,12 @@ fn check_webhook(webhook: &Webhook) -> Result<(), Invalid> {
     check_label("webhook", &webhook.url, limits::URL_BYTES)?;
     if !(webhook.url.starts_with("https://") || webhook.url.starts_with("http://")) {
         return Err(field("webhook", "url must be http or https"));
+    }
+    if let Some(event) = webhook.events.iter().find(|event| !webhook::is_event(event)) {
+        return Err(field(
+            "webhook",
+            format_args!("events: {:?} is no terminal state", event.chars().take(64).collect::<String>()),
+        ));
     }
     Ok(())
 }

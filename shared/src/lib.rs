@@ -10,12 +10,14 @@ pub mod envelope;
 pub mod lifecycle;
 pub mod load;
 pub mod outcome;
+pub mod progress;
 pub mod retry;
 pub mod schema;
 pub mod signal;
 pub mod task;
 pub mod time;
 pub mod topology;
+pub mod webhook;
 pub mod wire;
 pub mod workflow;
 
@@ -23,6 +25,7 @@ pub mod workflow;
 pub mod artifacts;
 pub mod broker;
 pub mod dead;
+pub mod events;
 pub mod messages;
 pub mod store;
 // What the embedded adapters write to.

@@ -10,6 +10,7 @@ use crate::load::Completion;
 use crate::outcome::TaskResult;
 use crate::task::TaskId;
 use crate::topology::Topology;
+use crate::webhook::Hook;
 use crate::wire::{self, Put};
 use crate::workflow::{WorkflowId, WorkflowOrder};
 
@@ -45,6 +46,8 @@ pub fn work_queues(topology: &Topology) -> Vec<QueueSpec> {
         QueueSpec::durable(topology.retry()),
         QueueSpec::durable(topology.completions(0)),
         QueueSpec::durable(topology.dead()),
+        QueueSpec::durable(topology.webhooks()),
+        QueueSpec::durable(topology.webhooks_again()),
     ]
 }
 
@@ -149,6 +152,13 @@ pub fn result(reply: &Reply, result: &TaskResult) -> Result<Message, Unwritable>
     let mut message = with_id(Message::to_queue(&reply.to, one("a result", result)?), result.id);
     message.properties.correlation_id = reply.correlation_id.clone();
     Ok(message)
+}
+
+/// What a task that has ended so is to tell its address, if it wants that.
+pub fn webhook(topology: &Topology, envelope: &Envelope, result: &TaskResult) -> Option<Message> {
+    let hook = Hook::of(envelope, result)?;
+    let body = plain("a webhook", &hook).ok()?;
+    Some(with_id(Message::to_queue(topology.webhooks(), body), hook.task))
 }
 
 /// Several results to one queue, as an array.

@@ -78,6 +78,16 @@ impl Topology {
         self.name("dead")
     }
 
+    /// What is to be sent to tasks' addresses.
+    pub fn webhooks(&self) -> String {
+        self.name("webhooks")
+    }
+
+    /// The same, once it was tried in vain: it waits for its time.
+    pub fn webhooks_again(&self) -> String {
+        self.name("webhooks.again")
+    }
+
     /// Whoever holds this lock looks through the dead letters.
     pub fn dead_lock(&self) -> String {
         self.name("dead.looked-through")

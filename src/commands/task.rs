@@ -1,6 +1,7 @@
 //! `taskyard task`: submit tasks, look them up, wait for results, list them, cancel and reprioritise them, explain.
 
 mod change;
+mod follow;
 mod input;
 mod submit;
 
@@ -70,6 +71,9 @@ pub struct WaitArgs {
     /// How long: 30s, 500ms, 2m, or seconds
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
     timeout: Duration,
+    /// Print what one task says while it runs: partial output on stdout as it comes, the rest on stderr
+    #[arg(long)]
+    follow: bool,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -127,6 +131,12 @@ async fn get(client: &ClientArgs, arguments: &GetArgs) -> Result<Exit, Failure> 
 async fn wait(client: &ClientArgs, arguments: &WaitArgs) -> Result<Exit, Failure> {
     let api = client.api()?;
     let until = Instant::now() + arguments.timeout;
+    if arguments.follow {
+        return match arguments.ids.as_slice() {
+            [id] => follow::follow(client, &api, *id, until).await,
+            _ => Err(Failure::new(Exit::Usage, "--follow is for one task")),
+        };
+    }
     let asked = arguments.ids.iter().map(|id| until_finished(&api, *id, until));
     let answers: Vec<_> = stream::iter(asked).buffered(WAITS_AT_ONCE).collect().await;
     let (tasks, exit) = found(&arguments.ids, answers)?;

@@ -45,6 +45,15 @@ impl Api {
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
 
+    /// A stream of events, behind the last that was seen.
+    pub async fn events(&self, id: &Uuid, last: Option<&str>) -> reqwest::Response {
+        let mut request = self.http.get(format!("{}/v1/tasks/{id}/events", self.base));
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        request.send().await.unwrap()
+    }
+
     /// Status and outcome.
     pub async fn cancel(&self, id: &Uuid) -> (u16, String) {
         let (status, body) = self.post(&format!("/v1/tasks/{id}/cancel"), json!({})).await;

@@ -5,14 +5,17 @@ mod choice;
 mod control;
 mod dead;
 mod deployment;
+mod events;
 mod holding;
 mod long;
+mod meanwhile;
 mod overload;
 mod quote;
 mod registry;
 mod shadow;
 mod shards;
 mod untold;
+mod webhooks;
 mod workflow;
 
 use std::collections::HashMap;

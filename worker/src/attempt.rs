@@ -13,9 +13,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
+use futures_util::future::select_all;
 use taskyard_shared::control::CANCELLED;
+use taskyard_shared::events::Events;
 use taskyard_shared::store::{Beside, Claim, Claimed, Guard};
-use taskyard_shared::{Envelope, State, Timestamp, time};
+use taskyard_shared::{Envelope, State, TaskError, Timestamp, time};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -26,6 +28,7 @@ use crate::held::Held;
 use crate::lane::ModelLane;
 use crate::leases::{Lease, Leases};
 use crate::long::{Long, until};
+use crate::meanwhile::{Meanwhile, Pump};
 use crate::settle::{Outcome, Settlement, unrun};
 use crate::verdict::{Verdict, judge};
 
@@ -41,10 +44,19 @@ pub(crate) struct Yard {
     /// What may end its worker runs with nothing beside it.
     pub alone: Alone,
     pub long: Long,
+    /// Takes what tasks say while they run.
+    pub pump: Arc<Pump>,
+    pub events: Events,
 }
 
 /// An attempt that was begun without a claim and still runs after this time is claimed then.
 const CLAIMED_LATE: Duration = Duration::from_millis(100);
+
+/// How the message of one that is cancelled begins.
+const WHILE_IT_RAN: &str = "it was cancelled while it ran";
+
+/// Longer than it takes to tell a member that it is to stop.
+const UNTOLD: Duration = Duration::from_secs(1);
 
 /// Handing on what runs for long is waited for no longer.
 const HAND_ON_MOST: Duration = Duration::from_secs(1);
@@ -171,6 +183,11 @@ async fn run(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, mut batch: Ve
     }
     let started = Timestamp::now();
     let clock = Instant::now();
+    for member in &batch {
+        let (envelope, run) = (&member.held.envelope, Run { attempt: member.attempt(), started, ran_ms: 0.0 });
+        let running = || run.begun(yard, lane, envelope);
+        yard.events.state(Some(&lane.name), running, State::Running, envelope.traceparent.as_deref());
+    }
     let answers = execute(yard, lane, handler, &mut batch).await;
     // A batch's time is shared among its members, so that a tenant is charged for what it used.
     let ran = clock.elapsed();
@@ -311,24 +328,78 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
             id: member.held.envelope.id,
             attempt: member.attempt(),
             input: member.held.envelope.input.clone(),
+            meanwhile: yard.pump.line(member.held.envelope.id, &lane.name, member.attempt(), member.nonce()),
         })
         .collect();
+    let mut lines: Vec<Line> = jobs.iter().map(|job| Line { meanwhile: job.meanwhile.clone(), told: None }).collect();
+    let answers = call(yard, lane, handler, batch, jobs, limit, &mut lines).await;
+    // The result comes behind what the task said before it.
+    for line in &lines {
+        line.meanwhile.end().await;
+    }
+    answers
+}
+
+/// What goes between a member and the yard while it runs.
+struct Line {
+    meanwhile: Meanwhile,
+    /// When it was told to stop.
+    told: Option<Instant>,
+}
+
+/// Waits for the next member that is to stop and was not told so.
+async fn unwanted(batch: &[Member], lines: &[Line]) -> usize {
+    let claimed = batch.iter().zip(lines).enumerate();
+    let claimed =
+        claimed.filter(|(_, (member, line))| line.told.is_none() && !matches!(member.right, Right::First { .. }));
+    let waiting: Vec<_> = claimed
+        .map(|(at, (member, _))| {
+            Box::pin(async move {
+                member.lost().await;
+                match member.is_unwanted() {
+                    true => at,
+                    false => std::future::pending().await,
+                }
+            })
+        })
+        .collect();
+    match waiting.is_empty() {
+        true => std::future::pending().await,
+        false => select_all(waiting).await.0,
+    }
+}
+
+/// Waits until no member has a right to its task any more, nor time to stop by itself.
+async fn every_right_lost(batch: &[Member], lines: &[Line], grace: Duration) {
+    for (member, line) in batch.iter().zip(lines) {
+        member.lost().await;
+        if member.is_unwanted() {
+            // It is told first.
+            until(Some(line.told.map_or_else(|| Instant::now() + UNTOLD, |told| told + grace))).await;
+        }
+    }
+}
+
+async fn call(
+    yard: &Yard,
+    lane: &ModelLane,
+    handler: &dyn Handler,
+    batch: &mut [Member],
+    jobs: Vec<Job>,
+    limit: Duration,
+    lines: &mut [Line],
+) -> VecDeque<Answer> {
     let size = batch.len();
     let all = |code: &str, message: &str, retryable| -> VecDeque<Answer> {
         (0..size).map(|_| Err(error(code, message, retryable))).collect()
     };
     let mut call = pin!(tokio::time::timeout(limit, AssertUnwindSafe(handler.execute(jobs)).catch_unwind()));
-    let begun = Instant::now();
+    let (begun, grace) = (Instant::now(), handler.grace());
     let mut unclaimed = batch.iter().any(|member| matches!(member.right, Right::First { .. }));
     // What could not be handed on is tried again.
     let mut hand_on_at = yard.long.due(batch.iter().map(|member| &member.held));
     let answers = loop {
         let mut hands_on = false;
-        let every_right_lost = async {
-            for member in batch.iter() {
-                member.lost().await;
-            }
-        };
         tokio::select! {
             biased;
             answers = &mut call => break answers,
@@ -336,11 +407,22 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
                 unclaimed = false;
             }
             () = until(hand_on_at), if hand_on_at.is_some() => hands_on = true,
-            () = every_right_lost => {
+            at = unwanted(batch, lines) => {
+                if let Some(line) = lines.get_mut(at) {
+                    line.meanwhile.cancel();
+                    line.told = Some(Instant::now());
+                }
+                continue;
+            }
+            () = every_right_lost(batch, lines, grace) => {
                 if !batch.iter().all(|member| member.is_unwanted()) {
                     warn!(task.model = %lane.spec.name, "the lease was lost while running: the attempt was stopped");
                 }
-                return all(codes::LEASE_LOST, "the worker was given up for dead", true);
+                let stopped = |member: &Member| match member.is_unwanted() {
+                    true => error(CANCELLED, "it was cancelled while it ran, and was stopped", false),
+                    false => error(codes::LEASE_LOST, "the worker was given up for dead", true),
+                };
+                return batch.iter().map(|member| Err(stopped(member))).collect();
             }
         }
         tokio::select! {
@@ -349,7 +431,7 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
             () = async {
                 match hands_on {
                     true => hand_on(yard, batch).await,
-                    false => claim_late(yard, lane, batch).await,
+                    false => claim_late(yard, lane, batch, lines).await,
                 }
             } => {}
         }
@@ -381,22 +463,26 @@ async fn hand_on(yard: &Yard, batch: &mut [Member]) {
 
 /// Claims what was begun without a claim. While the store is away the attempts go on as they are. Cancel safe: a claim
 /// whose answer nobody waited for is its own attempt's, and settling it as a first attempt finds its nonce there.
-async fn claim_late(yard: &Yard, lane: &ModelLane, batch: &mut [Member]) {
-    let late: Vec<(&mut Member, u128)> = batch
+async fn claim_late(yard: &Yard, lane: &ModelLane, batch: &mut [Member], lines: &[Line]) {
+    let late: Vec<((&mut Member, &Line), u128)> = batch
         .iter_mut()
-        .filter_map(|member| match member.right {
-            Right::First { nonce } => Some((member, nonce)),
+        .zip(lines)
+        .filter_map(|(member, line)| match member.right {
+            Right::First { nonce } => Some(((member, line), nonce)),
             Right::Claimed { .. } | Right::Lost(_) => None,
         })
         .collect();
     let beside = Beside::OthersAnyway;
-    let claim =
-        |(member, nonce): &(&mut Member, u128)| Claim { beside, ..claim(yard, lane, &member.held.envelope, *nonce) };
+    let claim = |((member, _), nonce): &((&mut Member, &Line), u128)| Claim {
+        beside,
+        ..claim(yard, lane, &member.held.envelope, *nonce)
+    };
     let claims = late.iter().map(claim).collect();
-    let envelopes = late.iter().map(|(member, _)| member.held.envelope.clone()).collect();
+    let envelopes = late.iter().map(|((member, _), _)| member.held.envelope.clone()).collect();
     let Ok(claimed) = yard.claimer.claim(claims, envelopes).await else { return };
-    for ((member, nonce), claimed) in late.into_iter().zip(claimed) {
+    for (((member, line), nonce), claimed) in late.into_iter().zip(claimed) {
         member.right = right(yard, lane, &member.held, nonce, claimed);
+        line.meanwhile.is_attempt(member.attempt());
     }
 }
 
@@ -419,9 +505,9 @@ async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdi
     let unwanted = lease.as_ref().is_some_and(Lease::is_unwanted);
     let outcome = match verdict {
         // It is not tried again, and was perhaps stopped for that.
-        Verdict::Retry { .. } | Verdict::GiveBack(_) if unwanted => {
+        Verdict::Retry { error: why, .. } | Verdict::GiveBack(why) | Verdict::Fail(why) if unwanted => {
             let mut result = run.result(yard, lane, &held.envelope, State::Cancelled);
-            result.error = Some(error(CANCELLED, "it was cancelled while it ran", false));
+            result.error = Some(error(CANCELLED, how_it_stopped(&why), false));
             Outcome::Terminal { result: Arc::new(result), guard, dead: false }
         }
         Verdict::Retry { after, error } => again(true, after, error),
@@ -445,6 +531,16 @@ async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdi
     settle(yard, Settlement { held, outcome }).await;
 }
 
+/// What became of a task that was cancelled while it ran, for people.
+fn how_it_stopped(why: &TaskError) -> String {
+    match why.code.as_str() {
+        CANCELLED if why.message.starts_with(WHILE_IT_RAN) => why.message.clone(),
+        CANCELLED => format!("{WHILE_IT_RAN}, and stopped by itself: {}", why.message),
+        codes::LEASE_LOST => format!("{WHILE_IT_RAN}, and was stopped"),
+        code => format!("{WHILE_IT_RAN}, and ended with {code}: {}", why.message),
+    }
+}
+
 struct Run {
     attempt: u32,
     started: Timestamp,
@@ -452,6 +548,13 @@ struct Run {
 }
 
 impl Run {
+    /// The task while it runs.
+    fn begun(&self, yard: &Yard, lane: &ModelLane, envelope: &Envelope) -> taskyard_shared::TaskResult {
+        let mut result = self.result(yard, lane, envelope, State::Running);
+        (result.timings.finished, result.timings.waited_ms, result.timings.ran_ms) = (None, None, None);
+        result
+    }
+
     fn result(&self, yard: &Yard, lane: &ModelLane, envelope: &Envelope, state: State) -> taskyard_shared::TaskResult {
         let mut result = envelope.result(state);
         result.model = Some(lane.full_name.clone());

@@ -1,8 +1,12 @@
 //! What a model is to the worker: something that takes a batch of inputs and answers each.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use serde_json::value::RawValue;
 use taskyard_shared::{TaskError, TaskId};
+
+use crate::meanwhile::Meanwhile;
 
 /// One task of a call.
 #[derive(Clone, Debug)]
@@ -12,6 +16,15 @@ pub struct Job {
     pub attempt: u32,
     /// The caller's bytes, as they came.
     pub input: Box<RawValue>,
+    /// For progress, partial output, and to hear that the task is to stop.
+    pub meanwhile: Meanwhile,
+}
+
+impl Job {
+    /// One that nobody listens to.
+    pub fn new(id: TaskId, attempt: u32, input: Box<RawValue>) -> Self {
+        Self { id, attempt, input, meanwhile: Meanwhile::default() }
+    }
 }
 
 /// What one task came to: its output, or why there is none.
@@ -25,6 +38,12 @@ pub trait Handler: Send + Sync {
     /// The worker drops the future at the time limit or when the tasks are cancelled: whatever was started must end
     /// with it. A panic fails the batch's tasks and nothing else.
     async fn execute(&self, batch: Vec<Job>) -> Vec<Answer>;
+
+    /// How long a call may go on after [`Meanwhile::cancelled`] has told all of its tasks to stop; then it is dropped. Tasks that are
+    /// to stop while others of their call are not have as long as those.
+    fn grace(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// Ends what the handler keeps running between calls.
     async fn close(&self) {}

@@ -42,6 +42,8 @@ const NEWEST: f64 = 0.1;
 pub(crate) struct ModelLane {
     pub spec: ModelSpec,
     pub full_name: String,
+    /// Of the model, as labels and events have it.
+    pub name: Arc<str>,
     /// Tasks at once, as far as the slots that the worker's models share allow.
     slots: u32,
     standing: Mutex<Standing>,
@@ -104,7 +106,8 @@ impl ModelLane {
         let (busy, held, finished) = (counter(), counter(), AtomicU64::default());
         let standing = Mutex::default();
         let batching = Mutex::default();
-        Self { spec, full_name, slots, standing, free_since, mean_ms, batching, busy, held, finished }
+        let name = spec.name.as_str().into();
+        Self { spec, full_name, name, slots, standing, free_since, mean_ms, batching, busy, held, finished }
     }
 
     /// A call of the handler with so many tasks took so long.

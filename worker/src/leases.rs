@@ -10,6 +10,9 @@ use taskyard_shared::store::{Renew, Renewed, Store};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+/// How often it is looked whether anything was to be cancelled: one number, however many tasks run.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
 type Table = Mutex<HashMap<u128, Entry>>;
 
 struct Entry {
@@ -63,13 +66,26 @@ impl Leases {
         }
     }
 
-    /// Renews until `done`, three times within a lease.
+    /// Renews until `done`, three times within a lease, and at once when somebody has asked to cancel something.
     pub async fn renew_until(self, store: Arc<dyn Store>, lease: Duration, done: CancellationToken) {
         let mut ticks = tokio::time::interval(lease / 3);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut cancellations = None;
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                _ = looks.tick() => {
+                    if lock(&self.table).is_empty() {
+                        continue;
+                    }
+                    // While the store is away nothing can be renewed either, and that is logged.
+                    match store.cancellations().await {
+                        Ok(count) if cancellations.replace(count) != Some(count) => {}
+                        Ok(_) | Err(_) => continue,
+                    }
+                }
                 () = done.cancelled() => return,
             }
             let leases: Vec<Renew> = lock(&self.table)

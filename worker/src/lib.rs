@@ -20,6 +20,7 @@ mod lane;
 mod leases;
 mod load_report;
 mod long;
+pub mod meanwhile;
 mod memory;
 mod metrics;
 mod orders;
@@ -30,5 +31,6 @@ mod verdict;
 
 pub use builder::{BuildError, Builder};
 pub use handler::{Answer, Handler, Job};
+pub use meanwhile::Meanwhile;
 pub use registrations::Foundry;
 pub use service::Worker;

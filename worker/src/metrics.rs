@@ -27,6 +27,7 @@ struct Inner {
     batch_size: HistogramVec,
     stale: IntCounterVec,
     void_acks: IntCounterVec,
+    partials_left_out: IntCounterVec,
     replies_missed: IntCounterVec,
     model_loads: IntCounterVec,
     model_unloads: IntCounterVec,
@@ -93,6 +94,11 @@ impl Metrics {
                 "Deliveries settled after their session was cut: they come again.",
                 &[],
             )?,
+            partials_left_out: registry.counters(
+                "partial_outputs_left_out_total",
+                "Partial outputs that no follower sees, beyond what is kept of an attempt or said when the store was away.",
+                &["model"],
+            )?,
             replies_missed: registry.counters(
                 "replies_missed_total",
                 "Results whose reply queue is gone or does not take them.",
@@ -115,6 +121,12 @@ impl Metrics {
                 SECONDS,
             )?,
         })))
+    }
+
+    pub fn partials_left_out(&self, model: &str, count: u64) {
+        if count > 0 {
+            self.0.partials_left_out.with_label_values(&[model]).inc_by(count);
+        }
     }
 
     pub fn settled(&self, settlement: &Settlement, told: &Told) {

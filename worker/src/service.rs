@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
+use taskyard_shared::events::{Events, Publisher};
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::WorkerSettings;
@@ -25,6 +26,7 @@ use crate::lane::{Lanes, ModelLane};
 use crate::leases::Leases;
 use crate::load_report::{Reporter, host_name};
 use crate::long::Long;
+use crate::meanwhile::Pump;
 use crate::metrics::Metrics;
 use crate::orders;
 use crate::registrations::{self, Foundry};
@@ -43,6 +45,7 @@ pub struct Worker {
     models: Vec<(Arc<ModelLane>, Source)>,
     foundry: Option<Arc<dyn Foundry>>,
     metrics: Metrics,
+    events: (Events, Publisher),
 }
 
 impl Worker {
@@ -61,16 +64,9 @@ impl Worker {
             "" => format!("{}-{:08x}", host_name(), fastrand::u32(..)),
             id => id.to_owned(),
         };
-        Ok(Self {
-            broker,
-            store,
-            topology,
-            settings,
-            id,
-            models: Vec::new(),
-            foundry: None,
-            metrics: Metrics::new(registry)?,
-        })
+        let events = Events::new(&topology, registry)?;
+        let metrics = Metrics::new(registry)?;
+        Ok(Self { broker, store, topology, settings, id, models: Vec::new(), foundry: None, metrics, events })
     }
 
     /// Serves one more model, for as long as it runs.
@@ -102,7 +98,8 @@ impl Worker {
     /// # Errors
     /// When a queue cannot be declared for a reason that trying again would not mend.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) -> Result<(), BrokerError> {
-        let Self { broker, store, topology, settings, id, models, foundry, metrics } = self;
+        let Self { broker, store, topology, settings, id, models, foundry, metrics, events } = self;
+        let (events, publisher) = events;
         let lanes = Lanes::new(models.iter().map(|(lane, _)| lane.clone()).collect());
         declare(&*broker, &topology, &lanes.all(), &stop).await?;
 
@@ -117,10 +114,14 @@ impl Worker {
             worker: id.clone(),
             metrics: metrics.clone(),
             closing: closing.clone(),
+            events: events.clone(),
         };
+        tokio::spawn(publisher.run(broker.clone(), closing.clone()));
         let settler = tokio::spawn(settler.run(queue));
         let renewing = CancellationToken::new();
         let renewer = tokio::spawn(leases.clone().renew_until(store.clone(), lease, renewing.clone()));
+        let pump = Pump::new(metrics.clone(), events.clone());
+        tokio::spawn(pump.clone().run(store.clone(), closing.clone()));
         let yard = Arc::new(Yard {
             worker: id.clone(),
             lease,
@@ -138,6 +139,8 @@ impl Worker {
                 closing: closing.clone(),
                 most: Duration::from_secs(settings.max_held_s),
             },
+            pump: pump.clone(),
+            events,
             alone: Alone::new(Duration::from_secs(settings.alone_s)),
         });
         let reporting = CancellationToken::new();

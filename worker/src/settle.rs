@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use taskyard_shared::broker::{self, Broker, Message, Need, Verdict, publish_surely};
 use taskyard_shared::dead::Letter;
+use taskyard_shared::events::Events;
 use taskyard_shared::load::Completion;
 use taskyard_shared::messages;
 use taskyard_shared::store::{Guard, Release, Released, Settle, Settled, Store, until_answered};
@@ -74,6 +75,7 @@ pub(crate) struct Settler {
     pub metrics: Metrics,
     /// Nothing more can be settled: what is not acked comes again.
     pub closing: CancellationToken,
+    pub events: Events,
 }
 
 impl Settler {
@@ -99,6 +101,7 @@ impl Settler {
 
     async fn settle(&self, group: Vec<Settlement>) {
         let Some(told) = self.write_states(&group).await else { return };
+        self.publish_events(&group, &told);
         let outgoing = self.outgoing(&group, &told);
         match publish_surely(&*self.broker, outgoing, &self.closing).await {
             Ok(missed) => self.metrics.missed(missed),
@@ -113,6 +116,28 @@ impl Settler {
             done.extend(settlement.held.receipt);
         }
         self.metrics.void_acks(broker::settle(done, Verdict::Ack).await);
+    }
+
+    /// What the tasks came to, for whoever listens.
+    fn publish_events(&self, group: &[Settlement], told: &[Told]) {
+        for (Settlement { held, outcome }, told) in group.iter().zip(told) {
+            let envelope = &*held.envelope;
+            let (model, traceparent) = (envelope.model(), envelope.traceparent.as_deref());
+            match (outcome, told) {
+                (Outcome::Terminal { result, .. }, Told::End(_)) => {
+                    self.events.result_of(model, result, traceparent);
+                }
+                (Outcome::Retry { attempt, error, .. }, Told::Again) => {
+                    let queued = || {
+                        let mut result = envelope.result(State::Queued);
+                        (result.attempt, result.error) = (*attempt, Some(error.clone()));
+                        result
+                    };
+                    self.events.state(model, queued, State::Queued, traceparent);
+                }
+                _ => {}
+            }
+        }
     }
 
     /// Writes every state under its fence, and answers what is to be told of each.
@@ -198,6 +223,7 @@ impl Settler {
                             self.push(&mut outgoing, messages::result(reply, result), Need::Reply);
                         }
                     }
+                    outgoing.extend(self.webhook(envelope, result));
                     // A failure that is told again may have been settled by an attempt that ended before it wrote the letter.
                     let dead = match outcome {
                         Outcome::Terminal { dead, .. } => *dead,
@@ -213,6 +239,7 @@ impl Settler {
                         Some(reply) => self.push(&mut outgoing, messages::result(reply, record), Need::Reply),
                         None => {}
                     }
+                    outgoing.extend(self.webhook(envelope, record));
                     if record.state == State::Failed {
                         outgoing.push((self.dead_letter(envelope, record), Need::Work));
                     }
@@ -262,6 +289,10 @@ impl Settler {
             Ok(message) => outgoing.push((message, need)),
             Err(failure) => warn!(%failure, "a message could not be built"),
         }
+    }
+
+    fn webhook(&self, envelope: &Envelope, result: &TaskResult) -> Option<(Message, Need)> {
+        messages::webhook(&self.topology, envelope, result).map(|message| (message, Need::Work))
     }
 
     fn dead_letter(&self, envelope: &Envelope, result: &TaskResult) -> Message {

@@ -370,6 +370,7 @@ impl Shared {
             let came_to = match settled {
                 Settled::Done { followers } | Settled::Again { followers } => {
                     outgoing.extend(followers.iter().filter_map(|reply| messages::result(reply, result).ok()));
+                    self.events.result_of(result.model.as_deref(), result, None);
                     self.metrics.finished.with_label_values(&["_unknown", State::Cancelled.as_str()]).inc();
                     (Outcome::Cancelled, Some(State::Cancelled))
                 }

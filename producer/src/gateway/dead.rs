@@ -271,7 +271,10 @@ impl Shared {
     fn again(&self, letter: &Letter, now: Timestamp) -> (Vec<Message>, Option<TaskId>) {
         match letter.content {
             Content::Internal => {
-                let queue = self.topology.retry();
+                let queue = match letter.reason.starts_with("webhook_") {
+                    true => self.topology.webhooks(),
+                    false => self.topology.retry(),
+                };
                 return (letter.members().into_iter().map(|body| Message::to_queue(&queue, body)).collect(), None);
             }
             Content::Task => {

@@ -11,6 +11,7 @@ pub(super) struct GatewayMetrics {
     pub(super) connections: IntGauge,
     pub(super) connections_refused: IntCounter,
     pub(super) waiters: IntGauge,
+    pub(super) event_streams: IntGauge,
     pub(super) turned_away: IntCounterVec,
     pub(super) unrecorded: IntCounter,
     pub(super) pushed_back: IntCounterVec,
@@ -39,6 +40,7 @@ impl GatewayMetrics {
                 "HTTP connections turned away because too many were open.",
             )?,
             waiters: registry.gauge("http_waiters", "HTTP requests that wait for a result.")?,
+            event_streams: registry.gauge("http_event_streams", "Streams of server-sent events that are open.")?,
             turned_away: registry.counters(
                 "http_requests_turned_away_total",
                 "HTTP requests whose key was missing, unreadable, unknown or expired, or has not the scope or the tenant.",

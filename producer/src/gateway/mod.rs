@@ -6,6 +6,7 @@
 //! access    who calls, and what they may
 //! pressure  what the schedulers would refuse
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
+//! events    what running tasks say, as server-sent events
 //! ask       questions to the schedulers, and their answers
 //! tasks · batches · workflows · control · retry · dead · state · health · openapi   what answers the calls
 //! records   the store, which may be away
@@ -16,6 +17,7 @@ mod ask;
 mod batches;
 mod control;
 mod dead;
+mod events;
 mod health;
 mod intake;
 mod metrics;
@@ -44,6 +46,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use taskyard_shared::Topology;
 use taskyard_shared::broker::Broker;
+use taskyard_shared::events::{Events, Publisher};
 use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::GatewaySettings;
@@ -57,6 +60,7 @@ use uuid::Uuid;
 
 use self::access::{Access, Caller};
 use self::ask::Desk;
+use self::events::Hub;
 use self::metrics::GatewayMetrics;
 use self::pressure::Pressure;
 use self::problem::{Code, Problem};
@@ -64,8 +68,9 @@ use self::records::Records;
 use self::request::{BodyRoom, Held, Parameters};
 use self::routes::Route;
 use crate::letters::DeadLetters;
-use crate::publish::Publisher;
+use crate::publish::Publisher as Tasks;
 use crate::results::Inbox;
+use crate::webhooks::Webhooks;
 
 pub use self::request::duration;
 
@@ -86,6 +91,8 @@ pub struct GatewayParts {
 
 pub struct Gateway {
     shared: Arc<Shared>,
+    publisher: Publisher,
+    webhooks: Webhooks,
 }
 
 struct Shared {
@@ -96,9 +103,11 @@ struct Shared {
     registry: Registry,
     metrics: GatewayMetrics,
     keys: Keys,
-    publisher: Publisher,
+    publisher: Tasks,
     inbox: Inbox,
     desk: Desk,
+    hub: Hub,
+    events: Events,
     letters: DeadLetters,
     pressure: Pressure,
     bodies: BodyRoom,
@@ -115,10 +124,13 @@ impl Gateway {
         let GatewayParts { broker, store, topology, settings, registry, keys } = parts;
         let owner = Uuid::new_v4();
         let queue = topology.replies(&format!("gateway-{owner}"));
+        let (events, publisher) = Events::new(&topology, &registry)?;
         let desk = Desk::new(topology.replies(&format!("control-{owner}")));
         Ok(Self {
+            publisher,
+            webhooks: Webhooks::new(broker.clone(), topology.clone(), settings.webhooks.clone(), &registry)?,
             shared: Arc::new(Shared {
-                publisher: Publisher::new(broker.clone(), &topology),
+                publisher: Tasks::new(broker.clone(), &topology),
                 letters: DeadLetters::new(broker.clone(), &topology),
                 broker,
                 pressure: Pressure::new(store.clone()),
@@ -128,6 +140,8 @@ impl Gateway {
                 keys,
                 inbox: Inbox::new(queue, settings.max_waiters),
                 desk,
+                hub: Hub::new(settings.max_streams),
+                events,
                 bodies: BodyRoom::new(BODIES_BYTES.max(settings.max_body_bytes.saturating_mul(8))),
                 topology,
                 settings,
@@ -152,9 +166,12 @@ impl Gateway {
 
     /// Serves until `shutdown`: then waits end early, running requests finish, and it returns.
     pub async fn run(self, listener: TcpListener, shutdown: CancellationToken) {
-        let shared = self.shared.clone();
+        let (shared, router) = (self.shared.clone(), self.router());
         let background = CancellationToken::new();
         let keep = background.clone().drop_guard();
+        let Self { publisher, webhooks, .. } = self;
+        let delivering = tokio::spawn(webhooks.run(shared.stopping.clone()));
+        tokio::spawn(publisher.run(shared.broker.clone(), background.clone()));
         let inbox = shared.inbox.clone();
         let receiving = tokio::spawn(inbox.run(shared.broker.clone(), background.clone()));
         let asking = tokio::spawn({
@@ -168,6 +185,10 @@ impl Gateway {
         let feeling = tokio::spawn({
             let (shared, background) = (shared.clone(), background.clone());
             async move { background.run_until_cancelled(shared.feel()).await }
+        });
+        let streaming = tokio::spawn({
+            let (shared, background) = (shared.clone(), background.clone());
+            async move { background.run_until_cancelled(shared.stream_events()).await }
         });
         let declaring = tokio::spawn({
             let (shared, background) = (shared.clone(), background.clone());
@@ -185,9 +206,9 @@ impl Gateway {
             open: shared.metrics.connections.clone(),
             refused: shared.metrics.connections_refused.clone(),
         };
-        serve::serve(listener, self.router(), limits, counts, shutdown).await;
+        serve::serve(listener, router, limits, counts, shutdown).await;
         drop(keep);
-        let _ = tokio::join!(receiving, asking, rechecking, feeling, declaring, stopping);
+        let _ = tokio::join!(receiving, asking, rechecking, feeling, streaming, delivering, declaring, stopping);
     }
 }
 

@@ -65,6 +65,7 @@ pub enum Code {
     OverCapacity,
     /// 429. As many requests wait for results as may. Nothing was accepted.
     TooManyWaiters,
+    TooManyStreams,
     /// 429. So much waits for the model that a task of this worth is not taken. Nothing was accepted.
     Overloaded,
     /// 429. As many tasks of the tenant wait as may. Nothing was accepted.
@@ -84,7 +85,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 33] = [
+    pub const ALL: [Code; 34] = [
         Code::Empty,
         Code::Utf8,
         Code::Json,
@@ -110,6 +111,7 @@ impl Code {
         Code::InvalidField,
         Code::OverCapacity,
         Code::TooManyWaiters,
+        Code::TooManyStreams,
         Code::Overloaded,
         Code::QuotaWaiting,
         Code::QuotaRate,
@@ -136,9 +138,12 @@ impl Code {
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::OverCapacity | Self::TooManyWaiters | Self::Overloaded | Self::QuotaWaiting | Self::QuotaRate => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
+            Self::OverCapacity
+            | Self::TooManyWaiters
+            | Self::TooManyStreams
+            | Self::Overloaded
+            | Self::QuotaWaiting
+            | Self::QuotaRate => StatusCode::TOO_MANY_REQUESTS,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BrokerUnavailable
             | Self::StoreUnavailable
@@ -174,6 +179,7 @@ impl Code {
             Self::InvalidField => "A field of the task cannot be taken",
             Self::OverCapacity => "Over capacity",
             Self::TooManyWaiters => "Too many requests wait for results",
+            Self::TooManyStreams => "Too many streams of events are open",
             Self::Overloaded => "Too much waits for the model",
             Self::QuotaWaiting => "Too many tasks of the tenant wait",
             Self::QuotaRate => "The tenant sends too much",
@@ -188,7 +194,7 @@ impl Code {
     /// Seconds after which trying again can help.
     fn retry_after_s(self) -> Option<u32> {
         match self {
-            Self::OverCapacity | Self::TooManyWaiters | Self::TooManyConnections => Some(1),
+            Self::OverCapacity | Self::TooManyWaiters | Self::TooManyStreams | Self::TooManyConnections => Some(1),
             Self::Overloaded | Self::QuotaWaiting | Self::QuotaRate => Some(1),
             Self::BrokerUnavailable | Self::StoreUnavailable | Self::SchedulerUnavailable => Some(2),
             _ => None,

@@ -14,13 +14,14 @@ use super::access::Access;
 use super::batches::BatchAnswer;
 use super::control::{Changed, Counts, Explanation, NewPriority, Pause, Selection, SelectionAndPriority};
 use super::dead::{Buried, DeadPage, LetterCounts, LetterSelection, WholeLetter};
+use super::events::TaskView;
 use super::health::{Alive, Ready};
 use super::problem::Code;
 use super::retry::Retried;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
 use super::workflows::WorkflowChanged;
-use super::{Shared, batches, control, dead, health, openapi, quote, retry, state, tasks, workflows};
+use super::{Shared, batches, control, dead, events, health, openapi, quote, retry, state, tasks, workflows};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -118,6 +119,11 @@ const PREFER: Parameter = Parameter {
     place: Place::Header,
     name: "Prefer",
     summary: "`wait=SECONDS` waits so long for the result; longer waits are shortened to the gateway's limit",
+};
+const LAST_EVENT: Parameter = Parameter {
+    place: Place::Header,
+    name: "Last-Event-ID",
+    summary: "The id of the last event that was seen: the stream goes on behind it",
 };
 const KEY: Parameter = Parameter {
     place: Place::Header,
@@ -311,7 +317,7 @@ pub(super) const ROUTES: &[Route] = &[
         summary: "A task as it stands, or its result",
         parameters: &[ID, query("wait", "Wait so long for the result: `30s`, `500ms`, or seconds"), PREFER],
         body: &[],
-        answers: &[json(200, "The task; `state` says whether it is finished", Content::Of(of::<TaskResult>))],
+        answers: &[json(200, "The task; `state` says whether it is finished", Content::Of(of::<TaskView>))],
         problems: &[
             Code::UnknownParameter,
             Code::InvalidParameter,
@@ -322,6 +328,37 @@ pub(super) const ROUTES: &[Route] = &[
         ],
         access: Access::READ,
         handler: |method| on(method, tasks::get),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/tasks/{id}/events",
+        operation: "followTask",
+        summary: "What a task goes through, as server-sent events, until its result",
+        parameters: &[ID, LAST_EVENT],
+        body: &[],
+        answers: &[
+            Answer {
+                status: 200,
+                summary: "Events `state`, `progress`, `partial`, `truncated`, and `result` at the end",
+                media: "text/event-stream",
+                content: Content::Text,
+            },
+            Answer {
+                status: 204,
+                summary: "`Last-Event-ID` is that of the result: there is no more",
+                media: "text/event-stream",
+                content: Content::Text,
+            },
+        ],
+        problems: &[
+            Code::UnknownParameter,
+            Code::InvalidHeader,
+            Code::NotFound,
+            Code::TooManyStreams,
+            Code::StoreUnavailable,
+        ],
+        access: Access::READ,
+        handler: |method| on(method, events::get),
     },
     Route {
         method: Verb::Post,

@@ -15,6 +15,7 @@ use taskyard_shared::{Invalid, Task, TaskId, TaskResult, Timestamp, decode_tasks
 
 use super::Shared;
 use super::access::Caller;
+use super::events::TaskView;
 use super::problem::Code;
 use super::problem::Problem;
 use super::request::{Incoming, Media, Parameters, Said, duration, media, path_id, preferred_wait};
@@ -108,7 +109,7 @@ pub(super) async fn get(
     State(gateway): State<Arc<Shared>>,
     Extension(parameters): Extension<Parameters>,
     request: Request,
-) -> Result<Json<TaskResult>, Problem> {
+) -> Result<Json<TaskView>, Problem> {
     let (mut parts, _) = request.into_parts();
     let wait = match parameters.get("wait") {
         Some(text) => {
@@ -120,7 +121,8 @@ pub(super) async fn get(
     let id: TaskId = path_id(&mut parts).await.ok_or_else(Problem::not_found)?;
     let caller = Caller::of(&parts)?;
     let Some(wait) = gateway.bounded(wait) else {
-        return gateway.seen(&caller, id).await?.map(Json).ok_or_else(Problem::not_found);
+        let task = gateway.seen(&caller, id).await?.ok_or_else(Problem::not_found)?;
+        return Ok(Json(gateway.view(task).await));
     };
     if !gateway.may_change(&caller, id).await? {
         return Err(Problem::not_found());
@@ -128,7 +130,8 @@ pub(super) async fn get(
     // In line before the store is asked, so that no result falls between.
     let waiter = gateway.waiter(id)?;
     let task = gateway.follow(id).await?.filter(|task| caller.sees(&task.tenant)).ok_or_else(Problem::not_found)?;
-    Ok(Json(gateway.await_result(waiter, task, wait).await?))
+    let task = gateway.await_result(waiter, task, wait).await?;
+    Ok(Json(gateway.view(task).await))
 }
 
 /// `GET /v1/tasks`

@@ -12,8 +12,9 @@ use taskyard_shared::broker::{
 use taskyard_shared::load::{LoadReport, ModelSpec};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
-    Accept, Accepted, Claim, Claimed, Filter, Leased, Page, Release, Released, Renew, Renewed, Settle, Settled, Store,
-    StoreError, TakeTokens, TokensTaken, WorkflowAccepted, WorkflowSeen, WorkflowWrite,
+    Accept, Accepted, Append, Appended, Claim, Claimed, Filter, Leased, Page, ReadStream, Release, Released, Renew,
+    Renewed, Settle, Settled, Store, StoreError, Stream, TakeTokens, TokensTaken, WorkflowAccepted, WorkflowSeen,
+    WorkflowWrite,
 };
 use taskyard_shared::workflow::WorkflowId;
 use taskyard_shared::{Priority, Reply, TaskId, TaskResult};
@@ -243,6 +244,9 @@ checked! {
     async fn write_workflow(&self, workflow: WorkflowWrite) -> Option<WorkflowSeen>;
     async fn workflow(&self, id: WorkflowId) -> Option<WorkflowSeen>;
     async fn cancel_workflow(&self, id: WorkflowId) -> Option<WorkflowSeen>;
+    async fn cancellations(&self) -> u64;
+    async fn append(&self, appends: Vec<Append>) -> Vec<Appended>;
+    async fn streams(&self, reads: Vec<ReadStream>) -> Vec<Stream>;
     async fn put(&self, key: &str, value: Bytes) -> ();
     async fn fetch(&self, key: &str) -> Option<Bytes>;
     async fn ping(&self) -> String;

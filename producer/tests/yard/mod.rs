@@ -17,7 +17,7 @@ use taskyard_shared::broker::{Broker, Delivery, Message, Verdict};
 use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
 use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::Registry;
-use taskyard_shared::process::settings::{Anonymous, GatewaySettings};
+use taskyard_shared::process::settings::{Anonymous, GatewaySettings, WebhookSettings};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Beside, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
 use taskyard_shared::{Carried, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks};
@@ -36,10 +36,12 @@ pub fn settings() -> GatewaySettings {
         anonymous: Anonymous::Loopback,
         max_wait_s: 60,
         max_waiters: 1000,
+        max_streams: 100,
         max_connections: 256,
         max_batch_tasks: 10_000,
         max_body_bytes: 8 << 20,
         request_timeout_ms: 5_000,
+        webhooks: WebhookSettings { max_attempts: 1, concurrency: 4, timeout_ms: 1_000, ..WebhookSettings::default() },
     }
 }
 

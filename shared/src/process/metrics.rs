@@ -15,6 +15,7 @@ pub use prometheus::{
 use prometheus::{HistogramOpts, Opts, TextEncoder};
 
 mod broker;
+mod events;
 mod process;
 
 const PREFIX: &str = "taskyard_";

@@ -104,10 +104,31 @@ pub struct GatewaySettings {
     pub anonymous: Anonymous,
     pub max_wait_s: u64,
     pub max_waiters: usize,
+    /// Streams of server-sent events that are open at once.
+    pub max_streams: usize,
     pub max_connections: usize,
     pub max_batch_tasks: usize,
     pub max_body_bytes: usize,
     pub request_timeout_ms: u64,
+    pub webhooks: WebhookSettings,
+}
+
+/// What is sent to tasks' addresses when they have ended.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// As Standard Webhooks has it; empty: nothing is sent.
+    pub secret: String,
+    /// The one before, while receivers change.
+    pub old_secret: String,
+    /// Networks beside public addresses.
+    pub allow: Vec<String>,
+    pub timeout_ms: u64,
+    pub max_attempts: u32,
+    pub retry_first_ms: u64,
+    pub retry_most_ms: u64,
+    /// Deliveries at once.
+    pub concurrency: usize,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -422,6 +443,9 @@ pub struct ProcessSettings {
     /// A child that holds more memory than this after a call is replaced; resident, its own, MiB.
     #[serde(default)]
     pub recycle_above_mb: Option<u64>,
+    /// From telling the child that its task is cancelled until it is ended.
+    #[serde(default = "default_cancel_grace_ms")]
+    pub cancel_grace_ms: u64,
     #[serde(default)]
     pub limits: ProcessLimits,
 }
@@ -469,6 +493,10 @@ pub enum Distribution {
 
 // What may hold a password is not derived: a `{:?}` in a log must not give it away.
 
+fn default_cancel_grace_ms() -> u64 {
+    1_000
+}
+
 impl fmt::Debug for BrokerSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("BrokerSettings");
@@ -479,6 +507,13 @@ impl fmt::Debug for BrokerSettings {
 impl fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("StoreSettings").field("url", &masked(&self.url)).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for WebhookSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("WebhookSettings");
+        shown.field("allow", &self.allow).field("max_attempts", &self.max_attempts).finish_non_exhaustive()
     }
 }
 

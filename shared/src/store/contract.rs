@@ -25,6 +25,7 @@ mod random;
 mod release;
 mod rest;
 mod settle;
+mod streams;
 mod tokens;
 mod workflows;
 
@@ -57,6 +58,7 @@ pub use random::*;
 pub use release::*;
 pub use rest::*;
 pub use settle::*;
+pub use streams::*;
 pub use tokens::*;
 pub use workflows::*;
 
@@ -136,6 +138,11 @@ macro_rules! store_contract {
             a_waiting_task_is_given_another_priority
             of_a_cancellation_and_a_claim_at_once_one_is_first
             a_paused_model_stays_paused
+            what_a_task_says_is_read_in_order_from_any_place
+            only_the_attempt_that_has_a_task_speaks_for_it
+            a_stream_that_is_full_says_where_it_was_cut
+            many_tasks_speak_in_one_call
+            who_looks_is_told_that_something_is_to_be_cancelled
             a_bucket_is_full_at_first_and_then_empty
             a_bucket_fills_again_at_its_rate_and_no_further
             of_many_takers_at_once_no_two_get_one_token

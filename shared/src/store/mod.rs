@@ -12,9 +12,11 @@ pub mod embedded;
 mod pack;
 mod rates;
 pub mod redis;
+pub mod stream;
 mod surely;
 
 pub use rates::{Grant, Rates, Want};
+pub use stream::{Append, Appended, Part, ReadStream, Said, Stream};
 pub use surely::until_answered;
 
 use std::collections::BTreeMap;
@@ -354,6 +356,12 @@ pub trait Store: Send + Sync {
 
     /// Asks for a workflow to be cancelled, and answers its record. An id that has none is remembered for [`MISSED_MS`].
     async fn cancel_workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError>;
+    /// Counts the tasks that were asked to be cancelled while they had not ended: when it has changed, leases are to be renewed.
+    async fn cancellations(&self) -> Result<u64, StoreError>;
+    /// Adds to the streams of tasks, see [`stream`].
+    async fn append(&self, appends: Vec<Append>) -> Result<Vec<Appended>, StoreError>;
+    /// What streams hold.
+    async fn streams(&self, reads: Vec<ReadStream>) -> Result<Vec<Stream>, StoreError>;
 
     /// A small value of the scheduler's own, such as what the estimator has learnt.
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError>;

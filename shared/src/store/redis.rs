@@ -21,10 +21,11 @@ use redis::{Cmd, Value};
 
 use self::link::{Link, array, bytes, optional_bytes, unexpected};
 use self::script::Entry;
+use super::stream::{READ_BYTES, STREAM_BYTES, STREAM_MS, STREAM_PARTS};
 use super::{
-    Accept, Accepted, Beside, Claim, Claimed, FOLLOWERS, Filter, Leased, MISSED_MS, Page, Release, Released, Renew,
-    Renewed, Retention, Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, WorkflowAccepted, WorkflowSeen,
-    WorkflowWrite, cursor, pack,
+    Accept, Accepted, Append, Appended, Beside, Claim, Claimed, FOLLOWERS, Filter, Leased, MISSED_MS, Page, Part,
+    ReadStream, Release, Released, Renew, Renewed, Retention, Said, Settle, Settled, Store, StoreError, Stream,
+    TakeTokens, TokensTaken, WorkflowAccepted, WorkflowSeen, WorkflowWrite, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
@@ -70,6 +71,10 @@ struct Keys {
     value: String,
     tokens: String,
     workflow: String,
+    /// Counts what was to be cancelled.
+    cancellations: String,
+    stream: String,
+    stream_head: String,
 }
 
 impl Keys {
@@ -101,6 +106,9 @@ impl RedisStore {
                 value: topology.key("value:"),
                 tokens: topology.key("tokens:"),
                 workflow: topology.key("workflow:"),
+                cancellations: topology.key("cancellations"),
+                stream: topology.key("stream:"),
+                stream_head: topology.key("stream-head:"),
             },
             finished_ms: retention.finished_ms.clamp(1, LONGEST_MS).to_string(),
             unfinished_ms: retention.unfinished_ms.clamp(1, LONGEST_MS).to_string(),
@@ -267,7 +275,7 @@ impl Store for RedisStore {
         let entries: Vec<_> = ids.iter().map(|id| Entry { key: self.keys.of(*id), arguments: [] }).collect();
         let missed = number(MISSED_MS);
         let arguments = [self.unfinished_ms.as_bytes(), &missed];
-        let records = script::CANCEL.batch(&self.link, &[], &arguments, &entries).await?;
+        let records = script::CANCEL.batch(&self.link, &[&self.keys.cancellations], &arguments, &entries).await?;
         records.into_iter().zip(ids).map(|(record, id)| record::task(id, record)).collect()
     }
 
@@ -440,6 +448,44 @@ impl Store for RedisStore {
         self.cancel_one(id).await
     }
 
+    async fn cancellations(&self) -> Result<u64, StoreError> {
+        let mut command = redis::cmd("GET");
+        command.arg(&self.keys.cancellations);
+        // Beside the renewals that it calls for.
+        let mut answers = self.leases.send(&script::pipeline([command])).await?;
+        let answer = answers.pop().ok_or_else(|| unexpected("no answer"))?;
+        match optional_bytes(self.leases.checked(answer)?)? {
+            Some(digits) => record::text(digits)?.parse().map_err(|_| unexpected("no number")),
+            None => Ok(0),
+        }
+    }
+
+    async fn append(&self, appends: Vec<Append>) -> Result<Vec<Appended>, StoreError> {
+        let entries = appends.iter().map(|append| Entry { key: self.keys.of(append.id), arguments: [said(append)] });
+        let entries: Vec<_> = entries.collect();
+        let (ms, bytes, parts) = (number(STREAM_MS), number(STREAM_BYTES), number(STREAM_PARTS));
+        let (stream, head) = (self.keys.stream.as_bytes(), self.keys.stream_head.as_bytes());
+        let answers = script::APPEND.batch(&self.link, &[], &[stream, head, &ms, &bytes, &parts], &entries).await?;
+        let read = |answer| match answer {
+            Value::Int(0) => Ok(Appended::Kept),
+            Value::Int(1) => Ok(Appended::Full),
+            Value::Int(2) => Ok(Appended::Stale),
+            _ => Err(unexpected("append")),
+        };
+        answers.into_iter().map(read).collect()
+    }
+
+    async fn streams(&self, reads: Vec<ReadStream>) -> Result<Vec<Stream>, StoreError> {
+        let entries = reads
+            .iter()
+            .map(|read| Entry { key: self.keys.of(read.id), arguments: [number(read.after), number(read.most)] });
+        let entries: Vec<_> = entries.collect();
+        let bytes = number(READ_BYTES);
+        let (streams, heads) = (self.keys.stream.as_bytes(), self.keys.stream_head.as_bytes());
+        let answers = script::STREAMS.batch(&self.link, &[], &[streams, heads, &bytes], &entries).await?;
+        answers.into_iter().map(read_stream).collect()
+    }
+
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {
         let mut command = redis::cmd("SET");
         command.arg(format!("{}{key}", self.keys.value)).arg(&value[..]);
@@ -474,6 +520,42 @@ impl Store for RedisStore {
         };
         Ok(format!("{product} {version}"))
     }
+}
+
+/// What `append.lua` is told of one task.
+fn said(append: &Append) -> Vec<u8> {
+    let mut out = append.attempt.to_le_bytes().to_vec();
+    out.extend_from_slice(&record::nonce(append.nonce));
+    for said in &append.said {
+        let (kind, body) = match said {
+            Said::Partial(body) => (0, body),
+            Said::Progress(body) => (1, body),
+        };
+        out.push(kind);
+        out.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+        out.extend_from_slice(body);
+    }
+    out
+}
+
+/// What `streams.lua` answers of one task.
+fn read_stream(answer: Value) -> Result<Stream, StoreError> {
+    if answer == Value::Nil {
+        return Ok(Stream::default());
+    }
+    let mut answer = array(answer)?.into_iter();
+    let mut next = || answer.next().ok_or_else(|| unexpected("streams"));
+    let attempt = count(next()?)?.try_into().map_err(|_| unexpected("an attempt"))?;
+    let last = count(next()?)?;
+    let (marked_at, progress) = (count(next()?)?, bytes(next()?)?);
+    let more = count(next()?)? == 1;
+    let mut partials = Vec::new();
+    while let Some(number) = answer.next() {
+        let body = answer.next().ok_or_else(|| unexpected("streams"))?;
+        partials.push(Part { number: count(number)?, body: Bytes::from(bytes(body)?) });
+    }
+    let progress = (marked_at > 0).then(|| Part { number: marked_at, body: Bytes::from(progress) });
+    Ok(Stream { attempt, partials, progress, more, last })
 }
 
 fn number(number: impl ToString) -> Vec<u8> {

@@ -113,7 +113,7 @@ fn work(model: Option<Arc<dyn Handler>>) -> Work {
             let Ok(Task { id, input }) = serde_json::from_slice(&body) else { return b"{}".to_vec() };
             if let Some(model) = &model {
                 // What it answers is not looked at: it only takes time.
-                let _answers = model.execute(vec![Job { id, attempt: 1, input }]).await;
+                let _answers = model.execute(vec![Job::new(id, 1, input)]).await;
             }
             let finished = Timestamp::now();
             let timings = json!({"started": started, "finished": finished, "ran_ms": finished.ms_since(started)});

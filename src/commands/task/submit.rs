@@ -11,6 +11,7 @@ use taskyard_shared::control::{ExpectedTime, Quote};
 use taskyard_shared::process::exit::Exit;
 use taskyard_shared::{Alternative, TaskResult, Timestamp};
 
+use super::follow::follow;
 use super::input::Values;
 use super::{
     WAIT_PIECE, WAITS_AT_ONCE, judge, parse_alternative, parse_duration, parse_label, print, rows, until_finished,
@@ -21,6 +22,8 @@ use crate::output::Format;
 
 /// One request holds at most so many tasks, and is closed once it is over so many bytes.
 const REQUEST_TASKS: usize = 1000;
+/// A task is followed for so long.
+const FOLLOWED_MOST: Duration = Duration::from_secs(24 * 3600);
 const REQUEST_BYTES: usize = 4 << 20;
 
 #[derive(Args, Clone, Debug)]
@@ -90,6 +93,10 @@ pub struct SubmitArgs {
     /// Wait so long for the result; without a time, 60s
     #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", value_parser = parse_duration)]
     wait: Option<Duration>,
+    /// Print what the task says while it runs: partial output on stdout as it comes, the rest on stderr. For one task; waits as
+    /// --wait does, or for a day
+    #[arg(long)]
+    follow: bool,
 }
 
 /// A task as it is sent; the API checks it.
@@ -147,6 +154,8 @@ pub(super) async fn run(client: &ClientArgs, arguments: &SubmitArgs) -> Result<E
     let nothing = || Failure::new(Exit::Usage, "there is no input: standard input or the file is empty");
     let first = bodies.next().ok_or_else(nothing)??;
     match bodies.next().transpose()? {
+        None if arguments.follow => followed(client, &api, arguments, first).await,
+        Some(_) if arguments.follow => Err(Failure::new(Exit::Usage, "--follow is for one task")),
         None => single(client, &api, arguments, first).await,
         Some(_) if arguments.id.is_some() || arguments.idempotency_key.is_some() => {
             Err(Failure::new(Exit::Usage, "--id and --idempotency-key name one task, and there are several inputs"))
@@ -156,7 +165,7 @@ pub(super) async fn run(client: &ClientArgs, arguments: &SubmitArgs) -> Result<E
 }
 
 pub(super) async fn quote(client: &ClientArgs, arguments: &SubmitArgs) -> Result<Exit, Failure> {
-    if arguments.tasks.is_some() || arguments.wait.is_some() {
+    if arguments.tasks.is_some() || arguments.wait.is_some() || arguments.follow {
         return Err(Failure::new(
             Exit::Usage,
             "a quote is for one task, given by its fields, and there is nothing to wait for",
@@ -232,6 +241,13 @@ fn body(arguments: &SubmitArgs, input: &RawValue) -> Result<Vec<u8>, Failure> {
 /// JSON as it came, on one line: line breaks in it can only be space between its parts.
 fn one_line(value: &RawValue) -> Vec<u8> {
     value.get().bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect()
+}
+
+async fn followed(client: &ClientArgs, api: &Api, arguments: &SubmitArgs, body: Vec<u8>) -> Result<Exit, Failure> {
+    let until = Instant::now() + arguments.wait.unwrap_or(FOLLOWED_MOST);
+    let answer = api.post("v1/tasks", "application/json", body, None).await?;
+    let task: TaskResult = api.decode(&answer)?;
+    follow(client, api, task.id.0, until).await
 }
 
 async fn single(client: &ClientArgs, api: &Api, arguments: &SubmitArgs, body: Vec<u8>) -> Result<Exit, Failure> {

@@ -54,7 +54,7 @@ pub async fn load_error(toml: &str, base_dir: &Path) -> String {
 }
 
 pub fn job(input: impl ToString) -> Job {
-    Job { id: TaskId::new(), attempt: 1, input: RawValue::from_string(input.to_string()).unwrap() }
+    Job::new(TaskId::new(), 1, RawValue::from_string(input.to_string()).unwrap())
 }
 
 pub fn output(answer: &Answer) -> Value {

@@ -346,5 +346,8 @@ fn read(path: &Path, most_bytes: u64) -> std::io::Result<Vec<u8>> {
 /// Values that `config show` hides whole. Passwords in URLs are hidden by [`masked`](super::super::secret::masked).
 fn is_secret(key: &Key) -> bool {
     let pattern = key.pattern();
-    pattern.ends_with("http.headers.*") || pattern.ends_with("process.environment.*")
+    pattern.ends_with("http.headers.*")
+        || pattern.ends_with("process.environment.*")
+        || pattern.ends_with("webhooks.secret")
+        || pattern.ends_with("webhooks.old_secret")
 }

@@ -8,9 +8,10 @@ use std::net::SocketAddr;
 use toml::Value;
 use url::Url;
 
+use super::super::egress::Network;
 use super::super::settings::{
     HttpSettings, KeySettings, ModelSettings, OnnxSettings, OnnxTask, ProcessSettings, SHARDS_MOST, Settings,
-    TlsSettings,
+    TlsSettings, WebhookSettings,
 };
 use super::error::{ConfigError, Origin};
 use super::is_embedded;
@@ -18,6 +19,7 @@ use super::layer::Layer;
 use super::shape::Key;
 use crate::decode::{is_name, is_tenant};
 use crate::task::limits;
+use crate::webhook::Secret;
 
 /// The least and the most that a number may be.
 #[derive(Clone, Copy, Debug)]
@@ -44,10 +46,16 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("store.listed_tasks", Bounds::Whole(1, 100_000_000)),
     ("gateway.max_wait_s", Bounds::Whole(1, 3600)),
     ("gateway.max_waiters", Bounds::Whole(1, 1_000_000)),
+    ("gateway.max_streams", Bounds::Whole(1, 100_000)),
     ("gateway.max_connections", Bounds::Whole(1, 1_000_000)),
     ("gateway.max_batch_tasks", Bounds::Whole(1, limits::BATCH_TASKS as u64)),
     ("gateway.max_body_bytes", Bounds::Whole(1024, limits::BODY_BYTES as u64)),
     ("gateway.request_timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("gateway.webhooks.timeout_ms", Bounds::Whole(1, 120_000)),
+    ("gateway.webhooks.max_attempts", Bounds::Whole(1, 100)),
+    ("gateway.webhooks.retry_first_ms", Bounds::Whole(1, 600_000)),
+    ("gateway.webhooks.retry_most_ms", Bounds::Whole(1, 600_000)),
+    ("gateway.webhooks.concurrency", Bounds::Whole(1, 1000)),
     ("scheduler.shards", Bounds::Whole(1, SHARDS_MOST as u64)),
     ("scheduler.ageing_s", Bounds::Number(0.0, 1e9)),
     ("scheduler.fair_allowance", Bounds::Number(0.0, 1e6)),
@@ -98,6 +106,9 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.data.max_rows", Bounds::Whole(1, 100_000_000)),
     ("models.*.training.max_rows", Bounds::Whole(2, 10_000_000)),
     // Below this a program cannot even be loaded.
+    ("models.*.process.cancel_grace_ms", Bounds::Whole(0, 600_000)),
+    ("models.*.process.recycle_after_tasks", Bounds::Whole(1, u64::MAX >> 1)),
+    ("models.*.process.recycle_above_mb", Bounds::Whole(1, 1 << 40)),
     ("models.*.process.limits.memory_mb", Bounds::Whole(16, 100_000_000)),
     ("models.*.process.limits.open_files", Bounds::Whole(8, 1_000_000)),
     ("models.*.process.limits.processes", Bounds::Whole(1, 1_000_000)),
@@ -210,6 +221,7 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
     let ordered = worker.retry_first_ms <= worker.retry_most_ms;
     check.that("worker.retry_first_ms", ordered.or_say("must not be more than worker.retry_most_ms"))?;
     check.that("log.level", log_level(&log.level))?;
+    check.webhooks(&settings.gateway.webhooks)?;
     for (name, model) in &settings.models {
         let key = Key(vec!["models".to_owned(), name.clone()]);
         let (base, version) =
@@ -282,6 +294,22 @@ impl Check<'_> {
         let alone = if tls.cert_file.as_os_str().is_empty() { "key_file" } else { "cert_file" };
         let problem = "needs the other: cert_file and key_file belong together";
         self.that(&format!("{section}.tls.{alone}"), both.or_say(problem))
+    }
+
+    fn webhooks(&self, webhooks: &WebhookSettings) -> Result<(), ConfigError> {
+        for (name, secret) in [("secret", &webhooks.secret), ("old_secret", &webhooks.old_secret)] {
+            let valid = if secret.is_empty() { Ok(()) } else { Secret::read(secret).map(|_| ()) };
+            self.that(&format!("gateway.webhooks.{name}"), valid)?;
+        }
+        for network in &webhooks.allow {
+            let valid = network.parse::<Network>().map(|_| ());
+            self.that("gateway.webhooks.allow", valid.map_err(|problem| format!("holds what it cannot: {problem}")))?;
+        }
+        let ordered = webhooks.retry_first_ms <= webhooks.retry_most_ms;
+        self.that(
+            "gateway.webhooks.retry_first_ms",
+            ordered.or_say("must not be more than gateway.webhooks.retry_most_ms"),
+        )
     }
 
     fn model(&self, key: &Key, model: &ModelSettings) -> Result<(), ConfigError> {

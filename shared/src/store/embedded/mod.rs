@@ -15,6 +15,7 @@ mod hash;
 mod record;
 mod records;
 mod shelf;
+mod streams;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,11 +30,12 @@ use self::flows::{Flow, Flows};
 use self::record::{Record, View};
 use self::records::{Ended, Ending, Entered, Entrant, Held, Records};
 use self::shelf::Shelf;
+use self::streams::Streams;
 use super::pack::put_task;
 use super::{
-    Accept, Accepted, Claim, Claimed, Filter, Leased, Page, RECORD_BYTES, Release, Released, Renew, Renewed, Retention,
-    Settle, Settled, Store, StoreError, TakeTokens, TokensTaken, WORKFLOW_BYTES, WorkflowAccepted, WorkflowSeen,
-    WorkflowWrite, cursor,
+    Accept, Accepted, Append, Appended, Claim, Claimed, Filter, Leased, Page, RECORD_BYTES, ReadStream, Release,
+    Released, Renew, Renewed, Retention, Settle, Settled, Store, StoreError, Stream, TakeTokens, TokensTaken,
+    WORKFLOW_BYTES, WorkflowAccepted, WorkflowSeen, WorkflowWrite, cursor,
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
@@ -64,6 +66,7 @@ pub struct EmbeddedStore {
     flows: Mutex<Flows>,
     retention: Retention,
     buckets: Mutex<Buckets>,
+    streams: Mutex<Streams>,
     journal: Option<Journal>,
     clock: Clock,
     memory_bytes: usize,
@@ -95,6 +98,7 @@ impl EmbeddedStore {
             flows: Mutex::default(),
             retention,
             buckets: Mutex::default(),
+            streams: Mutex::default(),
             journal: None,
             clock: Clock::new(),
             memory_bytes: MEMORY_BYTES,
@@ -494,6 +498,27 @@ impl Store for EmbeddedStore {
         let seen = self.workflow(id).await?;
         let bytes = seen.map_or(0, |seen| seen.record.len());
         self.change_flows(bytes, |flows, now_ms, batch| Ok(flows.cancel(id.0, now_ms, self.retention, batch))).await
+    }
+
+    async fn cancellations(&self) -> Result<u64, StoreError> {
+        Ok(self.records().cancellations())
+    }
+
+    async fn append(&self, appends: Vec<Append>) -> Result<Vec<Appended>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let mut records = self.records();
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let append = |append: &Append| {
+            let may_speak = records.may_speak(append.id, append.nonce, now_ms);
+            streams.append(append, may_speak, now_ms)
+        };
+        Ok(appends.iter().map(append).collect())
+    }
+
+    async fn streams(&self, reads: Vec<ReadStream>) -> Result<Vec<Stream>, StoreError> {
+        let now_ms = self.clock.now_ms();
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(reads.iter().map(|read| streams.read(read, now_ms)).collect())
     }
 
     async fn put(&self, key: &str, value: Bytes) -> Result<(), StoreError> {

@@ -132,6 +132,7 @@ pub(super) struct Records {
     next_seq: u64,
     bytes: usize,
     missed: Missed,
+    cancellations: u64,
 }
 
 impl Records {
@@ -147,6 +148,7 @@ impl Records {
             next_seq: 1,
             bytes: 0,
             missed: Missed::default(),
+            cancellations: 0,
         }
     }
 
@@ -347,11 +349,14 @@ impl Records {
             self.missed.remember(id, now_ms);
             return None;
         };
-        if record.open() && !record.unwanted {
+        let asked = record.open() && !record.unwanted;
+        if asked {
             record.unwanted = true;
             write(record, id, batch);
         }
-        Some(record.view(id))
+        let view = record.view(id);
+        self.cancellations += u64::from(asked);
+        Some(view)
     }
 
     pub fn reprioritize(
@@ -436,6 +441,16 @@ impl Records {
             true if record.held && record.lease_ms > now_ms => Leased::Live,
             true => Leased::Over,
         }
+    }
+
+    /// Tasks that were asked to be cancelled while they had not ended.
+    pub fn cancellations(&self) -> u64 {
+        self.cancellations
+    }
+
+    /// Whether an attempt may say something for its task.
+    pub fn may_speak(&mut self, id: TaskId, nonce: u128, now_ms: u64) -> bool {
+        self.touch(id, now_ms).is_none_or(|record| record.open() && (!record.held || record.holds(nonce)))
     }
 
     pub fn renew(&mut self, renew: &Renew, now_ms: u64) -> Renewed {

@@ -26,6 +26,7 @@ macro_rules! scripts {
 
 scripts! {
     ACCEPT = "accept.lua"
+    APPEND = "append.lua"
     CANCEL = "cancel.lua"
     CLAIM = "claim.lua"
     DISPATCHED = "dispatched.lua"
@@ -38,6 +39,7 @@ scripts! {
     REPRIORITIZE = "reprioritize.lua"
     REPORT = "report.lua"
     SETTLE = "settle.lua"
+    STREAMS = "streams.lua"
     TAKE_TOKENS = "take_tokens.lua"
     WORKFLOW = "workflow.lua"
 }

@@ -145,7 +145,7 @@ mod tests {
 
     async fn ask(handler: &DataHandler, input: Value) -> Result<Value, TaskError> {
         let input = RawValue::from_string(input.to_string()).unwrap();
-        let answers = handler.execute(vec![Job { id: TaskId::new(), attempt: 1, input }]).await;
+        let answers = handler.execute(vec![Job::new(TaskId::new(), 1, input)]).await;
         answers.into_iter().next().unwrap().map(|output| serde_json::from_str(output.get()).unwrap())
     }
 

@@ -177,7 +177,14 @@ impl HttpHandler {
             return openai::response(text(&answer)?);
         }
         let mut streamed = openai::Streamed::default();
-        let take = |bytes: &[u8]| streamed.take(bytes).map(drop);
+        let take = |bytes: &[u8]| -> Result<(), TaskError> {
+            for chunk in streamed.take(bytes)? {
+                if let Ok(part) = serde_json::value::to_raw_value(&chunk) {
+                    job.meanwhile.partial(part);
+                }
+            }
+            Ok(())
+        };
         self.exchange.stream(&url, body, jobs, take).await.map_err(|failure| failure.error)?;
         streamed.finish()
     }

@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     fn job(input: &str) -> Job {
-        Job { id: TaskId::default(), attempt: 1, input: RawValue::from_string(input.to_owned()).unwrap() }
+        Job::new(TaskId::default(), 1, RawValue::from_string(input.to_owned()).unwrap())
     }
 
     #[test]

@@ -211,7 +211,7 @@ mod tests {
     fn ask(url: &str, input: Value) -> Result<Request, TaskError> {
         let url = endpoint(Url::parse(url).unwrap());
         let input = RawValue::from_string(input.to_string()).unwrap();
-        request(&url, "llama", &Job { id: TaskId::new(), attempt: 1, input })
+        request(&url, "llama", &Job::new(TaskId::new(), 1, input))
     }
 
     #[test]

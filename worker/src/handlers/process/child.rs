@@ -51,6 +51,8 @@ pub(super) struct Command {
     inherit: Vec<String>,
     environment: BTreeMap<String, String>,
     limits: ProcessLimits,
+    /// How long a child may take to stop when it is told that a task is cancelled. Then it is ended.
+    pub cancel_grace: Duration,
     pub recycle: Recycle,
 }
 
@@ -86,6 +88,7 @@ impl Command {
             inherit: settings.inherit.clone(),
             environment: settings.environment.clone(),
             limits: settings.limits.clone(),
+            cancel_grace: Duration::from_millis(settings.cancel_grace_ms),
             recycle: Recycle::new(settings),
         })
     }

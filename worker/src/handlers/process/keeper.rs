@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use taskyard_shared::control::CANCELLED;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::{TaskError, TaskId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -20,9 +21,7 @@ use super::protocol::{self, Said};
 use crate::handler::{Answer, Job, codes, error};
 use crate::handlers::LoadError;
 use crate::handlers::answer::clean;
-
-/// How long a child may take to stop when it is told that a task is cancelled. Then it is ended.
-const CANCEL_GRACE: Duration = Duration::from_secs(1);
+use crate::meanwhile::Meanwhile;
 
 /// How long an idle child may take to end when its stdin closes.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
@@ -197,37 +196,44 @@ impl Keeper {
         if let Some(child) = &mut self.child {
             child.given = child.given.saturating_add(jobs.len() as u64);
         }
-        drop(jobs);
+        let grace = self.command.cancel_grace;
+        let lines: Vec<Meanwhile> = jobs.into_iter().map(|job| job.meanwhile).collect();
         if !self.send(request) {
             self.bury("it reads no requests").await;
             return open.all(crashed("it reads no requests"));
         }
-        let mut cancel_by: Option<Instant> = None;
+        // Nobody waits for any of them any more.
+        let mut is_over = false;
         while open.count > 0 {
+            let stop_by = open.stop_by(grace);
             let Some(child) = &mut self.child else { break };
-            let event = tokio::select! {
+            let seen = tokio::select! {
                 biased;
-                () = reply.closed(), if cancel_by.is_none() => None,
-                () = self.closing.cancelled(), if cancel_by.is_none() => None,
-                () = sleep_until(cancel_by.unwrap_or_else(Instant::now)), if cancel_by.is_some() => {
+                () = reply.closed(), if !is_over => Asked::All,
+                () = self.closing.cancelled(), if !is_over => Asked::All,
+                at = open.unwanted(&lines) => Asked::One(at),
+                () = sleep_until(stop_by.unwrap_or_else(Instant::now)), if stop_by.is_some() => {
                     self.end("it did not stop when its task was cancelled").await;
-                    return open.all(closed());
+                    return open.all(match is_over {
+                        true => closed(),
+                        false => stopped(grace),
+                    });
                 }
-                event = child.next() => Some(event),
+                event = child.next() => Asked::Nothing(event),
             };
-            match event {
-                None => {
-                    cancel_by = Some(Instant::now() + CANCEL_GRACE);
-                    if !protocol::cancel(open.ids()).is_ok_and(|lines| self.send(lines)) {
-                        cancel_by = Some(Instant::now());
-                    }
+            match seen {
+                Asked::All => {
+                    is_over = true;
+                    let ids: Vec<TaskId> = open.ids().collect();
+                    self.tell_to_stop(&mut open, ids);
                 }
-                Some(Event::Ended(how)) => {
+                Asked::One(id) => self.tell_to_stop(&mut open, vec![id]),
+                Asked::Nothing(Event::Ended(how)) => {
                     self.bury(&how).await;
                     return open.all(crashed(&how));
                 }
-                Some(Event::Line(line)) => {
-                    if let Err(error) = self.hear(line, &mut open) {
+                Asked::Nothing(Event::Line(line)) => {
+                    if let Err(error) = self.hear(line, &mut open, &lines) {
                         self.bury("it does not keep to the protocol").await;
                         return open.all(error);
                     }
@@ -235,6 +241,19 @@ impl Keeper {
             }
         }
         open.all(closed())
+    }
+
+    /// A child that does not even read it is soon ended.
+    fn tell_to_stop(&self, open: &mut Open, ids: Vec<TaskId>) {
+        let is_told = protocol::cancel(ids.iter().copied()).is_ok_and(|lines| self.send(lines));
+        let at = Instant::now();
+        ids.into_iter().for_each(|id| open.was_told(id, at));
+        if !is_told {
+            tracing::debug!(
+                task.model = self.command.model,
+                "the model's process does not read that its task is cancelled"
+            );
+        }
     }
 
     /// Replaces a child that was given enough, or has grown too large. The next one is started at once, ahead of its first call.
@@ -254,7 +273,7 @@ impl Keeper {
     }
 
     /// Takes a line of a child that works. An error means that no further line is worth waiting for.
-    fn hear(&mut self, line: Line, open: &mut Open) -> Result<(), TaskError> {
+    fn hear(&mut self, line: Line, open: &mut Open, lines: &[Meanwhile]) -> Result<(), TaskError> {
         let nonsense = match line {
             Line::Whole(bytes) => match protocol::read(&bytes) {
                 Said::Answer(id, answer) => {
@@ -265,10 +284,20 @@ impl Keeper {
                     }
                     "it answers a task that is not open".to_owned()
                 }
-                Said::Meanwhile(id) => {
-                    tracing::debug!(task.model = self.command.model, task.id = %id.0, "progress");
-                    return Ok(());
-                }
+                Said::Progress(id, progress, message) => match open.line_of(id, lines) {
+                    Some(line) => {
+                        line.progress(progress, message.as_deref());
+                        return Ok(());
+                    }
+                    None => "it reports on a task that is not open".to_owned(),
+                },
+                Said::Partial(id, part) => match open.line_of(id, lines) {
+                    Some(line) => {
+                        line.partial(part);
+                        return Ok(());
+                    }
+                    None => "it adds to a task that is not open".to_owned(),
+                },
                 Said::Nonsense(reason) => format!("{reason}: {}", clean(&bytes, 100)),
             },
             Line::TooLong(beginning) if beginning.starts_with(b"{") => {
@@ -365,19 +394,39 @@ fn crashed(how: &str) -> TaskError {
     error(codes::CRASHED, format!("the model's process ended before its answer: {how}"), true)
 }
 
+fn stopped(grace: Duration) -> TaskError {
+    let message = format!(
+        "it was cancelled while it ran; it did not stop by itself within {} ms, and its process was ended",
+        grace.as_millis()
+    );
+    error(CANCELLED, message, false)
+}
+
 pub(super) fn closed() -> TaskError {
     error(codes::UNAVAILABLE, "the model is being closed", true)
+}
+
+/// What a keeper that works sees.
+enum Asked {
+    /// Its call is of no more use.
+    All,
+    /// This task is to stop.
+    One(TaskId),
+    Nothing(Event),
 }
 
 /// The tasks of a call, and the answers so far.
 struct Open {
     tasks: Vec<(TaskId, Option<Answer>)>,
+    /// When each was told to stop.
+    told: Vec<Option<Instant>>,
     count: usize,
 }
 
 impl Open {
     fn new(jobs: &[Job]) -> Self {
-        Self { tasks: jobs.iter().map(|job| (job.id, None)).collect(), count: jobs.len() }
+        let tasks: Vec<_> = jobs.iter().map(|job| (job.id, None)).collect();
+        Self { told: vec![None; tasks.len()], count: tasks.len(), tasks }
     }
 
     /// Takes an answer; `false` when that task is not open.
@@ -388,6 +437,46 @@ impl Open {
         *place = Some(answer);
         self.count -= 1;
         true
+    }
+
+    /// Waits for the next open task that is to stop and was not told so.
+    async fn unwanted(&self, lines: &[Meanwhile]) -> TaskId {
+        let untold = self.tasks.iter().zip(&self.told).zip(lines);
+        let untold = untold.filter(|(((_, answer), told), _)| answer.is_none() && told.is_none());
+        let cancelled = untold.map(|(((id, _), _), line)| {
+            Box::pin(async move {
+                line.cancelled().await;
+                *id
+            })
+        });
+        let cancelled: Vec<_> = cancelled.collect();
+        match cancelled.is_empty() {
+            true => std::future::pending().await,
+            false => futures_util::future::select_all(cancelled).await.0,
+        }
+    }
+
+    fn was_told(&mut self, id: TaskId, at: Instant) {
+        if let Some((_, told)) = self.tasks.iter().zip(&mut self.told).find(|((open, _), _)| *open == id) {
+            *told = Some(at);
+        }
+    }
+
+    /// When the child has had its time: all open tasks were told to stop. While others run it is left alone.
+    fn stop_by(&self, grace: Duration) -> Option<Instant> {
+        let mut last = None;
+        for ((_, answer), told) in self.tasks.iter().zip(&self.told) {
+            if answer.is_none() {
+                last = last.max(Some((*told)?));
+            }
+        }
+        last.map(|last| last + grace)
+    }
+
+    /// The line of a task that is open.
+    fn line_of<'a>(&self, id: TaskId, lines: &'a [Meanwhile]) -> Option<&'a Meanwhile> {
+        let at = self.tasks.iter().position(|(open, answer)| *open == id && answer.is_none())?;
+        lines.get(at)
     }
 
     fn ids(&self) -> impl Iterator<Item = TaskId> {

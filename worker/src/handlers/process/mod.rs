@@ -7,8 +7,9 @@
 //! environment of its own (`PATH`, `HOME`, `LANG` and what the settings say), is held to the limits of the settings, leads a process group, and inherits no
 //! file but its three pipes. It should end when its stdin does: that is all it learns of a worker that was killed.
 //!
-//! A task that is cancelled or out of time is told to the child as `{"cancel": "id"}`. If it has not answered by then,
-//! the group gets SIGTERM after one second and SIGKILL after another, and a new child takes its place. A process that
+//! A task that is cancelled or out of time is told to the child as `{"cancel": "id"}`. If it has not answered within the grace time of
+//! the settings, the group gets SIGTERM, and SIGKILL a second later, and a new child takes its place; but not while the child works
+//! on other tasks of the same call, which are nobody's to lose. A process that
 //! leaves the group escapes this, though not its limits: starting the program through one that keeps it in, such as `bwrap`, sees to
 //! that.
 
@@ -22,6 +23,7 @@ mod recycle;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use taskyard_shared::process::settings::ProcessSettings;
@@ -37,6 +39,9 @@ use crate::handlers::LoadError;
 /// Each is a process; more of them than this are a mistake.
 const MOST_SLOTS: usize = 256;
 
+/// A child that is killed has ended within this time.
+const ENDING: Duration = Duration::from_secs(4);
+
 /// A model's program, and those who keep its children.
 pub struct ProcessHandler {
     slots: Arc<Semaphore>,
@@ -45,6 +50,7 @@ pub struct ProcessHandler {
     keepers: TaskTracker,
     closing: CancellationToken,
     protocol_errors: Arc<AtomicU64>,
+    grace: Duration,
 }
 
 impl ProcessHandler {
@@ -64,6 +70,7 @@ impl ProcessHandler {
             LoadError::process(name, format!("slots must be at most {MOST_SLOTS}: each is a process"))
         })?;
         let closing = CancellationToken::new();
+        let grace = command.cancel_grace + ENDING;
         let protocol_errors = Arc::default();
         let keeper = || Keeper::new(Arc::clone(&command), max_batch > 1, closing.clone(), Arc::clone(&protocol_errors));
         let mut first = keeper();
@@ -75,7 +82,7 @@ impl ProcessHandler {
             idle.push(own.clone());
             keepers.spawn(keeper.run(own, calls, idle.clone()));
         }
-        Ok(Self { slots: Arc::new(Semaphore::new(slots)), idle, keepers, closing, protocol_errors })
+        Ok(Self { slots: Arc::new(Semaphore::new(slots)), idle, keepers, closing, protocol_errors, grace })
     }
 
     /// Lines that children wrote and that were no answers.
@@ -103,6 +110,10 @@ impl Handler for ProcessHandler {
             return unavailable();
         }
         answers.await.unwrap_or_else(|_| unavailable())
+    }
+
+    fn grace(&self) -> Duration {
+        self.grace
     }
 
     /// Ends the children: idle ones by closing their stdin, those that work by cancelling their tasks.

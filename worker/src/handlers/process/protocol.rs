@@ -4,7 +4,7 @@
 //! `{"id", "output"}` or `{"id", "error": {"code", "message", "retryable"}}` once for each task, and before that any
 //! number of `{"id", "progress", …}` and `{"id", "partial": …}`.
 
-use serde::de::{Deserializer, IgnoredAny};
+use serde::de::Deserializer;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use taskyard_shared::{TaskError, TaskId};
@@ -19,8 +19,9 @@ const CODE_BYTES: usize = 64;
 #[derive(Debug)]
 pub(super) enum Said {
     Answer(TaskId, Answer),
-    /// Progress or partial output.
-    Meanwhile(TaskId),
+    /// How far the task is, and perhaps what it does.
+    Progress(TaskId, f64, Option<String>),
+    Partial(TaskId, Box<RawValue>),
     /// Something else; the reason is for the log.
     Nonsense(String),
 }
@@ -78,10 +79,13 @@ struct Response<'a> {
     output: Option<&'a RawValue>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
-    #[serde(default, deserialize_with = "anything")]
-    progress: bool,
-    #[serde(default, deserialize_with = "anything")]
-    partial: bool,
+    #[serde(borrow, default, deserialize_with = "present")]
+    progress: Option<&'a RawValue>,
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
+    /// `null` is a part too.
+    #[serde(borrow, default, deserialize_with = "present")]
+    partial: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -95,10 +99,6 @@ struct Failure {
 
 fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
     <&RawValue>::deserialize(deserializer).map(Some)
-}
-
-fn anything<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
-    IgnoredAny::deserialize(deserializer).map(|_| true)
 }
 
 /// Reads a line from the child.
@@ -120,7 +120,17 @@ pub(super) fn read(line: &[u8]) -> Said {
             let message = "the model's process answered with both an output and an error";
             Said::Answer(id, Err(error(codes::BAD_ANSWER, message, true)))
         }
-        Response { id, output: None, error: None, progress, partial } if progress || partial => Said::Meanwhile(id),
+        Response { id, partial: Some(part), .. } => match output(part.get()) {
+            Ok(part) => Said::Partial(id, part),
+            Err(error) => Said::Nonsense(error.message),
+        },
+        Response { id, progress: Some(progress), message, .. } => match serde_json::from_str(progress.get()) {
+            Ok(progress) => {
+                let message = message.and_then(|message| serde_json::from_str::<String>(message.get()).ok());
+                Said::Progress(id, progress, message.map(|message| clean(message.as_bytes(), MESSAGE_BYTES)))
+            }
+            Err(_) => Said::Nonsense("its progress is no number".to_owned()),
+        },
         Response { .. } => Said::Nonsense("it has none of output, error, progress and partial".to_owned()),
     }
 }
@@ -148,7 +158,7 @@ mod tests {
     use super::*;
 
     fn job(input: &str) -> Job {
-        Job { id: TaskId::default(), attempt: 2, input: RawValue::from_string(input.to_owned()).unwrap() }
+        Job::new(TaskId::default(), 2, RawValue::from_string(input.to_owned()).unwrap())
     }
 
     #[test]
@@ -196,9 +206,18 @@ mod tests {
         ] {
             assert_eq!(error(rest).code, codes::BAD_ANSWER, "{rest}");
         }
-        for rest in [r#", "progress": 0.4, "message": "half""#, r#", "partial": null"#] {
-            assert!(matches!(said(rest), Said::Meanwhile(found) if found == id), "{rest}");
+        match said(r#", "progress": 0.4, "message": "ha\nlf""#) {
+            Said::Progress(found, progress, message) => {
+                assert_eq!((found, progress, message.as_deref()), (id, 0.4, Some("ha lf")));
+            }
+            other => panic!("{other:?}"),
         }
+        assert!(matches!(said(r#", "progress": 1, "message": null"#), Said::Progress(_, 1.0, None)));
+        for text in ["null", "{\"token\": [1]}", "1.50"] {
+            let Said::Partial(found, part) = said(&format!(", \"partial\": {text}")) else { panic!("{text}") };
+            assert_eq!((found, part.get()), (id, text));
+        }
+        assert!(matches!(said(r#", "progress": "half""#), Said::Nonsense(_)));
         let deep = format!(", \"output\": {}{}", "[".repeat(100_000), "]".repeat(100_000));
         assert!(!error(&deep).retryable);
     }

@@ -353,7 +353,7 @@ impl Handler for TrainingHandler {
 }
 
 fn report(job: &Job, part: f64, message: String) {
-    tracing::debug!(task.id = %job.id.0, part, message, "training");
+    job.meanwhile.progress(part, Some(&message));
 }
 
 /// What a checkpoint must have been made of to be gone on from.
