@@ -57,7 +57,8 @@ async fn a_capability_goes_to_the_cheapest_that_is_good_enough_and_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alternative_has_a_task_that_would_wait_or_has_waited_too_long() {
-    let mut yard = Yard::new(|_| {}).await;
+    // On a machine that is slow for a moment more would be sent ahead, and wait where no choice is left.
+    let mut yard = Yard::new(|settings| settings.scheduler.ready_extra_most = 2).await;
     let gate = Arc::new(Semaphore::new(0));
     let held = Arc::new(Obedient { gate: Some(gate.clone()), ..Obedient::default() });
     let other = Arc::new(Obedient::default());

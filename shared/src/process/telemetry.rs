@@ -71,6 +71,8 @@ where
 
 /// The AMQP client's name in the log.
 const CLIENT: &str = "lapin";
+/// Where it logs messages that came back.
+const RETURNED: &str = "lapin::returned_messages";
 
 /// Reads `info` or `info,lapin=warn`. A word alone must be a level: `tracing` takes it for the name of a module.
 pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
@@ -83,7 +85,12 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
     }
     let parse = |level: &str| EnvFilter::builder().parse(level).map_err(|error| error.to_string());
     // The AMQP client logs what our adapter tells anyway, and the bodies of messages beside it: only who asks gets it.
-    if level.contains(CLIENT) { parse(level) } else { parse(&format!("{level},{CLIENT}=off")) }
+    match level {
+        asked if asked.contains(RETURNED) => parse(asked),
+        // Events that nobody listens to come back all the time, each with all that it holds.
+        asked if asked.contains(CLIENT) => parse(&format!("{asked},{RETURNED}=off")),
+        plain => parse(&format!("{plain},{CLIENT}=off")),
+    }
 }
 
 /// The fields of an event or a span, in the order they were given.

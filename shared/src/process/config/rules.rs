@@ -107,8 +107,6 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.training.max_rows", Bounds::Whole(2, 10_000_000)),
     // Below this a program cannot even be loaded.
     ("models.*.process.cancel_grace_ms", Bounds::Whole(0, 600_000)),
-    ("models.*.process.recycle_after_tasks", Bounds::Whole(1, u64::MAX >> 1)),
-    ("models.*.process.recycle_above_mb", Bounds::Whole(1, 1 << 40)),
     ("models.*.process.limits.memory_mb", Bounds::Whole(16, 100_000_000)),
     ("models.*.process.limits.open_files", Bounds::Whole(8, 1_000_000)),
     ("models.*.process.limits.processes", Bounds::Whole(1, 1_000_000)),
