@@ -362,7 +362,7 @@ fn a_model_that_makes_no_sense_is_refused_with_the_reason() {
         ),
         (
             model("http", "", "url = 'http://h'\nprotocol = 'soap'"),
-            "taskyard.toml:6: models.m.http.protocol must be one of json, open-inference, not \"soap\"",
+            "taskyard.toml:6: models.m.http.protocol must be one of json, open-inference, openai, not \"soap\"",
         ),
         (
             model("onnx", "", "task = 'file-type'\nfile = 'm'"),
