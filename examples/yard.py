@@ -140,6 +140,7 @@ class Own:
             self.child = subprocess.Popen([binary, "dev", "--config", str(self.config)], env=environment,
                                           stdout=subprocess.PIPE, stderr=self.log, text=True)
         except OSError as failure:
+            os.unlink(self.log.name)
             raise Unmet(f"{binary}: {failure.strerror}") from failure
         api = self._address()
         # Nobody reads what it says from now on, and it must not wait for that.
@@ -158,6 +159,7 @@ class Own:
             giving_up.cancel()
         self.child.wait()
         self.log.seek(0)
+        os.unlink(self.log.name)
         raise Unmet(f"the yard did not start:\n{self.log.read()[-2000:]}")
 
     def __exit__(self, kind, value, trace):
