@@ -136,7 +136,7 @@ impl Core {
                     let message = format!("the model {base} is served in version {}, not {version}", spec.version);
                     return Err(("unknown_model", message));
                 }
-                None => return Err(("unknown_model", format!("no worker has announced a model {base}"))),
+                None => return Err(self.without_this_version(base, version)),
             },
             Some(_) => name.to_owned(),
             None => match deployed.route(name, task) {
@@ -163,6 +163,17 @@ impl Core {
                 ("unknown_model", format!("name a version of {name}, or roll one out: there are {named}"))
             }
         }
+    }
+
+    fn without_this_version(&self, name: &str, version: &str) -> NoModel {
+        let mut versions: Vec<&str> =
+            self.models.keys().map(String::as_str).filter(|model| base(model) == name).collect();
+        versions.sort_unstable();
+        let message = match versions.is_empty() {
+            true => format!("no worker has announced a model {name}"),
+            false => format!("the model {name} is not served in version {version}: there are {}", versions.join(", ")),
+        };
+        ("unknown_model", message)
     }
 
     /// As [`Self::named`], for a task that is to run on it.

@@ -72,7 +72,7 @@ where
 /// The AMQP client's name in the log.
 const CLIENT: &str = "lapin";
 /// Where it logs messages that came back.
-const RETURNED: &str = "lapin::returned_messages";
+const RETURNED: &str = "returned_messages";
 
 /// Reads `info` or `info,lapin=warn`. A word alone must be a level: `tracing` takes it for the name of a module.
 pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
@@ -88,7 +88,7 @@ pub(super) fn filter(level: &str) -> Result<EnvFilter, String> {
     match level {
         asked if asked.contains(RETURNED) => parse(asked),
         // Events that nobody listens to come back all the time, each with all that it holds.
-        asked if asked.contains(CLIENT) => parse(&format!("{asked},{RETURNED}=off")),
+        asked if asked.contains(CLIENT) => parse(&format!("{asked},{CLIENT}::{RETURNED}=off")),
         plain => parse(&format!("{plain},{CLIENT}=off")),
     }
 }

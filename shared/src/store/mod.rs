@@ -25,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::deployment::base;
 use crate::envelope::Reply;
 use crate::lifecycle::State;
 use crate::load::{LoadReport, ModelSpec};
@@ -242,10 +243,15 @@ pub struct Filter {
 impl Filter {
     pub fn matches(&self, task: &TaskResult) -> bool {
         self.state.is_none_or(|state| state == task.state)
-            && self.model.as_ref().is_none_or(|model| task.model.as_ref() == Some(model))
+            && self.model.as_ref().is_none_or(|model| task.model.as_ref().is_some_and(|of| is_of(of, model)))
             && self.tenant.as_ref().is_none_or(|tenant| *tenant == task.tenant)
             && self.metadata.iter().all(|(key, value)| task.metadata.get(key) == Some(value))
     }
+}
+
+/// A model without a version stands for all of them: a record has the one that ran once that is known.
+fn is_of(of: &str, model: &str) -> bool {
+    of == model || !model.contains('@') && base(of) == model
 }
 
 /// Newest first.

@@ -297,7 +297,11 @@ impl Machine {
                 state: node.state,
                 task: (!planned.is_fanned_out()).then(|| id.task(&planned.name, None)),
                 attempt: node.attempt,
-                timings: node.timings.clone(),
+                // Some of a step's tasks may have ended, and the step not.
+                timings: node.timings.clone().map(|timings| StepTimings {
+                    finished: timings.finished.filter(|_| node.state.is_terminal()),
+                    ..timings
+                }),
                 error: node.error.clone(),
                 items: node.parts.as_ref().map(|parts| parts.counts),
             }

@@ -38,10 +38,9 @@ impl Foundry for RecipeBook {
     fn found(&self, name: &str, registration: &Registration) -> Option<(ModelSpec, Arc<dyn Builder>)> {
         let mut settings = self.models.get(&registration.like)?.clone();
         let Variant { capabilities, quality, expected_ms, .. } = &registration.variant;
-        if let Some(capabilities) = capabilities {
-            settings.capabilities.clone_from(capabilities);
-        }
-        settings.quality = quality.or(settings.quality);
+        // Made of other files, what it can do, and how well, is another matter.
+        settings.capabilities = capabilities.clone().unwrap_or_default();
+        settings.quality = *quality;
         settings.expected_ms = expected_ms.or(settings.expected_ms);
         // A version in its name counts; without one it is the first of its own.
         settings.version = name.split_once('@').map_or("1", |(_, version)| version).to_owned();
