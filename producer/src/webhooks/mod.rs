@@ -5,18 +5,18 @@
 //! beyond goes to the second queue as well. What is given up is a dead letter.
 
 mod metrics;
-mod resolve;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use reqwest::{Client, StatusCode, Url, redirect};
+use reqwest::{Client, StatusCode, Url};
 use taskyard_shared::broker::{
     Acker, Broker, BrokerError, Delivery, Message, Need, QueueSpec, Tag, Verdict, publish_surely,
 };
 use taskyard_shared::dead::Letter;
 use taskyard_shared::process::egress::{Network, Reach};
+use taskyard_shared::process::http_client;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::WebhookSettings;
 use taskyard_shared::retry::Backoff;
@@ -28,7 +28,6 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use self::metrics::WebhookMetrics;
-use self::resolve::Within;
 
 /// Deliveries in memory that wait for their time.
 const WAITING: u16 = 1000;
@@ -278,7 +277,7 @@ impl Webhooks {
                 let note = if status.is_redirection() { ", and redirects are not followed" } else { "" };
                 Came::Failed { detail: format!("it answered {status}{note}"), after: after.map(Duration::from_secs) }
             }
-            Err(error) => Came::Failed { detail: causes(error), after: None },
+            Err(error) => Came::Failed { detail: http_client::causes(error), after: None },
         }
     }
 
@@ -341,30 +340,6 @@ fn address(url: &str) -> String {
 }
 
 fn client(reach: Reach, settings: &WebhookSettings) -> reqwest::Result<Client> {
-    // The client panics without a provider; an error means that there is one.
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
     let limit = Duration::from_millis(settings.timeout_ms);
-    Client::builder()
-        .user_agent(concat!("taskyard/", env!("CARGO_PKG_VERSION")))
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .dns_resolver(Arc::new(Within(reach)))
-        .referer(false)
-        .connect_timeout(limit)
-        .timeout(limit)
-        .build()
-}
-
-/// An error and what caused it, without the address: that may hold a password.
-fn causes(failure: reqwest::Error) -> String {
-    let failure = failure.without_url();
-    let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(&failure);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
+    http_client::builder(reach).connect_timeout(limit).timeout(limit).build()
 }

@@ -5,6 +5,7 @@ pub mod config;
 pub mod connect;
 pub mod egress;
 pub mod exit;
+pub mod http_client;
 pub mod keys;
 pub mod listen;
 pub mod metrics;

@@ -1,6 +1,5 @@
 //! One request and its response: bounded in bytes, and every way to fail turned into a task's error.
 
-use std::error::Error;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use bytes::Bytes;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url};
 use taskyard_shared::TaskError;
+use taskyard_shared::process::http_client;
 use tokio::time::timeout;
 
 use super::gate::{self, Gate};
@@ -94,7 +94,7 @@ impl Exchange {
                     return Err(broken(failure));
                 }
             };
-            let is_busy = matches!(response.status().as_u16(), 429 | 502..=504);
+            let is_busy = !response.status().is_success() && meaning(response.status()).0 == codes::UNAVAILABLE;
             let again_after = retry_after_s(response.headers()).map(Duration::from_secs).filter(|_| is_busy);
             match is_busy {
                 true => self.gate.failed(again_after, fastrand::f64()),
@@ -137,16 +137,9 @@ fn broken(failure: reqwest::Error) -> Failure {
     }
 }
 
-/// An error and what caused it, without the address: that may hold a password.
+/// An error and what caused it, as one line of text.
 pub(super) fn causes(failure: reqwest::Error) -> String {
-    let failure = failure.without_url();
-    let mut text = failure.to_string();
-    let mut cause = failure.source();
-    while let Some(inner) = cause {
-        let _ = write!(text, ": {inner}");
-        cause = inner.source();
-    }
-    clean(text.as_bytes(), TOLD_BYTES)
+    clean(http_client::causes(failure).as_bytes(), TOLD_BYTES)
 }
 
 async fn refused(response: Response) -> Failure {

@@ -21,24 +21,22 @@ mod exchange;
 mod gate;
 mod open_inference;
 mod openai;
-mod resolve;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Url, redirect};
+use reqwest::{Client, Url};
 use serde_json::value::RawValue;
 use taskyard_shared::TaskError;
 use taskyard_shared::deployment::base;
 use taskyard_shared::process::egress::Reach;
+use taskyard_shared::process::http_client;
 use taskyard_shared::process::settings::{HttpProtocol, HttpSettings};
 
 use self::exchange::{Exchange, Failure};
 use self::gate::Gate;
-use self::resolve::Within;
 use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::handlers::LoadError;
 use crate::handlers::answer::{bad_input, clean, output};
@@ -122,18 +120,8 @@ impl HttpHandler {
 }
 
 fn client(url: &Url, headers: HeaderMap, settings: &HttpSettings, slots: u32) -> reqwest::Result<Client> {
-    // The client panics without a provider, even when it will never speak TLS. The binary installs one first of all;
-    // this is for those who use this crate by itself. An error means that somebody was faster, which is as good.
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
-    let mut builder = Client::builder()
-        .user_agent(concat!("taskyard/", env!("CARGO_PKG_VERSION")))
+    let mut builder = http_client::builder(Reach::Named)
         .default_headers(headers)
-        .redirect(redirect::Policy::none())
-        .no_proxy()
-        .dns_resolver(Arc::new(Within(Reach::Named)))
-        .referer(false)
         .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
         .pool_max_idle_per_host(usize::try_from(slots).unwrap_or(usize::MAX));
     if url.scheme() == "http" {
