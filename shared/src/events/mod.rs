@@ -88,7 +88,7 @@ struct Metrics {
 struct Outgoing {
     topic: Topic,
     model: Arc<str>,
-    body: Vec<u8>,
+    body: Bytes,
 }
 
 /// Takes events to the broker.
@@ -217,7 +217,8 @@ impl Events {
     }
 
     fn put(&self, topic: Topic, model: &str, body: Vec<u8>) {
-        if body.is_empty() || self.0.waiting.try_send(Outgoing { topic, model: model.into(), body }).is_err() {
+        let outgoing = Outgoing { topic, model: model.into(), body: body.into() };
+        if outgoing.body.is_empty() || self.0.waiting.try_send(outgoing).is_err() {
             self.left_out("full", 1);
         }
     }
@@ -230,7 +231,7 @@ impl Events {
         let key = format!("task.{}.{}", outgoing.topic.name(), outgoing.model);
         Message {
             to: Destination::Exchange { name: self.0.exchange.clone(), key },
-            body: Bytes::copy_from_slice(&outgoing.body),
+            body: outgoing.body.clone(),
             properties: Properties { content_type: Some(MEDIA_TYPE.into()), ..Properties::default() },
             persistent: false,
             mandatory: true,
