@@ -11,6 +11,7 @@ mod attempt;
 mod batching;
 mod builder;
 mod claims;
+mod follow;
 pub mod handler;
 pub mod handlers;
 mod held;

@@ -9,9 +9,9 @@ use taskyard_shared::load::ModelSpec;
 use taskyard_shared::store::Store;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
 use crate::builder::Builder;
+use crate::follow::Followed;
 
 /// Makes the models that are registered while the worker runs.
 pub trait Foundry: Send + Sync {
@@ -21,38 +21,9 @@ pub trait Foundry: Send + Sync {
 
 pub(crate) type Registered = BTreeMap<String, Registration>;
 
-/// Starts reading, until `done`. What was read stands while the store is away.
+/// Starts reading, until `done`. What was read stands while the store is away, and when it was emptied: the scheduler writes
+/// it again.
 pub(crate) fn follow(store: Arc<dyn Store>, every: Duration, done: CancellationToken) -> watch::Receiver<Registered> {
-    let (told, registered) = watch::channel(Registered::new());
-    tokio::spawn(async move {
-        let mut ticks = tokio::time::interval(every);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut failing = false;
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = done.cancelled() => return,
-                () = told.closed() => return,
-            }
-            let read = match store.fetch(Deployed::KEY).await {
-                Ok(Some(bytes)) => Deployed::read(&bytes).map(Some).map_err(|bad| bad.to_string()),
-                // A store that was emptied is written again by the scheduler, which knows them.
-                Ok(None) => Ok(None),
-                Err(failure) => Err(failure.to_string()),
-            };
-            if let Err(failure) = &read
-                && !failing
-            {
-                warn!(%failure, "what is registered cannot be read: what is known of it stays");
-            }
-            failing = read.is_err();
-            let Ok(Some(Deployed { registered, .. })) = read else { continue };
-            told.send_if_modified(|known| {
-                let is_news = *known != registered;
-                *known = registered;
-                is_news
-            });
-        }
-    });
-    registered
+    let followed = Followed { store, key: Deployed::KEY.to_owned(), every, what: "what is registered" };
+    followed.start(Registered::new(), done, Deployed::read, |_, deployed| Some(deployed?.registered))
 }
