@@ -1,7 +1,6 @@
 //! Models that deployments registered: the settings of a model that stands in the configuration, on files out of the artifacts.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -68,16 +67,16 @@ struct RegisteredRecipe {
 
 impl RegisteredRecipe {
     /// Writes its files into a folder of their own.
-    async fn fetch(&self) -> Result<PathBuf, BuildError> {
+    async fn fetch(&self) -> Result<TempDir, BuildError> {
         let nowhere = || LoadError::settings(&self.name, "it was registered, and artifacts.url is empty");
         let artifacts = self.cache.artifacts().ok_or_else(nowhere)?;
         let folder =
             self.folder.get_or_try_init(async || tempfile::Builder::new().prefix("taskyard-").tempdir()).await?;
         // Its name may be another's later, with other files. Two loads never write into the same folder.
-        let folder = tempfile::Builder::new().prefix("model-").tempdir_in(folder.path())?.keep();
+        let folder = tempfile::Builder::new().prefix("model-").tempdir_in(folder.path())?;
         for (name, reference) in &self.variant.files {
             let content = artifacts.get(reference.to, ARTIFACT_BYTES).await?;
-            tokio::fs::write(folder.join(name), content).await?;
+            tokio::fs::write(folder.path().join(name), content).await?;
         }
         Ok(folder)
     }
@@ -106,18 +105,10 @@ impl RegisteredRecipe {
 #[async_trait]
 impl Builder for RegisteredRecipe {
     async fn build(&self) -> Result<Arc<dyn Handler>, BuildError> {
+        // Gone when it is built: all that is needed of it is in memory then.
         let folder = self.fetch().await?;
-        let built = match self.on_files(&folder) {
-            // Files that the variant does not name are those of the configuration: absolute ones stay as they are.
-            Ok(settings) => build(&self.name, &settings, &self.base_dir, &self.cache).await,
-            Err(failure) => Err(failure),
-        };
-        // All that is needed of them is in memory.
-        if let Err(failure) = tokio::fs::remove_dir_all(&folder).await
-            && failure.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%failure, folder = %folder.display(), "a model's files are left behind");
-        }
-        Ok(built?)
+        // Files that the variant does not name are those of the configuration: absolute ones stay as they are.
+        let settings = self.on_files(folder.path())?;
+        Ok(build(&self.name, &settings, &self.base_dir, &self.cache).await?)
     }
 }
