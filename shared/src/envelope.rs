@@ -44,6 +44,59 @@ pub struct Carried {
     pub tracestate: Option<String>,
 }
 
+/// What a body says, or else the message that carried it.
+impl Carried {
+    pub(crate) fn tenant(&self, said: Option<String>) -> Result<String, Invalid> {
+        match (said, &self.app_id) {
+            (Some(tenant), _) => Ok(tenant),
+            (None, Some(app_id)) if is_tenant(app_id) => Ok(app_id.clone()),
+            (None, Some(_)) => {
+                Err(Invalid::field("app_id", "must be 1 to 128 bytes without control characters: it is the tenant"))
+            }
+            (None, None) => Ok("default".to_owned()),
+        }
+    }
+
+    /// The message's id, which is that of a `what`.
+    pub(crate) fn id(&self, what: &str) -> Result<Option<Uuid>, Invalid> {
+        let bad = |_| Invalid::field("message_id", format!("must be a UUID: it is the {what}'s id"));
+        self.message_id.as_ref().map(|id| id.parse().map_err(bad)).transpose()
+    }
+
+    pub(crate) fn priority(&self, said: Option<Priority>) -> Result<Priority, Invalid> {
+        match (said, self.priority) {
+            (Some(priority), _) => Ok(priority),
+            (None, Some(property)) => {
+                Priority::try_from(property).map_err(|message| Invalid::field("priority", message))
+            }
+            (None, None) => Ok(Priority::default()),
+        }
+    }
+
+    pub(crate) fn deadline(
+        &self,
+        said: Option<Timestamp>,
+        said_ms: Option<u64>,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, Invalid> {
+        match (said, said_ms, &self.expiration) {
+            (Some(deadline), ..) => Ok(Some(deadline)),
+            (None, Some(ms), _) => Ok(Some(now.plus_ms(ms))),
+            (None, None, Some(text)) => {
+                let ms: u64 =
+                    text.parse().map_err(|_| Invalid::field("expiration", "must be a number of milliseconds"))?;
+                Ok(Some(now.plus_ms(ms.min(limits::DURATION_MS))))
+            }
+            (None, None, None) => Ok(None),
+        }
+    }
+}
+
+/// The id that a tenant's idempotency key stands for.
+pub(crate) fn keyed(space: &Uuid, tenant: &str, key: &str) -> Uuid {
+    Uuid::new_v5(space, format!("{}:{tenant}:{key}", tenant.len()).as_bytes())
+}
+
 /// A task as the roles hand it to each other on the queues `retry`, `round.<shard>` and `ready.<model>`.
 #[derive(Clone, Debug, JsonSchema)]
 pub struct Envelope {
@@ -120,38 +173,17 @@ impl Envelope {
     /// # Errors
     /// When a property that is needed cannot be read; the field it stands for is named.
     pub fn new(task: Task, carried: &Carried, now: Timestamp) -> Result<Self, Invalid> {
-        let tenant = match (task.tenant, &carried.app_id) {
-            (Some(tenant), _) => tenant,
-            (None, Some(app_id)) => checked_tenant(app_id)?,
-            (None, None) => "default".to_owned(),
+        let tenant = carried.tenant(task.tenant)?;
+        let id = match (task.id, &task.idempotency_key) {
+            (Some(id), _) => id,
+            (None, key) => match (carried.id("task")?, key) {
+                (Some(id), _) => TaskId(id),
+                (None, Some(key)) => TaskId(keyed(&KEYED_IDS, &tenant, key)),
+                (None, None) => TaskId::new(),
+            },
         };
-        let id = match (task.id, &carried.message_id, &task.idempotency_key) {
-            (Some(id), ..) => id,
-            (None, Some(message_id), _) => TaskId(
-                message_id.parse().map_err(|_| Invalid::field("message_id", "must be a UUID: it is the task's id"))?,
-            ),
-            (None, None, Some(key)) => {
-                TaskId(Uuid::new_v5(&KEYED_IDS, format!("{}:{tenant}:{key}", tenant.len()).as_bytes()))
-            }
-            (None, None, None) => TaskId::new(),
-        };
-        let priority = match (task.priority, carried.priority) {
-            (Some(priority), _) => priority,
-            (None, Some(property)) => {
-                Priority::try_from(property).map_err(|message| Invalid::field("priority", message))?
-            }
-            (None, None) => Priority::default(),
-        };
-        let deadline = match (task.deadline, task.deadline_ms, &carried.expiration) {
-            (Some(deadline), ..) => Some(deadline),
-            (None, Some(ms), _) => Some(now.plus_ms(ms)),
-            (None, None, Some(text)) => {
-                let ms: u64 =
-                    text.parse().map_err(|_| Invalid::field("expiration", "must be a number of milliseconds"))?;
-                Some(now.plus_ms(ms.min(limits::DURATION_MS)))
-            }
-            (None, None, None) => None,
-        };
+        let priority = carried.priority(task.priority)?;
+        let deadline = carried.deadline(task.deadline, task.deadline_ms, now)?;
         Ok(Self {
             v: VERSION,
             id,
@@ -386,13 +418,6 @@ fn is_first(shard: &u32) -> bool {
     *shard == 0
 }
 
-fn checked_tenant(app_id: &str) -> Result<String, Invalid> {
-    if !is_tenant(app_id) {
-        return Err(Invalid::field("app_id", "must be 1 to 128 bytes without control characters: it is the tenant"));
-    }
-    Ok(app_id.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -414,6 +439,40 @@ mod tests {
             Envelope { tenant: "blue".to_owned(), ..one.clone() },
         ] {
             assert_ne!(one.fingerprint(), other.fingerprint(), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_body_says_wins_over_properties_even_over_bad_ones() {
+        let carried = Carried {
+            message_id: Some("no id".into()),
+            priority: Some(200),
+            app_id: Some("\n".into()),
+            expiration: Some("soon".into()),
+            ..Carried::default()
+        };
+        let input = RawValue::from_string("1".to_owned()).unwrap();
+        let (id, now) = (TaskId::new(), Timestamp::now());
+        let said = Task {
+            id: Some(id),
+            priority: Some(Priority::try_from(7).unwrap()),
+            tenant: Some("blue".into()),
+            deadline_ms: Some(5),
+            ..Task::new(Target::Model("m".into()), input)
+        };
+        let envelope = Envelope::new(said.clone(), &carried, now).unwrap();
+        assert_eq!((envelope.id, envelope.priority.get(), &*envelope.tenant), (id, 7, "blue"));
+        assert_eq!(envelope.deadline, Some(now.plus_ms(5)));
+        let open: [fn(&mut Task); 4] = [
+            |task| task.id = None,
+            |task| task.priority = None,
+            |task| task.tenant = None,
+            |task| task.deadline_ms = None,
+        ];
+        for (leave_open, field) in open.into_iter().zip(["message_id", "priority", "app_id", "expiration"]) {
+            let mut task = said.clone();
+            leave_open(&mut task);
+            assert_eq!(Envelope::new(task, &carried, now).unwrap_err().field, field);
         }
     }
 }

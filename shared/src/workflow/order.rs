@@ -11,9 +11,9 @@ use xxhash_rust::xxh3::xxh3_128_with_seed;
 use super::{
     Machine, OnFailure, Plan, StepError, Workflow, WorkflowId, WorkflowRecord, WorkflowState, decode_workflow,
 };
-use crate::decode::{Invalid, is_tenant};
-use crate::envelope::{Carried, Reply};
-use crate::task::{Priority, limits};
+use crate::decode::Invalid;
+use crate::envelope::{Carried, Reply, keyed};
+use crate::task::Priority;
 use crate::time::Timestamp;
 
 /// The version of orders. Fields are only added to it.
@@ -58,34 +58,17 @@ impl WorkflowOrder {
     pub fn of(workflow: Workflow, body: &[u8], carried: &Carried, now: Timestamp) -> Result<(Self, Plan), Invalid> {
         let text = std::str::from_utf8(body).unwrap_or_default().trim();
         let raw = RawValue::from_string(text.to_owned()).map_err(|error| Invalid::field("body", error))?;
-        let tenant = tenant(&workflow, carried)?;
-        let id = match (workflow.id, &carried.message_id, &workflow.idempotency_key) {
-            (Some(id), ..) => id,
-            (None, Some(message_id), _) => WorkflowId(
-                message_id
-                    .parse()
-                    .map_err(|_| Invalid::field("message_id", "must be a UUID: it is the workflow's id"))?,
-            ),
-            (None, None, Some(key)) => Self::keyed(&tenant, key),
-            (None, None, None) => WorkflowId(Uuid::now_v7()),
+        let tenant = carried.tenant(workflow.tenant.clone())?;
+        let id = match (workflow.id, &workflow.idempotency_key) {
+            (Some(id), _) => id,
+            (None, key) => match (carried.id("workflow")?, key) {
+                (Some(id), _) => WorkflowId(id),
+                (None, Some(key)) => Self::keyed(&tenant, key),
+                (None, None) => WorkflowId(Uuid::now_v7()),
+            },
         };
-        let priority = match (workflow.priority, carried.priority) {
-            (Some(priority), _) => priority,
-            (None, Some(property)) => {
-                Priority::try_from(property).map_err(|message| Invalid::field("priority", message))?
-            }
-            (None, None) => Priority::default(),
-        };
-        let deadline = match (workflow.deadline, workflow.deadline_ms, &carried.expiration) {
-            (Some(deadline), ..) => Some(deadline),
-            (None, Some(ms), _) => Some(now.plus_ms(ms)),
-            (None, None, Some(text)) => {
-                let ms: u64 =
-                    text.parse().map_err(|_| Invalid::field("expiration", "must be a number of milliseconds"))?;
-                Some(now.plus_ms(ms.min(limits::DURATION_MS)))
-            }
-            (None, None, None) => None,
-        };
+        let priority = carried.priority(workflow.priority)?;
+        let deadline = carried.deadline(workflow.deadline, workflow.deadline_ms, now)?;
         let order = Self {
             v: VERSION,
             id,
@@ -103,7 +86,7 @@ impl WorkflowOrder {
 
     /// The id that an idempotency key stands for.
     pub fn keyed(tenant: &str, key: &str) -> WorkflowId {
-        WorkflowId(Uuid::new_v5(&KEYED_IDS, format!("{}:{tenant}:{key}", tenant.len()).as_bytes()))
+        WorkflowId(keyed(&KEYED_IDS, tenant, key))
     }
 
     /// Reads an order as a scheduler wrote it, and its graph anew.
@@ -124,17 +107,6 @@ impl WorkflowOrder {
     pub fn fingerprint(&self, plan: &Plan) -> u128 {
         let seed = plan.fingerprint() as u64 ^ (plan.fingerprint() >> 64) as u64;
         xxh3_128_with_seed(self.tenant.as_bytes(), seed)
-    }
-}
-
-fn tenant(workflow: &Workflow, carried: &Carried) -> Result<String, Invalid> {
-    match (&workflow.tenant, &carried.app_id) {
-        (Some(tenant), _) => Ok(tenant.clone()),
-        (None, Some(app_id)) if is_tenant(app_id) => Ok(app_id.clone()),
-        (None, Some(_)) => {
-            Err(Invalid::field("app_id", "must be 1 to 128 bytes without control characters: it is the tenant"))
-        }
-        (None, None) => Ok("default".to_owned()),
     }
 }
 
@@ -162,6 +134,16 @@ impl WorkflowOrder {
     /// One that was accepted and has not begun.
     pub fn queued(&self, plan: Plan) -> WorkflowRecord {
         self.record(&Machine::new(Arc::new(plan)), WorkflowState::Queued)
+    }
+
+    /// This one, if it cannot be taken after all.
+    pub fn refused_again(&self, code: &str, message: String, now: Timestamp) -> WorkflowRecord {
+        let carried = Carried {
+            message_id: Some(self.id.0.to_string()),
+            app_id: Some(self.tenant.clone()),
+            ..Carried::default()
+        };
+        Self::refused(&carried, code, message, now)
     }
 
     /// One that could not be taken.
