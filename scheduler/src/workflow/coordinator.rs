@@ -20,6 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::Unwanted;
 use super::expected;
+use super::published::CONFLICT;
 use super::run::{Run, Todo};
 use super::tell::Teller;
 use crate::control::Asked;
@@ -178,13 +179,11 @@ impl Coordinator {
             {
                 run.replies.push(reply);
             }
-            match run.receipt {
-                Some(_) => broker::settle(vec![receipt], Verdict::Ack).await,
-                None => {
-                    (run.receipt, run.since) = (Some(receipt), Instant::now());
-                    0
-                }
-            };
+            if run.receipt.is_some() {
+                broker::settle(vec![receipt], Verdict::Ack).await;
+            } else {
+                (run.receipt, run.since) = (Some(receipt), Instant::now());
+            }
             return None;
         }
         let fingerprint = order.fingerprint(&plan);
@@ -214,6 +213,11 @@ impl Coordinator {
                 Ok(WorkflowAccepted::Known(seen)) => is_unwanted = seen.is_unwanted,
                 Ok(WorkflowAccepted::Conflict(_)) => {
                     warn!(workflow.id = %id.0, "the same id came with another content: the first one stands");
+                    // Intake tells that, unless the store was away then.
+                    let refused = run.order.refused_again(CONFLICT.0, CONFLICT.1.to_owned(), Timestamp::now());
+                    if let Ok(record) = serde_json::to_vec(&refused) {
+                        self.tell_again(&run, record.into()).await;
+                    }
                     broker::settle(run.receipt.into_iter().collect(), Verdict::Ack).await;
                     return None;
                 }

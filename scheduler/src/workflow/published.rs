@@ -13,6 +13,10 @@ use tracing::warn;
 use super::shard_of;
 use crate::intake::{Intake, Taken, unreadable};
 
+/// Code and message of one whose id is another's.
+pub(super) const CONFLICT: (&str, &str) =
+    ("conflict", "a workflow of this id, or this idempotency key, was accepted with another content");
+
 impl Intake {
     /// Takes a workflow in: checked, recorded, and put into the queue of the shard that runs it. Acked once it is safe there.
     pub async fn take_workflow(&self, delivery: Delivery, carried: Carried, acker: &Arc<dyn Acker>) {
@@ -42,12 +46,10 @@ impl Intake {
                         .collect(),
                     Ok(WorkflowAccepted::Conflict(_)) => {
                         warn!(workflow.id = %id.0, "the same id came with another content: the first one stands");
-                        let message =
-                            "a workflow of this id, or this idempotency key, was accepted with another content";
                         self.refusal(
                             &Carried { message_id: Some(id.0.to_string()), ..carried },
-                            "conflict",
-                            message.to_owned(),
+                            CONFLICT.0,
+                            CONFLICT.1.to_owned(),
                             now,
                         )
                     }
