@@ -36,10 +36,10 @@ struct Request {
 /// A server that answers by path: `/ok`, `/fail-twice`, `/hang`, `/redirect`, `/gone`.
 struct Server {
     base: String,
-    requests: mpsc::UnboundedReceiver<Request>,
+    requests: mpsc::Receiver<Request>,
 }
 
-type Shared = Arc<(mpsc::UnboundedSender<Request>, Mutex<HashMap<String, usize>>)>;
+type Shared = Arc<(mpsc::Sender<Request>, Mutex<HashMap<String, usize>>)>;
 
 async fn answer(State(shared): State<Shared>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
     let path = uri.path().to_owned();
@@ -49,7 +49,7 @@ async fn answer(State(shared): State<Shared>, uri: Uri, headers: HeaderMap, body
         *count += 1;
         *count
     };
-    shared.0.send(Request { path: path.clone(), headers, body }).unwrap();
+    shared.0.send(Request { path: path.clone(), headers, body }).await.unwrap();
     match path.as_str() {
         "/fail-twice" if count <= 2 => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         "/hang" => std::future::pending().await,
@@ -61,7 +61,7 @@ async fn answer(State(shared): State<Shared>, uri: Uri, headers: HeaderMap, body
 
 impl Server {
     async fn start() -> Self {
-        let (sender, requests) = mpsc::unbounded_channel();
+        let (sender, requests) = mpsc::channel(64);
         let shared: Shared = Arc::new((sender, Mutex::default()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://localhost:{}", listener.local_addr().unwrap().port());
