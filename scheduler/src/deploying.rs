@@ -24,6 +24,8 @@ use crate::held::Held;
 const USUAL: Duration = Duration::from_secs(600);
 /// None takes longer: its delivery is not acked meanwhile, and the broker has 30 minutes of patience.
 const LONGEST: Duration = Duration::from_secs(1200);
+/// Models that stand in no settings; all workers read them over and over.
+const REGISTERED_MOST: usize = 1_000;
 /// Deployments under way at once.
 const AT_ONCE: usize = 256;
 
@@ -223,6 +225,10 @@ impl Core {
                     if !is_same && (is_taken || deploying.deployed.registered.contains_key(&name)) {
                         let message = format!("there is a model {name}: a model that is changed is another version");
                         return Some(End::Failed("conflict", message));
+                    }
+                    if !is_same && deploying.deployed.registered.len() >= REGISTERED_MOST {
+                        let message = format!("{REGISTERED_MOST} models are registered: retire some first");
+                        return Some(End::Failed("too_many_models", message));
                     }
                     one.has_begun = true;
                     // It is loaded once, also where its place is still to be found.
