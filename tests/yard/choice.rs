@@ -57,8 +57,7 @@ async fn a_capability_goes_to_the_cheapest_that_is_good_enough_and_in_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alternative_has_a_task_that_would_wait_or_has_waited_too_long() {
-    // On a machine that is slow for a moment more would be sent ahead, and wait where no choice is left.
-    let mut yard = Yard::new(|settings| settings.scheduler.ready_extra_most = 2).await;
+    let mut yard = Yard::new(|_| {}).await;
     let gate = Arc::new(Semaphore::new(0));
     let held = Arc::new(Obedient { gate: Some(gate.clone()), ..Obedient::default() });
     let other = Arc::new(Obedient::default());
@@ -70,16 +69,22 @@ async fn an_alternative_has_a_task_that_would_wait_or_has_waited_too_long() {
     let first = yard.publish(vec![json!({"model": "a", "input": 1, "alternatives": alternative(0)})]).await;
     yard.collect(&first).await;
     assert_eq!((ran_by(&yard, &first[0]), reason(&yard, &first[0])), ("a@1", Some(ChoiceReason::Named)));
-    // Three that hold the one slot and what is sent ahead of it, and never end by themselves.
-    let holding = yard.publish(vec![json!({"model": "a", "input": {"do": "wait"}}); 3]).await;
+    // They hold the one slot and what is sent ahead of it, and never end by themselves.
+    let hold = || json!({"model": "a", "input": {"do": "wait"}});
+    let mut holding = yard.publish(vec![hold()]).await;
     eventually("the slot is taken", || held.runs.load(Ordering::SeqCst) == 2).await;
+    // All of one priority: the scheduler may read them at once, and one of a higher priority would go ahead of what holds.
     let ids = yard
         .publish(vec![
-            json!({"model": "a", "input": 2, "priority": 1, "alternatives": alternative(1)}),
+            hold(),
+            hold(),
+            json!({"model": "a", "input": 2, "alternatives": alternative(1)}),
             json!({"model": "a", "input": 3, "priority": 0, "alternatives": alternative(60_000)}),
             json!({"model": "unheard-of", "input": 4, "alternatives": [{"model": "b@1", "wait_ms": 60_000}]}),
         ])
         .await;
+    holding.extend(&ids[..2]);
+    let ids = &ids[2..];
     let waited = yard.publish(vec![json!({"model": "a", "input": 5, "alternatives": alternative(5_000)})]).await;
     yard.collect(&[ids[0], ids[2], waited[0]]).await;
     assert_eq!((ran_by(&yard, &ids[0]), reason(&yard, &ids[0])), ("b@1", Some(ChoiceReason::Alternative)));
