@@ -2,8 +2,8 @@
 //!
 //! They are best effort: nothing waits for them, and losing one loses nothing else. Who makes one asks first whether anybody may
 //! listen ([`Events::wanted`]), which costs one look at a number: every message goes out `mandatory`, and a key whose message came back
-//! is quiet for a moment. So a yard without listeners pays for one message a key and moment, and a new binding is noticed
-//! within that.
+//! is quiet for a moment, the longer the more such keys there are. So a yard without listeners pays for a few messages a second, and a new
+//! binding is noticed within that moment.
 
 mod keys;
 
@@ -28,7 +28,7 @@ use crate::task::TaskId;
 use crate::time::Timestamp;
 use crate::topology::Topology;
 
-/// A key whose message reached no queue is not published for so long.
+/// A key whose message reached no queue is not published for at least so long.
 pub const QUIET: Duration = Duration::from_millis(250);
 /// Events that wait to be published, and of those in one call. More are left out.
 const WAITING: usize = 8192;
@@ -86,6 +86,7 @@ struct Metrics {
 }
 
 struct Outgoing {
+    made_ms: u64,
     topic: Topic,
     model: Arc<str>,
     body: Bytes,
@@ -217,7 +218,7 @@ impl Events {
     }
 
     fn put(&self, topic: Topic, model: &str, body: Vec<u8>) {
-        let outgoing = Outgoing { topic, model: model.into(), body: body.into() };
+        let outgoing = Outgoing { made_ms: self.0.keys.now_ms(), topic, model: model.into(), body: body.into() };
         if outgoing.body.is_empty() || self.0.waiting.try_send(outgoing).is_err() {
             self.left_out("full", 1);
         }
@@ -263,13 +264,23 @@ impl Publisher {
         let mut waiting = waiting.into_iter().peekable();
         while waiting.peek().is_some() {
             let (mut call, mut bytes) = (Vec::new(), 0);
+            let mut first_tried: Vec<(Topic, Arc<str>)> = Vec::new();
             while let Some(next) = waiting.next_if(|next| bytes == 0 || bytes + next.body.len() <= CALL_BYTES) {
                 // It was made before the first of its key came back.
-                if events.0.keys.is_quiet(next.topic, &next.model) {
+                if events.0.keys.is_quiet_since(next.made_ms, next.topic, &next.model) {
                     continue;
                 }
                 bytes += next.body.len();
+                if events.0.keys.is_first_tried(next.topic, &next.model) {
+                    first_tried.push((next.topic, next.model.clone()));
+                }
                 call.push(next);
+                let waits = |next: &Outgoing| {
+                    first_tried.iter().any(|(topic, model)| (*topic, &**model) == (next.topic, &*next.model))
+                };
+                if waiting.peek().is_some_and(waits) {
+                    break;
+                }
             }
             let answers = broker.publish(call.iter().map(|outgoing| events.message(outgoing)).collect()).await;
             for (outgoing, answer) in call.iter().zip(answers) {
