@@ -131,7 +131,8 @@ pub(crate) async fn attempt(yard: &Yard, lane: &ModelLane, handler: &dyn Handler
     }
     for held in suspects {
         match not_begun.is_empty() {
-            true => not_begun.extend(run_alone(yard, lane, handler, held).await),
+            // Boxed, as what is rare: each attempt is a future that is as large as the largest of its ways.
+            true => not_begun.extend(Box::pin(run_alone(yard, lane, handler, held)).await),
             false => not_begun.push(held),
         }
     }
@@ -238,7 +239,7 @@ async fn begin(yard: &Yard, lane: &ModelLane, batch: Vec<Held>, beside: Beside) 
         to_claim.iter().map(|held| Claim { beside, ..claim(yard, lane, &held.envelope, nonce()) }).collect();
     let nonces: Vec<u128> = claims.iter().map(|claim| claim.nonce).collect();
     let envelopes: Vec<Arc<Envelope>> = to_claim.iter().map(|held| held.envelope.clone()).collect();
-    let claimed = match yard.claimer.claim(claims, envelopes).await {
+    let claimed = match Box::pin(yard.claimer.claim(claims, envelopes)).await {
         Ok(claimed) => claimed,
         // Nothing is begun any more, so what needed no claim goes back too.
         Err(Closed) => {
@@ -430,8 +431,8 @@ async fn call(
             answers = &mut call => break answers,
             () = async {
                 match hands_on {
-                    true => hand_on(yard, batch).await,
-                    false => claim_late(yard, lane, batch, lines).await,
+                    true => Box::pin(hand_on(yard, batch)).await,
+                    false => Box::pin(claim_late(yard, lane, batch, lines)).await,
                 }
             } => {}
         }

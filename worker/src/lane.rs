@@ -288,9 +288,11 @@ impl Serving {
     ) -> Result<(), BrokerError> {
         // It keeps its place in the line of those who wait for a shared slot, whatever else happens meanwhile.
         let mut free = pin!(Slots { own: slots.clone(), pool: self.pool.clone() }.free());
+        // Not before this is one of them too old: what comes is younger, and what goes can only put it off.
+        let mut too_old = None;
         loop {
             let closes = self.batch_closes(waiting, slots);
-            let too_old = self.yard.long.due(waiting.iter());
+            too_old = too_old.or_else(|| self.yard.long.due(waiting.iter()));
             tokio::select! {
                 biased;
                 () = self.draining.cancelled() => return Ok(()),
@@ -307,6 +309,7 @@ impl Serving {
                     running.spawn(self.begin(permit, batch));
                 }
                 () = until(too_old), if too_old.is_some() => {
+                    too_old = None;
                     // It comes again at once, and the broker's patience with it begins anew.
                     let oldest = Instant::now().checked_sub(self.yard.long.most);
                     let (old, young) = std::mem::take(waiting)
