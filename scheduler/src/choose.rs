@@ -14,6 +14,10 @@ use crate::planner::{Bid, Candidate, Request};
 
 /// So much later than its time a task is looked at, so that it is not a moment too early.
 const PATIENCE_STEP: Duration = Duration::from_millis(1);
+/// A task that stays although all its alternatives may have it is looked at again when it has waited for this many times as long.
+const PATIENCE_GROWS: f64 = 1.5;
+/// And not sooner than after this, in milliseconds.
+const PATIENCE_LEAST_MS: f64 = 100.0;
 /// So many tasks that wait no more may be watched, beside as many as do wait.
 const KEPT: usize = 1024;
 
@@ -212,15 +216,17 @@ impl Core {
         }
     }
 
-    /// Has it chosen anew for a waiting task when the next of its alternatives may have it.
+    /// Has it chosen anew for a waiting task when the next of its alternatives may have it, and from the last on now and then: what it
+    /// waits for may take longer than was expected.
     pub fn watch_patience(&mut self, id: TaskId) {
         let Some(task) = self.held.get(&id).filter(|task| !task.envelope.alternatives.is_empty()) else { return };
         let waited_ms = waited_seconds(&task.envelope) * 1e3;
         let waits = task.envelope.alternatives.iter().map(|alternative| alternative.wait_ms as f64);
-        if let Some(wait_ms) = waits.filter(|wait_ms| *wait_ms > waited_ms).min_by(f64::total_cmp) {
-            let at = Instant::now() + Duration::from_secs_f64((wait_ms - waited_ms) / 1e3) + PATIENCE_STEP;
-            self.impatient.insert(at, id, &self.held);
-        }
+        let next_ms = waits.filter(|wait_ms| *wait_ms > waited_ms).min_by(f64::total_cmp);
+        let left_ms =
+            next_ms.map_or((waited_ms * (PATIENCE_GROWS - 1.0)).max(PATIENCE_LEAST_MS), |at_ms| at_ms - waited_ms);
+        let at = Instant::now() + Duration::from_secs_f64(left_ms / 1e3) + PATIENCE_STEP;
+        self.impatient.insert(at, id, &self.held);
     }
 }
 

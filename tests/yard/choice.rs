@@ -99,6 +99,35 @@ async fn an_alternative_has_a_task_that_would_wait_or_has_waited_too_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_stayed_because_it_seemed_soon_goes_elsewhere_when_it_is_not() {
+    let mut yard = Yard::new(|_| {}).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let held = Arc::new(Obedient { gate: Some(gate.clone()), ..Obedient::default() });
+    // When its patience is over, the first would be done within less than what the second takes, by all that is known.
+    let specs = [model("brief", 10.0, None), model("slow", 300.0, None)];
+    yard.worker("w", vec![(specs[0].clone(), held.clone()), (specs[1].clone(), Arc::new(Obedient::default()))]);
+    yard.scheduler(&specs);
+    seen(&yard, &specs).await;
+    let hold = || json!({"model": "brief", "input": {"do": "wait"}});
+    let mut holding = yard.publish(vec![hold()]).await;
+    eventually("the slot is taken", || held.runs.load(Ordering::SeqCst) == 1).await;
+    let alternatives = json!([{"model": "slow", "wait_ms": 50}]);
+    let ids = yard
+        .publish(vec![
+            hold(),
+            hold(),
+            hold(),
+            json!({"model": "brief", "input": 1, "priority": 0, "alternatives": alternatives}),
+        ])
+        .await;
+    holding.extend(&ids[..3]);
+    yard.collect(&ids[3..]).await;
+    assert_eq!((ran_by(&yard, &ids[3]), reason(&yard, &ids[3])), ("slow@1", Some(ChoiceReason::Alternative)));
+    gate.add_permits(4);
+    yard.collect(&holding).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_model_that_turns_a_task_away_leaves_it_to_one_that_has_the_time() {
     let mut yard = Yard::new(|_| {}).await;
     let gate = Arc::new(Semaphore::new(0));

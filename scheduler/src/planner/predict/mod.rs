@@ -39,6 +39,8 @@ const FOREVER_US: f64 = 1e15;
 const LOOKED_AT: usize = 64;
 /// Part of its expected time that a task is taken to go on for, however long it has run.
 const OVERDUE: f64 = 0.1;
+/// Part of the time it has run beyond that, where somebody asks whether to wait for it.
+const STUCK: f64 = 0.5;
 /// Half of a mean run more or less does not matter.
 const SCALE: f64 = 0.5;
 
@@ -178,8 +180,17 @@ struct View<'a> {
 }
 
 impl View<'_> {
-    /// Until a slot gets free.
+    /// Until a slot gets free, where what takes longer than was expected goes on for a while.
     fn first_us(&self) -> f64 {
+        self.first_when(|expected_us, _| OVERDUE * expected_us)
+    }
+
+    /// The same, where it goes on for a share of the time that it has run: who may go elsewhere is not to wait for it for ever.
+    fn first_or_stuck_us(&self) -> f64 {
+        self.first_when(|expected_us, ran_us| (OVERDUE * expected_us).max(STUCK * (ran_us - expected_us)))
+    }
+
+    fn first_when(&self, overdue_us: impl Fn(f64, f64) -> f64) -> f64 {
         let capacity = &self.model.capacity;
         let slots = capacity.slots();
         if capacity.outstanding() < slots {
@@ -188,8 +199,8 @@ impl View<'_> {
         let mean_us = self.model.backlog.shares.mean_us();
         let left = |(task, begun_us): (Handle, u64)| {
             let expected_us = self.tasks.get(task).map_or(mean_us, |record| record.waiting.expected_seconds * 1e6);
-            // One that takes longer than was expected goes on for a while.
-            (expected_us - self.now_us.saturating_sub(begun_us) as f64).max(OVERDUE * expected_us)
+            let ran_us = self.now_us.saturating_sub(begun_us) as f64;
+            (expected_us - ran_us).max(overdue_us(expected_us, ran_us))
         };
         let running = capacity.running().take(LOOKED_AT);
         let (tasks, left_us) = running.fold((0, 0.0), |(tasks, sum), task| (tasks + 1, sum + left(task)));
@@ -443,7 +454,7 @@ impl Planner {
         let each_seconds = self.mean_seconds(name).unwrap_or(unknown_seconds);
         let before_seconds =
             out.saturating_sub(slots) as f64 * each_seconds + model.overload.queued_seconds(each_seconds);
-        self.view(number, now_us).first_us() / 1e6 + before_seconds / slots as f64
+        self.view(number, now_us).first_or_stuck_us() / 1e6 + before_seconds / slots as f64
     }
 
     /// A new task waits in its lane: some are predicted, to learn from.
