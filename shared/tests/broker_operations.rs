@@ -113,7 +113,7 @@ async fn a_hop_hands_every_message_on_and_acks_it_when_it_is_confirmed() {
     broker.declare(&[QueueSpec::durable(&first), QueueSpec::durable(&second)]).await.expect("declaring");
     let operations = Arc::new(Operations::default());
     let stop = CancellationToken::new();
-    let hop = Hop { from: first.clone(), to: None, in_flight: 3 };
+    let hop = Hop { from: vec![first.clone()], to: Vec::new(), in_flight: 3 };
     let hopping = {
         let (settings, operations, stop) = (settings.clone(), operations.clone(), stop.clone());
         tokio::spawn(async move { relay(&settings, hop, operations, stop).await })
@@ -137,7 +137,7 @@ async fn a_hop_hands_every_message_on_and_acks_it_when_it_is_confirmed() {
     assert_eq!(broker.queue_state(&first).await.expect("a state").expect("a queue").ready, 0);
 
     // What cannot be handed on ends the hop, and stays.
-    let hop = Hop { from: second.clone(), to: Some(unique("nowhere")), in_flight: 3 };
+    let hop = Hop { from: vec![second.clone()], to: vec![unique("nowhere")], in_flight: 3 };
     let left = broker.publish(vec![Message::to_queue(&second, "left")]).await;
     assert_eq!(left, [Ok(())]);
     let ended = relay(&settings, hop, operations, CancellationToken::new());

@@ -32,9 +32,15 @@ pub struct HopArgs {
     /// The queue to take from.
     #[arg(long)]
     from: String,
+    /// So many of them, with `-0` and so on behind the name.
+    #[arg(long)]
+    from_many: Option<usize>,
     /// The queue to publish to; without it, to whichever the message names for its reply.
     #[arg(long)]
     to: Option<String>,
+    /// So many of them, in turns.
+    #[arg(long)]
+    to_many: Option<usize>,
     /// Deliveries and confirms under way.
     #[arg(long)]
     in_flight: u16,
@@ -54,8 +60,9 @@ pub struct SlotsArgs {
 }
 
 pub async fn hop(args: HopArgs, file: Option<&Path>) -> Result<(), Failure> {
-    let HopArgs { from, to, in_flight } = args;
-    let hop = Hop { from, to, in_flight };
+    let HopArgs { from, from_many, to, to_many, in_flight } = args;
+    let to = to.map_or_else(Vec::new, |to| numbered(&to, to_many));
+    let hop = Hop { from: numbered(&from, from_many), to, in_flight };
     serve(file, async |Serving { broker, operations, stop, .. }| relay(&broker, hop, operations, stop).await).await
 }
 
@@ -66,6 +73,14 @@ pub async fn slots(args: SlotsArgs, file: Option<&Path>) -> Result<(), Failure> 
         work_on(&broker, &slots, work(model), operations, stop).await
     })
     .await
+}
+
+/// The names of so many queues, or of the one.
+pub fn numbered(name: &str, many: Option<usize>) -> Vec<String> {
+    match many {
+        Some(many) => (0..many).map(|number| format!("{name}-{number}")).collect(),
+        None => vec![name.to_owned()],
+    }
 }
 
 /// What a baseline's process works with.

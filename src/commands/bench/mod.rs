@@ -336,7 +336,9 @@ impl Bench {
 
     async fn stage(&self, system: System) -> Result<Stage, Failure> {
         match system {
-            System::Relay => Stage::relay(&self.settings, self.args.relay_in_flight).await,
+            System::Relay => {
+                Stage::relay(&self.settings, self.args.relay_in_flight, self.plan.shape.models.len()).await
+            }
             System::Priority => {
                 let confirmed = self.args.baseline == Some(Baseline::Priority);
                 Stage::priority(&self.settings, &self.args.made(&self.settings), confirmed).await

@@ -16,6 +16,7 @@ use taskyard_shared::process::settings::{
 };
 use taskyard_worker::handlers::{self, ModelCache};
 
+use super::baseline::numbered;
 use super::children::{Child, Folder};
 use super::load::Target;
 use super::roles::{Kind, Source};
@@ -107,22 +108,29 @@ impl Stage {
         Ok(())
     }
 
-    /// Two hops and a reply, on queues of the same kind. The second hop is started by [`serve`](Self::serve).
-    pub async fn relay(settings: &Settings, in_flight: u16) -> Result<Self, Failure> {
+    /// Two hops and a reply, on queues of the same kind: one, and as many as there are models. The second hop is started by
+    /// [`serve`](Self::serve).
+    pub async fn relay(settings: &Settings, in_flight: u16, models: usize) -> Result<Self, Failure> {
         let made = Made { schedulers: 0, workers: 0, slots: 1, max_batch: 1, service_ms: 0.0, data: None };
         let (settings, name) = own_settings(settings, &[], &made);
         let queue = |rest: &str| format!("{name}.relay.{rest}");
         let (first, second) = (queue("first"), queue("second"));
         let mut stage = Self::new(settings, Destination::Queue(first.clone())).await?;
-        stage.queues = vec![first.clone(), second.clone()];
-        let in_flight = in_flight.to_string();
+        let many = (models > 1).then_some(models);
+        let seconds = numbered(&second, many);
+        stage.queues = std::iter::once(first.clone()).chain(seconds.iter().cloned()).collect();
+        let (in_flight, number) = (in_flight.to_string(), models.to_string());
         let hop = |rest: &[&str]| {
             let fixed = ["bench-hop", "--in-flight", &in_flight];
             fixed.iter().chain(rest).map(|word| (*word).to_owned()).collect::<Vec<String>>()
         };
-        let forwarder = hop(&["--from", &first, "--to", &second]);
-        stage.consumers = vec![("relay worker".to_owned(), hop(&["--from", &second]))];
-        let queues = [QueueSpec::durable(&first), QueueSpec::durable(&second)];
+        let (mut forwarder, mut worker) = (hop(&["--from", &first, "--to", &second]), hop(&["--from", &second]));
+        if many.is_some() {
+            forwarder.extend(["--to-many".to_owned(), number.clone()]);
+            worker.extend(["--from-many".to_owned(), number]);
+        }
+        stage.consumers = vec![("relay worker".to_owned(), worker)];
+        let queues: Vec<QueueSpec> = stage.queues.iter().map(QueueSpec::durable).collect();
         let started = async {
             stage.own_children(&name, &queues, std::iter::empty()).await?;
             stage.child("forwarder", &forwarder).await

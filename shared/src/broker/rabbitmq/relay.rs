@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::stream::SelectAll;
 use futures_util::{FutureExt, StreamExt};
 use lapin::message::Delivery;
 use lapin::options::{
@@ -27,10 +28,11 @@ use crate::process::settings::BrokerSettings;
 /// One hop of a relay.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Hop {
-    pub from: String,
-    /// `None`: to the queue that the message names in `reply_to`.
-    pub to: Option<String>,
-    /// Most deliveries that are not acked, and most confirms awaited.
+    /// At least one. All of them are read over one channel.
+    pub from: Vec<String>,
+    /// In turns. None: to the queue that the message names in `reply_to`.
+    pub to: Vec<String>,
+    /// Most deliveries of a queue that are not acked, and most confirms awaited.
     pub in_flight: u16,
 }
 
@@ -54,10 +56,13 @@ pub async fn relay(
     outgoing.confirm_select(ConfirmSelectOptions::default()).await.map_err(lost)?;
     let incoming = consuming.create_channel().await.map_err(lost)?;
     incoming.basic_qos(hop.in_flight.max(1), BasicQosOptions::default()).await.map_err(lost)?;
-    let (from, options) = (name(&hop.from)?, BasicConsumeOptions::default());
-    let none = FieldTable::default();
-    let mut deliveries = incoming.basic_consume(from, ShortString::default(), options, none).await.map_err(lost)?;
-    let to = hop.to.as_deref().map(name).transpose()?;
+    let mut deliveries = SelectAll::new();
+    for from in &hop.from {
+        let (from, options, none) = (name(from)?, BasicConsumeOptions::default(), FieldTable::default());
+        deliveries.push(incoming.basic_consume(from, ShortString::default(), options, none).await.map_err(lost)?);
+    }
+    let to = hop.to.iter().map(|to| name(to)).collect::<Result<Vec<ShortString>, BrokerError>>()?;
+    let mut to = to.iter().cycle();
 
     let (published, confirming) = mpsc::channel(usize::from(hop.in_flight.max(1)));
     let acking = tokio::spawn(ack_confirmed(confirming));
@@ -73,7 +78,7 @@ pub async fn relay(
             Some(Err(error)) => break Err(lost(error)),
             None => break Err(BrokerError::Cut("the queue is gone".into())),
         };
-        let Some(to) = to.clone().or_else(|| delivery.properties.reply_to().clone()) else {
+        let Some(to) = to.next().cloned().or_else(|| delivery.properties.reply_to().clone()) else {
             break Err(BrokerError::Refused("a message names no reply_to".into()));
         };
         let acker = delivery.acker.clone();
