@@ -7,6 +7,7 @@ use taskyard_shared::State;
 use uuid::Uuid;
 
 use crate::ledger::{Attempted, Ledger, Meant, Suffered, Told, What};
+use crate::workflows::Wrong;
 
 /// A fault's consequences may show for so long after it was healed: a lease, a heartbeat's two misses, a process's start.
 const AFTERMATH_MS: u64 = 20_000;
@@ -74,6 +75,9 @@ pub struct Figures {
     /// Records that a flush took with it.
     pub forgotten: usize,
     pub faults: BTreeMap<String, usize>,
+    /// Workflows, by the state they ended in.
+    pub workflows: BTreeMap<&'static str, usize>,
+    pub steps_executed: usize,
     /// Longest time without an end while no fault was active; milliseconds.
     pub longest_quiet_ms: u64,
 }
@@ -102,6 +106,7 @@ impl fmt::Display for Broken {
 pub fn check(ledger: &Ledger) -> Verdict {
     let mut checker = Checker { ledger, broken: Vec::new(), figures: Figures::default() };
     checker.tasks();
+    checker.workflows();
     checker.strangers();
     checker.dead_letters();
     checker.processes();
@@ -296,6 +301,21 @@ impl Checker<'_> {
             if self.suffered(before.at, after.at).next().is_none() {
                 let what = format!("{id} ran at {} ({}) and at {} ({})", before.at, before.run, after.at, after.run);
                 self.broke(Rule::UnexplainedRepeat, what);
+            }
+        }
+    }
+
+    fn workflows(&mut self) {
+        let ledger = self.ledger;
+        let (wrong, ends) = ledger.workflows.check(|from, until| self.flushed(from, until));
+        self.figures.workflows = ends;
+        self.figures.steps_executed = ledger.workflows.executions();
+        for wrong in wrong {
+            match wrong {
+                Wrong::Lost(what) => self.broke(Rule::Lost, what),
+                Wrong::End(what) => self.broke(Rule::WrongEnd, what),
+                Wrong::TwoEnds(what) => self.broke(Rule::TwoEnds, what),
+                Wrong::Effect(what) => self.broke(Rule::StrangeEffect, what),
             }
         }
     }

@@ -3,8 +3,8 @@
     executor.py FILE
 
 FILE is opened for appending by every copy of this program; a line is one write, so none is ever torn. The input is
-{"n": number, "ms": how long it takes, "fails": how many first attempts fail, "probe": name}; the output is {"n", "run"},
-where `run` is unique to this execution: whoever shows it shows whose effect it is.
+{"n": number, "ms": how long it takes, "fails": how many first attempts fail, "from": what other tasks gave}; the output is
+{"n", "run"} and what they gave as "seen". `run` is unique to this execution: whoever shows it shows whose effect it is.
 """
 
 import json
@@ -44,7 +44,10 @@ def main() -> None:
                 error = {"code": "meant_to_fail", "message": "as its input says", "retryable": True}
                 answers.append({"id": task["id"], "error": error})
             else:
-                answers.append({"id": task["id"], "output": {"n": task["input"]["n"], "run": line["run"]}})
+                output = {"n": task["input"]["n"], "run": line["run"]}
+                if "from" in task["input"]:
+                    output["seen"] = task["input"]["from"]
+                answers.append({"id": task["id"], "output": output})
         sys.stdout.write("".join(json.dumps(answer) + "\n" for answer in answers))
         sys.stdout.flush()
 

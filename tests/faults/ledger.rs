@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use taskyard_shared::State;
 use uuid::Uuid;
 
+use crate::workflows::Workflows;
+
 /// Milliseconds since 1970, by this machine's clock: all of a ledger is written on one.
 pub fn now_ms() -> u64 {
     u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
@@ -176,6 +178,7 @@ pub struct Ledger {
     /// Lines of logs that say of a panic.
     pub panics: Vec<String>,
     pub overtaking: Option<Overtaking>,
+    pub workflows: Workflows,
     /// Tasks that were waited for in vain when the run gave up.
     pub gave_up: Option<String>,
 }
@@ -240,6 +243,7 @@ impl Files {
         for executed in self.read::<Executed>(EXECUTED) {
             ledger.executed.entry(executed.id).or_default().push(executed);
         }
+        ledger.workflows = Workflows::read(self, &mut ledger.executed);
         ledger.recorded = self.read::<Recorded>(RECORDED).into_iter().map(|line| (line.id, line)).collect();
         ledger.left = self.read(LEFT);
         ledger.dead = self.read(DEAD);

@@ -17,6 +17,7 @@ mod relay;
 mod roles;
 mod run;
 mod servers;
+mod workflows;
 mod yard;
 
 use taskyard_shared::process::settings::QueueType;
@@ -53,9 +54,11 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64) -> Plan {
     for kind in &without {
         assert!(plan::is_kind(kind), "TASKYARD_FAULTS_WITHOUT: there is no fault {kind}");
     }
+    let tasks = number("TASKYARD_FAULTS_TASKS", tasks);
     Plan {
         seed: number("TASKYARD_FAULTS_SEED", seed),
-        tasks: usize::try_from(number("TASKYARD_FAULTS_TASKS", tasks)).unwrap(),
+        tasks: usize::try_from(tasks).unwrap(),
+        workflows: usize::try_from(number("TASKYARD_FAULTS_WORKFLOWS", tasks / 100)).unwrap(),
         faults: usize::try_from(number("TASKYARD_FAULTS_FAULTS", faults)).unwrap(),
         every_ms: number("TASKYARD_FAULTS_EVERY_MS", every_ms),
         queue_type,

@@ -79,7 +79,7 @@ pub async fn bury(broker: Arc<dyn Broker>, dead: String, files: Arc<Files>) {
     read(broker, &dead, each).await;
 }
 
-async fn read(broker: Arc<dyn Broker>, queue: &str, each: impl Fn(&[Delivery])) {
+pub async fn read(broker: Arc<dyn Broker>, queue: &str, each: impl Fn(&[Delivery])) {
     loop {
         if let Ok(mut consumer) = broker.consume(queue, 500).await {
             let acker = consumer.acker();

@@ -22,6 +22,7 @@ use crate::nemesis::Nemesis;
 use crate::observe::{bury, observe, recorded};
 use crate::plan::{self, Planned};
 use crate::roles::panics;
+use crate::workflows;
 use crate::yard::{MAX_ATTEMPTS, NAMESPACE, ROLES, Yard};
 
 /// After the last fault is healed something must end in this time, until all has.
@@ -38,6 +39,8 @@ const RECORDS: usize = 500;
 pub struct Plan {
     pub seed: u64,
     pub tasks: usize,
+    /// Beside the tasks, each of five steps' tasks.
+    pub workflows: usize,
     pub faults: usize,
     /// The mean time from one fault to the next; milliseconds.
     pub every_ms: u64,
@@ -101,6 +104,8 @@ struct Rig {
     broker: Arc<dyn Broker>,
     books: Books,
     replies: String,
+    workflow_replies: String,
+    workflows: Arc<std::sync::Mutex<workflows::Known>>,
     readers: Vec<tokio::task::JoinHandle<()>>,
 }
 
@@ -109,14 +114,17 @@ impl Rig {
         let broker: Arc<dyn Broker> = Arc::new(yard.broker().await);
         let topology = Topology::new(NAMESPACE);
         let replies = format!("{NAMESPACE}.ledger");
-        broker.declare(&[QueueSpec::durable(&replies)]).await.unwrap();
+        let workflow_replies = format!("{replies}.workflows");
+        broker.declare(&[QueueSpec::durable(&replies), QueueSpec::durable(&workflow_replies)]).await.unwrap();
         broker.declare(&work_queues(&topology)).await.unwrap();
         let books = Books { files: files.clone(), known: Arc::new(std::sync::Mutex::new(Known::default())) };
+        let known = Arc::<std::sync::Mutex<workflows::Known>>::default();
         let readers = vec![
             tokio::spawn(observe(broker.clone(), replies.clone(), books.clone())),
-            tokio::spawn(bury(broker.clone(), topology.dead(), files)),
+            tokio::spawn(bury(broker.clone(), topology.dead(), files.clone())),
+            tokio::spawn(workflows::observe(broker.clone(), workflow_replies.clone(), files, known.clone())),
         ];
-        Self { broker, books, replies, readers }
+        Self { broker, books, replies, workflow_replies, workflows: known, readers }
     }
 
     fn publisher(&self, broker: Arc<dyn Broker>, way: Way) -> Publisher {
@@ -135,8 +143,16 @@ impl Rig {
         let batches = self.publisher(second, Way::Batch).run(tasks(Way::Batch), batch, duration);
         let caller = Caller { api: yard.api.clone(), books: self.books.clone() };
         let calls = caller.run(tasks(Way::Http), plan.tasks - single - batch, duration);
+        let client = workflows::Client {
+            broker: Arc::new(yard.broker().await),
+            api: yard.api.clone(),
+            replies: self.workflow_replies.clone(),
+            files: self.books.files.clone(),
+            known: self.workflows.clone(),
+        };
+        let workflows = client.run(plan.seed, plan.workflows, duration);
         let faults = Nemesis::new(yard.clone(), self.books.files.clone()).carry_out(planned);
-        tokio::join!(singles, batches, calls, faults);
+        tokio::join!(singles, batches, calls, workflows, faults);
     }
 
     /// Waits until every accepted task has ended; else says what is missing.
@@ -173,7 +189,12 @@ impl Rig {
                 may_be_gone.extend(&self.books.known.lock().unwrap().may_not_run);
                 found.extend(unknown.into_iter().filter(|id| may_be_gone.contains(id)));
             }
-            let left = untold.len() + self.books.known.lock().unwrap().to_be_found.len() - found.len();
+            let waited_for: Vec<Uuid> = {
+                let known = self.workflows.lock().unwrap();
+                known.confirmed.difference(&known.told).copied().collect()
+            };
+            let left =
+                waited_for.len() + untold.len() + self.books.known.lock().unwrap().to_be_found.len() - found.len();
             if left == 0 {
                 return None;
             }
@@ -181,7 +202,7 @@ impl Rig {
                 (before, moved) = (left, Instant::now());
             }
             if moved.elapsed() > QUIET_PATIENCE {
-                let some: Vec<Uuid> = untold.iter().chain(&unfound).take(5).copied().collect();
+                let some: Vec<Uuid> = untold.iter().chain(&unfound).chain(&waited_for).take(5).copied().collect();
                 return Some(format!("{left} tasks do not end, such as {some:?}"));
             }
             tokio::time::sleep(POLL).await;
@@ -292,6 +313,10 @@ fn table(plan: &Plan, verdict: &Verdict, took: Duration) -> String {
     for (state, count) in &figures.ends {
         row(&format!("ended as {state}"), count.to_string());
     }
+    for (state, count) in &figures.workflows {
+        row(&format!("workflows ended as {state}"), count.to_string());
+    }
+    row("  executions of their steps", figures.steps_executed.to_string());
     row("records gone with a flush", figures.forgotten.to_string());
     row("results told", figures.results.to_string());
     row("  again, the same", figures.told_again.to_string());

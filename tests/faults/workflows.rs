@@ -1,0 +1,332 @@
+//! Workflows among the load: what is published, what is told, and what that must say. Their steps are tasks whose ids are made from
+//! the workflow's, so the executor's lines say which of them ran.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use taskyard_shared::broker::{Broker, Destination, Message, Properties};
+use taskyard_shared::workflow::WorkflowId;
+use taskyard_shared::{State, Topology};
+use uuid::Uuid;
+
+use crate::ledger::{Executed, Files, Meant, What, now_ms};
+use crate::observe::read;
+use crate::yard::NAMESPACE;
+
+pub const PUBLISHED: &str = "workflows_published";
+pub const CONFIRMED: &str = "workflows_confirmed";
+pub const TOLD: &str = "workflows_told";
+
+const AGAIN_AFTER: Duration = Duration::from_millis(200);
+const EVERY: Duration = Duration::from_millis(50);
+
+/// Tasks that the step `parts` is.
+const PARTS: u32 = 3;
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Published {
+    pub at: u64,
+    pub id: Uuid,
+    pub meant: Meant,
+}
+
+/// A workflow's end, as it came to the reply queue.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Told {
+    pub at: u64,
+    pub id: Uuid,
+    pub state: State,
+    /// Of the last step: whose effect it is, and what it was given.
+    pub joined: Option<Joined>,
+}
+
+/// What the executor answers.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Effect {
+    pub run: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Part {
+    pub run: String,
+    pub seen: Effect,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Joined {
+    pub run: String,
+    pub seen: Given,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Given {
+    pub first: Effect,
+    pub parts: Vec<Part>,
+}
+
+/// What is known so far, for whoever waits for the rest.
+#[derive(Default)]
+pub struct Known {
+    pub confirmed: HashSet<Uuid>,
+    pub told: HashSet<Uuid>,
+}
+
+/// A client that publishes workflows, and looks what becomes of them.
+pub struct Client {
+    pub broker: Arc<dyn Broker>,
+    pub api: String,
+    pub replies: String,
+    pub files: Arc<Files>,
+    pub known: Arc<Mutex<Known>>,
+}
+
+impl Client {
+    /// `count` of them, evenly over `duration`.
+    pub async fn run(self, seed: u64, count: usize, duration: Duration) {
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+        let mut random = fastrand::Rng::with_seed(seed ^ 0x776f_726b);
+        let begun = tokio::time::Instant::now();
+        let mut ticks = tokio::time::interval(EVERY);
+        for number in 0..count {
+            while begun.elapsed().as_secs_f64() < duration.as_secs_f64() * number as f64 / count as f64 {
+                ticks.tick().await;
+            }
+            let id = Uuid::from_u128(random.u128(..));
+            let meant = match random.u8(0..10) {
+                0 => Meant::Fails,
+                1 => Meant::MayBeCancelled,
+                _ => Meant::Succeeds,
+            };
+            self.publish(id, meant, body(id, number, meant, &mut random)).await;
+            if meant == Meant::MayBeCancelled {
+                // Whether it comes in time, or at all, is not what this is about.
+                let _asked = http.post(format!("{}/v1/workflows/{id}/cancel", self.api)).send().await;
+            }
+        }
+    }
+
+    /// Until it is confirmed.
+    async fn publish(&self, id: Uuid, meant: Meant, body: Value) {
+        self.files.write(PUBLISHED, &[Published { at: now_ms(), id, meant }]);
+        loop {
+            let message = Message {
+                to: Destination::Exchange { name: Topology::new(NAMESPACE).tasks_exchange(), key: "any".into() },
+                body: body.to_string().into(),
+                properties: Properties {
+                    kind: Some("workflow".into()),
+                    message_id: Some(id.to_string()),
+                    reply_to: Some(self.replies.clone()),
+                    ..Properties::default()
+                },
+                persistent: true,
+                mandatory: true,
+            };
+            if self.broker.publish(vec![message]).await.iter().all(Result::is_ok) {
+                break;
+            }
+            tokio::time::sleep(AGAIN_AFTER).await;
+        }
+        self.files.write(CONFIRMED, &[id]);
+        self.known.lock().unwrap().confirmed.insert(id);
+    }
+}
+
+/// One step, several that take from it, and one that takes from all of them.
+fn body(id: Uuid, number: usize, meant: Meant, random: &mut fastrand::Rng) -> Value {
+    let mut first = json!({"name": "first", "model": "quick", "input": {"n": number, "ms": random.u64(0..4)}});
+    if meant == Meant::Fails {
+        first["input"]["fails"] = json!(1_000);
+        first["max_attempts"] = json!(2);
+    }
+    let last = if random.u8(0..4) == 0 { ("slow", 400) } else { ("quick", 2) };
+    json!({"id": id, "priority": random.u8(0..10), "tasks": [
+        {"name": "join", "model": last.0, "input": {"n": number, "ms": last.1, "from": {
+            "first": {"$from": "first"}, "parts": {"$from": "parts"}}}},
+        {"name": "parts", "model": "quick", "for_each": (0..PARTS).collect::<Vec<u32>>(), "input": {
+            "n": {"$item": ""}, "ms": 1, "from": {"$from": "first"}}},
+        first,
+    ]})
+}
+
+/// Writes down what is told until it is stopped.
+pub async fn observe(broker: Arc<dyn Broker>, replies: String, files: Arc<Files>, known: Arc<Mutex<Known>>) {
+    #[derive(Deserialize)]
+    struct End {
+        id: Uuid,
+        state: State,
+        #[serde(default)]
+        outputs: HashMap<String, Joined>,
+    }
+    read(broker, &replies, |deliveries| {
+        let told = deliveries.iter().map(|delivery| {
+            let mut end: End = serde_json::from_slice(&delivery.body).unwrap();
+            Told { at: now_ms(), id: end.id, state: end.state, joined: end.outputs.remove("join") }
+        });
+        let lines: Vec<Told> = told.collect();
+        files.write(TOLD, &lines);
+        known.lock().unwrap().told.extend(lines.iter().map(|line| line.id));
+    })
+    .await;
+}
+
+/// All of it, read back.
+#[derive(Clone, Debug, Default)]
+pub struct Workflows {
+    pub published: Vec<Published>,
+    pub confirmed: HashSet<Uuid>,
+    pub told: HashMap<Uuid, Vec<Told>>,
+    /// Of steps' tasks, by their ids.
+    pub executed: HashMap<Uuid, Vec<Executed>>,
+}
+
+impl Workflows {
+    /// Takes out of `executed` what is of steps.
+    pub fn read(files: &Files, executed: &mut HashMap<Uuid, Vec<Executed>>) -> Self {
+        let published: Vec<Published> = files.read(PUBLISHED);
+        let mut told: HashMap<Uuid, Vec<Told>> = HashMap::new();
+        for line in files.read::<Told>(TOLD) {
+            told.entry(line.id).or_default().push(line);
+        }
+        let steps = published.iter().flat_map(|line| steps(line.id)).map(|(_, id)| id);
+        let executed = steps.filter_map(|id| executed.remove_entry(&id)).collect();
+        Self { published, confirmed: files.read(CONFIRMED).into_iter().collect(), told, executed }
+    }
+
+    /// What is wrong, and how many ended in which state. `flushed` says whether the store was emptied in between two times.
+    pub fn check(&self, flushed: impl Fn(u64, u64) -> bool) -> (Vec<Wrong>, BTreeMap<&'static str, usize>) {
+        let (mut wrong, mut ends) = (Vec::new(), BTreeMap::new());
+        for workflow in &self.published {
+            let id = workflow.id;
+            let told = self.told.get(&id).map_or(&[][..], Vec::as_slice);
+            let Some((first, again)) = told.split_first() else {
+                if self.confirmed.contains(&id) {
+                    wrong.push(Wrong::Lost(format!("workflow {id}, {:?}", workflow.meant)));
+                }
+                continue;
+            };
+            *ends.entry(first.state.as_str()).or_default() += 1;
+            let may = match workflow.meant {
+                Meant::Fails => &[State::Failed][..],
+                Meant::MayBeCancelled => &[State::Succeeded, State::Cancelled],
+                _ => &[State::Succeeded],
+            };
+            if !may.contains(&first.state) {
+                wrong.push(Wrong::End(format!(
+                    "workflow {id}, {:?}, ended as {}",
+                    workflow.meant,
+                    first.state.as_str()
+                )));
+            }
+            for told in again {
+                let is_other = (told.state, &told.joined) != (first.state, &first.joined);
+                if is_other && !flushed(workflow.at, told.at) {
+                    wrong.push(Wrong::TwoEnds(format!("workflow {id}: {first:?}, then {told:?}")));
+                }
+            }
+            if first.state == State::Succeeded {
+                wrong.extend(self.strange_effect(id, first.joined.as_ref()).map(Wrong::Effect));
+            }
+        }
+        (wrong, ends)
+    }
+
+    /// A result shows what its steps did, each of them the effect of one execution which came to its end, and each was given what
+    /// the others show.
+    fn strange_effect(&self, id: Uuid, joined: Option<&Joined>) -> Option<String> {
+        let Some(Joined { run, seen: Given { first, parts } }) = joined else {
+            return Some(format!("workflow {id} succeeded and shows nothing"));
+        };
+        if parts.len() != PARTS as usize || parts.iter().any(|part| part.seen != *first) {
+            return Some(format!("workflow {id} joins what was not made of the same: {joined:?}"));
+        }
+        let workflow = WorkflowId(id);
+        let items = (0..).zip(parts).map(|(item, part)| (workflow.task("parts", Some(item)), &part.run));
+        let shown = [(workflow.task("first", None), &first.run), (workflow.task("join", None), run)];
+        let strange = shown.into_iter().chain(items).find(|(task, run)| {
+            let lines = self.executed.get(&task.0).map_or(&[][..], Vec::as_slice);
+            !lines.iter().any(|line| line.what == What::Finished && line.run == **run)
+        });
+        strange.map(|(task, run)| format!("workflow {id} shows {run} of its task {}, which did not finish it", task.0))
+    }
+
+    /// Executions of steps.
+    pub fn executions(&self) -> usize {
+        self.executed.values().flatten().filter(|line| line.what == What::Started).count()
+    }
+}
+
+/// What is wrong with a workflow.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Wrong {
+    Lost(String),
+    End(String),
+    TwoEnds(String),
+    Effect(String),
+}
+
+/// The tasks of a workflow's steps.
+fn steps(id: Uuid) -> impl Iterator<Item = (&'static str, Uuid)> {
+    let workflow = WorkflowId(id);
+    let parts = (0..PARTS).map(move |item| ("parts", workflow.task("parts", Some(item)).0));
+    [("first", workflow.task("first", None).0), ("join", workflow.task("join", None).0)].into_iter().chain(parts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One that went as it should.
+    fn good() -> Workflows {
+        let id = Uuid::from_u128(1);
+        let first = Effect { run: "first".into() };
+        let part = |item: u32| Part { run: format!("part{item}"), seen: first.clone() };
+        let given = Given { first: first.clone(), parts: (0..PARTS).map(part).collect() };
+        let joined = Joined { run: "join".into(), seen: given };
+        let runs = ["first", "join", "part0", "part1", "part2"];
+        let line = |id: Uuid, run: &str, what| Executed { at: 5, what, id, attempt: 1, run: run.into() };
+        let executed = steps(id)
+            .zip(runs)
+            .map(|((_, task), run)| (task, vec![line(task, run, What::Started), line(task, run, What::Finished)]));
+        Workflows {
+            published: vec![Published { at: 1, id, meant: Meant::Succeeds }],
+            confirmed: [id].into(),
+            told: [(id, vec![Told { at: 9, id, state: State::Succeeded, joined: Some(joined) }])].into(),
+            executed: executed.collect(),
+        }
+    }
+
+    fn wrong(change: impl FnOnce(&mut Workflows, &mut Vec<Told>)) -> Vec<Wrong> {
+        let mut workflows = good();
+        let id = workflows.published[0].id;
+        let mut told = workflows.told.remove(&id).unwrap();
+        change(&mut workflows, &mut told);
+        if !told.is_empty() {
+            workflows.told.insert(id, told);
+        }
+        workflows.check(|_, _| false).0
+    }
+
+    #[test]
+    fn a_workflow_that_went_as_it_should_is_good_and_each_thing_that_may_be_wrong_is_seen() {
+        assert_eq!(wrong(|_, _| {}), []);
+        assert!(matches!(wrong(|_, told| told.clear())[..], [Wrong::Lost(_)]));
+        assert!(matches!(wrong(|_, told| told[0].state = State::Failed)[..], [Wrong::End(_)]));
+        assert!(matches!(wrong(|_, told| told[0].joined = None)[..], [Wrong::Effect(_)]));
+        assert!(matches!(wrong(|workflows, _| workflows.executed.clear())[..], [Wrong::Effect(_)]));
+        let other = |told: &mut Vec<Told>| {
+            let joined = told[0].joined.as_mut().unwrap();
+            joined.seen.parts[1].seen.run = "another".into();
+        };
+        assert!(matches!(wrong(|_, told| other(told))[..], [Wrong::Effect(_)]));
+        let again = |told: &mut Vec<Told>| {
+            told.push(told[0].clone());
+            told[1].joined.as_mut().unwrap().run = "again".into();
+        };
+        assert!(matches!(wrong(|_, told| again(told))[..], [Wrong::TwoEnds(_)]));
+        assert_eq!(wrong(|_, told| told.push(told[0].clone())), [], "told again is told the same");
+    }
+}
