@@ -469,6 +469,28 @@ async fn a_message_in_the_queue_that_is_no_schedule_is_a_dead_letter() {
     assert_eq!(yard.left().await.len(), 1);
 }
 
+/// A scheduler may end between the two: the new one is confirmed, and the old one is not acked.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_messages_of_a_schedule_the_later_revision_holds() {
+    let yard = Yard::new(|_| {}).await;
+    let (seen, rare) = (before(Timestamp::now(), 5_000), "0 0 1 1 *");
+    yard.leave("a", task(EVERY_SECOND), seen, 1).await;
+    yard.leave("a", task(rare), seen, 2).await;
+    yard.leave("b", task(rare), seen, 2).await;
+    yard.leave("b", task(EVERY_SECOND), seen, 1).await;
+    let first = yard.scheduler(&[quick()]);
+    let api = Api::new(&yard).await;
+    kept(&api).await;
+    for name in ["a", "b"] {
+        let (_, shown) = api.get(&format!("/v1/schedules/{name}")).await;
+        assert_eq!((&shown["cron"], &shown["last"]), (&json!(rare), &Value::Null), "{shown}");
+    }
+    first.cancel();
+    let left: Vec<(String, u64)> = yard.left().await.into_iter().map(|order| (order.name, order.revision)).collect();
+    assert_eq!(left, [("a".to_owned(), 2), ("b".to_owned(), 2)], "the others are let go");
+    assert_eq!(fired(&yard.registry), 0);
+}
+
 /// A command as a user types it: exit code, standard output and error.
 async fn command(api: &Api, arguments: &[&str], input: &str) -> (i32, String, String) {
     let mut child = tokio::process::Command::new(env!("CARGO_BIN_EXE_taskyard"))

@@ -26,6 +26,8 @@ const PREFETCH: u16 = 4_000;
 /// Those that were removed lately among them.
 pub(super) const HELD_MOST: usize = 3_500;
 const _: () = assert!(HELD_MOST > limits::SCHEDULES && (PREFETCH as usize) > HELD_MOST);
+/// How long the end waits for the last that is written down.
+const LAST_WRITE: Duration = Duration::from_secs(2);
 /// Messages read at once.
 const READ: usize = 256;
 
@@ -181,13 +183,20 @@ impl Keeper {
                 Err(failure) => warn!(schedule = %entry.order.name, %failure, "a schedule cannot be written down"),
             }
         }
-        // Receipts that are dropped unsettled come again, should this be the end.
-        if publish_surely(&*self.broker, copies, &self.closing).await.is_err() {
-            return false;
+        if publish_surely(&*self.broker, copies.clone(), &self.closing).await.is_ok() {
+            broker::settle(old, Verdict::Ack).await;
+            keys.iter().for_each(|key| table.reckon(key));
+            return true;
         }
-        broker::settle(old, Verdict::Ack).await;
-        keys.iter().for_each(|key| table.reckon(key));
-        true
+        // Closing: once more, so that what was fired is not fired again by the next one. Receipts that are dropped unsettled
+        // come again.
+        let copies = copies.into_iter().map(|(copy, _)| copy).collect();
+        if let Ok(answers) = tokio::time::timeout(LAST_WRITE, self.broker.publish(copies)).await
+            && answers.iter().all(Result::is_ok)
+        {
+            broker::settle(old, Verdict::Ack).await;
+        }
+        false
     }
 
     /// What has been held for so long that the broker would lose patience. What was removed is let go of then. `false` when closing.
