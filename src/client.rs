@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use reqwest::header::{HeaderMap, HeaderValue};
-use reqwest::{RequestBuilder, StatusCode, Url, header};
+use reqwest::{Method, RequestBuilder, StatusCode, Url, header};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use taskyard_shared::process::exit::Exit;
@@ -137,6 +137,25 @@ impl Api {
             request = request.header("prefer", format!("wait={}", wait.as_secs_f64().ceil() as u64));
         }
         Ok(self.send(request, wait.unwrap_or_default()).await?.1)
+    }
+
+    /// Any call that answers at once; a body is JSON.
+    pub async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        query: &[(String, String)],
+        body: Option<Vec<u8>>,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.http.request(method, url);
+        if let Some(body) = body {
+            request = request.header(header::CONTENT_TYPE, "application/json").body(body);
+        }
+        Ok(self.send(request, Duration::ZERO).await?.1)
     }
 
     /// Posts JSON, and answers the status with the body: also of a problem that says what came of it, in `outcome`.

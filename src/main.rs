@@ -50,6 +50,8 @@ enum Command {
     Task(commands::task::TaskArgs),
     /// Tasks that depend on each other: submit, get, cancel.
     Workflow(commands::workflow::WorkflowArgs),
+    /// Tasks and workflows that come again and again: add, list, show, pause, resume, remove.
+    Schedule(commands::schedule::ScheduleArgs),
     /// Dead letters: list, show, replay, discard.
     Dead(commands::dead::DeadArgs),
     /// The models that workers serve.
@@ -130,6 +132,7 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Schema { action } => schema::run(action),
         Command::Task(args) => return commands::task::run(args).await.into(),
         Command::Workflow(args) => return commands::workflow::run(args).await.into(),
+        Command::Schedule(args) => return commands::schedule::run(args).await.into(),
         Command::Dead(args) => return commands::dead::run(args).await.into(),
         Command::Models(args) => return commands::models::run(args).await.into(),
         Command::Workers(args) => return commands::workers::run(args).await.into(),

@@ -85,7 +85,10 @@ async fn calls(door: &Door) -> Vec<(Method, String, String, Value)> {
     for (path, operations) in document["paths"].as_object().unwrap() {
         for (method, operation) in operations.as_object().unwrap() {
             let method = method.to_uppercase().parse().unwrap();
-            let asked = path.replace("{id}", &TaskId::new().0.to_string()).replace("{model}", "echo");
+            let asked = path
+                .replace("{id}", &TaskId::new().0.to_string())
+                .replace("{model}", "echo")
+                .replace("{name}", "nightly");
             assert!(!asked.contains('{'), "{path} has a name that this test does not fill in");
             calls.push((method, path.clone(), asked, operation.clone()));
         }

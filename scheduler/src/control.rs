@@ -20,6 +20,7 @@ use crate::core::{Core, Event};
 use crate::finish::Finished;
 use crate::held::Held;
 use crate::planner::AHEAD_LIMIT;
+use crate::schedule::AskedOfSchedules;
 use crate::workflow::Unwanted;
 
 /// Questions read at once.
@@ -45,6 +46,8 @@ pub(crate) struct Desk {
     pub pauses: mpsc::Sender<oneshot::Sender<Told>>,
     /// Runs the workflows of the shard.
     pub workflows: mpsc::Sender<Unwanted>,
+    /// Keeps the schedules, if this shard does.
+    pub schedules: Option<mpsc::Sender<AskedOfSchedules>>,
     pub closing: CancellationToken,
 }
 
@@ -90,6 +93,10 @@ impl Desk {
         let taken = match question.ask {
             Ask::ReadPaused {} => self.pauses.send(answer).await.is_ok(),
             Ask::CancelWorkflow { id } => self.workflows.send((id, answer)).await.is_ok(),
+            Ask::Schedule { ask } => match &self.schedules {
+                Some(schedules) => schedules.send((ask, answer)).await.is_ok(),
+                None => false,
+            },
             ask => self.events.send(Event::Asked(Asked { ask, answer })).await.is_ok(),
         };
         taken.then_some((answered, reply))
@@ -179,7 +186,7 @@ impl Core {
                 let _gone = answer.send(Told::Quote { quote: Box::new(self.quote(*task)) });
             }
             // The reader of the loads does that.
-            Ask::ReadPaused {} | Ask::CancelWorkflow { .. } => {}
+            Ask::ReadPaused {} | Ask::CancelWorkflow { .. } | Ask::Schedule { .. } => {}
         }
     }
 

@@ -5,7 +5,7 @@
 //! `lost` finds what nobody holds. Beside them `load_watch` reads what workers say, `offers` keeps what that is room for,
 //! `memory` keeps what is learnt, `control` and `quote` answer what gateways ask, `quotas` counts what tenants send, `signal` says
 //! once a second how much waits and `wanted` how many workers that takes, `placing` tells workers with a
-//! memory budget which models to hold, and `shadow` says what other orders would have made of it.
+//! memory budget which models to hold, `workflow` runs the workflows of a shard and `schedule` keeps the schedules, and `shadow` says what other orders would have made of it.
 
 mod admit;
 mod choose;
@@ -29,6 +29,7 @@ mod quotas;
 mod quote;
 mod returns;
 mod room;
+mod schedule;
 mod service;
 mod shadow;
 mod shard;

@@ -52,6 +52,9 @@ struct Inner {
     watched_tasks: IntGaugeVec,
     workflows_finished: IntCounterVec,
     workflows_active: IntGaugeVec,
+    schedules: IntGaugeVec,
+    schedule_ticks: IntCounterVec,
+    schedule_late: HistogramVec,
     worker_slots: IntGaugeVec,
     model_workers: IntGaugeVec,
     shadow_ratio: GaugeVec,
@@ -62,6 +65,9 @@ struct Inner {
 
 const FAST_SECONDS: &[f64] =
     &[1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.05];
+
+const LATE_SECONDS: &[f64] =
+    &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 600.0, 3600.0];
 
 impl Metrics {
     pub fn new(registry: &Registry) -> Result<Self, MetricsError> {
@@ -200,6 +206,18 @@ impl Metrics {
                 &["outcome"],
             )?,
             workflows_active: registry.gauges("workflows_active", "Workflows that run, of this scheduler's shard.", &[])?,
+            schedules: registry.gauges("schedules", "Schedules that this scheduler keeps.", &[])?,
+            schedule_ticks: registry.counters(
+                "schedule_ticks_total",
+                "Ticks of schedules, by what became of them: fired, missed, or overlapped with what the one before made.",
+                &["outcome"],
+            )?,
+            schedule_late: registry.histograms(
+                "schedule_late_seconds",
+                "From a tick's time until what it makes was confirmed by the broker.",
+                &[],
+                LATE_SECONDS,
+            )?,
             worker_slots: registry.gauges(
                 "yard_slots",
                 "Slots of all live workers as they report them, by model and state (busy or free).",
@@ -244,6 +262,22 @@ impl Metrics {
     /// So many more.
     pub fn workflows_active(&self, more: i64) {
         self.0.workflows_active.with_label_values::<&str>(&[]).add(more);
+    }
+
+    pub fn schedules(&self, count: usize) {
+        self.0.schedules.with_label_values::<&str>(&[]).set(count as i64);
+    }
+
+    /// A tick of a schedule, so many seconds late.
+    pub fn fired(&self, late_seconds: f64) {
+        self.0.schedule_ticks.with_label_values(&["fired"]).inc();
+        self.0.schedule_late.with_label_values::<&str>(&[]).observe(late_seconds);
+    }
+
+    /// Ticks of schedules that were not fired.
+    pub fn not_fired(&self, missed: usize, overlapped: usize) {
+        self.0.schedule_ticks.with_label_values(&["missed"]).inc_by(missed as u64);
+        self.0.schedule_ticks.with_label_values(&["overlapped"]).inc_by(overlapped as u64);
     }
 
     /// By its deadline, before it passed.

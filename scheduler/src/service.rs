@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::quotas::Quotas;
 use crate::returns::Returns;
 use crate::room::Room;
+use crate::schedule::Keeper;
 use crate::shard::Shard;
 use crate::workflow::Coordinator;
 
@@ -126,12 +127,28 @@ impl Scheduler {
             // Before anything is read from intake: then who finds nobody to ask knows that what stands in a record is read.
             let consumer = self.broker.consume(&self.topology.control(number), control::PREFETCH).await?;
             let (wishes, unwanted) = mpsc::channel(EVENTS);
+            let schedules = (number == 0).then(|| {
+                let (schedules, asked) = mpsc::channel(EVENTS);
+                let keeper = Keeper {
+                    broker: self.broker.clone(),
+                    store: self.store.clone(),
+                    topology: self.topology.clone(),
+                    metrics: self.metrics.clone(),
+                    most: self.settings.schedules,
+                    patience: Duration::from_secs(self.settings.max_held_s),
+                    asked,
+                    closing: closing.clone(),
+                };
+                readers.spawn(keeper.run());
+                schedules
+            });
             let desk = Desk {
                 broker: self.broker.clone(),
                 shard: number,
                 events: events.clone(),
                 pauses: pauses.clone(),
                 workflows: wishes,
+                schedules,
                 closing: closing.clone(),
             };
             readers.spawn(desk.run(consumer));

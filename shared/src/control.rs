@@ -50,6 +50,65 @@ pub enum Ask {
     Explain { id: TaskId },
     /// When would it start and end, were it to come now?
     Quote { task: Box<QuotedTask> },
+    /// Of the scheduler of shard 0 alone, which keeps the schedules.
+    Schedule { ask: ScheduleAsk },
+}
+
+/// What is asked about schedules. One is named by its tenant and its name.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleAsk {
+    /// Keep this one, in the place of one of its name. `schedule` is a [`Schedule`](crate::schedule::Schedule) as it was sent.
+    Put {
+        tenant: String,
+        name: String,
+        schedule: String,
+    },
+    Get {
+        tenant: String,
+        name: String,
+    },
+    /// Those of a tenant, or all, from behind this one on.
+    List {
+        tenant: Option<String>,
+        after: Option<(String, String)>,
+        limit: u32,
+    },
+    Pause {
+        tenant: String,
+        name: String,
+        paused: bool,
+    },
+    Remove {
+        tenant: String,
+        name: String,
+    },
+}
+
+/// What is told of schedules.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleTold {
+    /// A [`ShownSchedule`](crate::schedule::ShownSchedule) as JSON: as it stands, or as it stood before it was removed.
+    Stands {
+        shown: String,
+        is_new: bool,
+    },
+    /// A [`SchedulePage`](crate::schedule::SchedulePage) as JSON.
+    Page {
+        page: String,
+    },
+    NotFound {},
+    /// There are as many as may be.
+    TooMany {
+        most: u64,
+        is_of_tenant: bool,
+    },
+    /// A field cannot be taken.
+    Invalid {
+        field: String,
+        message: String,
+    },
 }
 
 /// What matters of a task that nobody has published, every default filled in.
@@ -137,6 +196,9 @@ pub enum Told {
     },
     Quote {
         quote: Box<Quote>,
+    },
+    Schedule {
+        told: ScheduleTold,
     },
 }
 

@@ -12,6 +12,7 @@ pub mod load;
 pub mod outcome;
 pub mod progress;
 pub mod retry;
+pub mod schedule;
 pub mod schema;
 pub mod signal;
 pub mod task;

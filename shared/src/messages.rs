@@ -8,6 +8,7 @@ use crate::control::{Answer, Question};
 use crate::envelope::{Envelope, Reply};
 use crate::load::Completion;
 use crate::outcome::TaskResult;
+use crate::schedule::{Published, ScheduleOrder};
 use crate::task::TaskId;
 use crate::topology::Topology;
 use crate::webhook::Hook;
@@ -36,6 +37,9 @@ pub const STEPS_HEADER: &str = "x-taskyard-steps";
 /// The property `type` of a message that is a workflow, or its end.
 pub const WORKFLOW_TYPE: &str = "workflow";
 
+/// The property `type` of a message that a scheduler sends to itself, to know that it has read what was there before.
+pub const MARK_TYPE: &str = "mark";
+
 /// Questions that may wait for a scheduler.
 const QUESTIONS: u64 = 1_000;
 
@@ -59,7 +63,8 @@ pub fn shard_queues(topology: &Topology, shards: u32) -> Vec<QueueSpec> {
         [topology.round(shard), topology.workflows(shard), topology.steps(shard)].into_iter().chain(completions)
     };
     let control = (0..shards).map(|shard| control_queue(topology, shard));
-    (0..shards).flat_map(of).map(QueueSpec::durable).chain(control).collect()
+    let schedules = QueueSpec::durable(topology.schedules());
+    (0..shards).flat_map(of).map(QueueSpec::durable).chain(control).chain([schedules]).collect()
 }
 
 /// Where the scheduler of a shard is asked.
@@ -136,6 +141,35 @@ pub fn workflow(topology: &Topology, shard: u32, order: &WorkflowOrder) -> Resul
     let mut message = Message::to_queue(topology.workflows(shard), plain("a workflow", order)?);
     message.properties.message_id = Some(order.id.0.to_string());
     Ok(message)
+}
+
+/// What a schedule publishes at a tick, to the schedulers, as if a caller had sent it.
+pub fn tick(topology: &Topology, published: &Published) -> Result<Message, Unwritable> {
+    match published {
+        Published::Task(envelope) => {
+            Ok(with_id(Message::to_queue(topology.intake(), one("a task", &envelope.to_task())?), envelope.id))
+        }
+        Published::Workflow { order, .. } => {
+            let body = Bytes::from(order.workflow.get().to_owned());
+            let mut message = Message::to_queue(topology.intake(), body);
+            message.properties.kind = Some(WORKFLOW_TYPE.to_owned());
+            message.properties.message_id = Some(order.id.0.to_string());
+            Ok(message)
+        }
+    }
+}
+
+/// A schedule as it stands, to the scheduler that keeps them.
+pub fn schedule(topology: &Topology, order: &ScheduleOrder) -> Result<Message, Unwritable> {
+    Ok(Message::to_queue(topology.schedules(), plain("a schedule", order)?))
+}
+
+/// Comes behind all that is in the queue of schedules.
+pub fn schedules_mark(topology: &Topology, id: &str) -> Message {
+    let mut message = Message::to_queue(topology.schedules(), "{}");
+    message.properties.kind = Some(MARK_TYPE.to_owned());
+    message.properties.message_id = Some(id.to_owned());
+    message
 }
 
 /// How a workflow ended, to whoever asked for it. `record` is a [`WorkflowRecord`](crate::workflow::WorkflowRecord).

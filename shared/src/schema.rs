@@ -6,6 +6,7 @@ use crate::control::{Answer, Question};
 use crate::envelope::Envelope;
 use crate::load::{Completion, LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
+use crate::schedule::{DescribedSchedule, ShownSchedule};
 use crate::task::Task;
 use crate::workflow::{DescribedWorkflow, WorkflowRecord};
 
@@ -16,6 +17,8 @@ pub fn schemas() -> Vec<(&'static str, Schema)> {
         ("result", schema_for!(TaskResult)),
         ("workflow", schema_for!(DescribedWorkflow)),
         ("workflow_result", schema_for!(WorkflowRecord)),
+        ("schedule", schema_for!(DescribedSchedule)),
+        ("schedule_shown", schema_for!(ShownSchedule)),
         ("envelope", schema_for!(Envelope)),
         ("completion", schema_for!(Completion)),
         ("load_report", schema_for!(LoadReport)),

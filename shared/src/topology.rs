@@ -55,6 +55,11 @@ impl Topology {
         self.name(&format!("steps.{shard}"))
     }
 
+    /// Schedules, each a message; the scheduler of shard 0 holds them all.
+    pub fn schedules(&self) -> String {
+        self.name("schedules")
+    }
+
     /// Envelopes for the workers of one model.
     pub fn ready(&self, model: &str) -> String {
         [&self.namespace, ".ready.", model].concat()

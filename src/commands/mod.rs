@@ -8,6 +8,7 @@ pub mod health;
 pub mod keys;
 pub mod models;
 pub mod queues;
+pub mod schedule;
 pub mod simulate;
 pub mod task;
 pub mod workers;

@@ -2,7 +2,7 @@
 
 mod change;
 mod follow;
-mod input;
+pub(super) mod input;
 mod submit;
 
 use std::time::{Duration, Instant};

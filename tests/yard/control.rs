@@ -13,19 +13,23 @@ use super::*;
 
 pub struct Api {
     http: reqwest::Client,
-    base: String,
+    pub base: String,
     _stop: DropGuard,
 }
 
 impl Api {
     pub async fn new(yard: &Yard) -> Self {
+        Self::with_keys(yard, Keys::default()).await
+    }
+
+    pub async fn with_keys(yard: &Yard, keys: Keys) -> Self {
         let parts = GatewayParts {
             broker: yard.broker.clone(),
             store: yard.store.clone(),
             topology: yard.topology.clone(),
             settings: yard.settings.gateway.clone(),
             registry: yard.registry.clone(),
-            keys: Keys::default(),
+            keys,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
@@ -37,6 +41,26 @@ impl Api {
 
     pub async fn post(&self, path: &str, body: Value) -> (u16, Value) {
         let answer = self.http.post(format!("{}{path}", self.base)).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
+    }
+
+    pub async fn put(&self, path: &str, body: Value) -> (u16, Value) {
+        let answer = self.http.put(format!("{}{path}", self.base)).json(&body).send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
+    }
+
+    /// A call with a key.
+    pub async fn call(&self, method: &str, path: &str, key: &str, body: Option<Value>) -> (u16, Value) {
+        let mut request = self.http.request(method.parse().unwrap(), format!("{}{path}", self.base)).bearer_auth(key);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.json().await.unwrap_or_default())
+    }
+
+    pub async fn delete(&self, path: &str) -> (u16, Value) {
+        let answer = self.http.delete(format!("{}{path}", self.base)).send().await.unwrap();
         (answer.status().as_u16(), answer.json().await.unwrap_or_default())
     }
 

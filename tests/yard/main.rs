@@ -12,6 +12,7 @@ mod meanwhile;
 mod overload;
 mod quote;
 mod registry;
+mod schedule;
 mod shadow;
 mod shards;
 mod untold;

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Delivery, QueueSpec, Verdict};
-use taskyard_shared::control::{Answer, Ask, Question, VERSION};
+use taskyard_shared::control::{Answer, Ask, Question, Told, VERSION};
 use taskyard_shared::process::settings::SHARDS_MOST;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::{Reply, messages};
@@ -111,6 +111,20 @@ impl Shared {
     /// # Errors
     /// Only when too many questions are under way. That nobody answers is an answer.
     pub(super) async fn ask(&self, ask: Ask) -> Result<Heard, Problem> {
+        self.ask_of(ask, |_| true).await
+    }
+
+    /// Asks the scheduler of a shard.
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask), and when it does not answer.
+    pub(super) async fn ask_one(&self, shard: u32, ask: Ask) -> Result<Told, Problem> {
+        let heard = self.ask_of(ask, |one| one == shard).await?;
+        let told = heard.answers.into_iter().next().map(|answer| answer.told);
+        told.ok_or_else(|| Problem::new(Code::SchedulerUnavailable, "the scheduler did not answer in time"))
+    }
+
+    async fn ask_of(&self, ask: Ask, is_asked: impl Fn(u32) -> bool) -> Result<Heard, Problem> {
         let until = Instant::now() + PATIENCE;
         let Ok(_room) = self.desk.room.clone().try_acquire_owned() else {
             return Err(Problem::new(Code::OverCapacity, "too many questions to the schedulers are under way"));
@@ -122,6 +136,7 @@ impl Shared {
 
         let mut heard = Heard::default();
         let Ok(Ok((active, all))) = tokio::time::timeout_at(until, self.active()).await else { return Ok(heard) };
+        let active: Vec<u32> = active.into_iter().filter(|shard| is_asked(*shard)).collect();
         heard.active = active.len();
         let mut silent: BTreeSet<u32> = active.iter().copied().collect();
         let reply = Reply { to: self.desk.queue.clone(), correlation_id: Some(correlation.to_string()), array: false };

@@ -8,7 +8,7 @@
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
 //! events    what running tasks say, as server-sent events
 //! ask       questions to the schedulers, and their answers
-//! tasks · batches · workflows · control · retry · dead · state · health · openapi   what answers the calls
+//! tasks · batches · workflows · schedules · control · retry · dead · state · health · openapi   what answers the calls
 //! records   the store, which may be away
 //! ```
 
@@ -29,6 +29,7 @@ mod records;
 mod request;
 mod retry;
 mod routes;
+mod schedules;
 mod serve;
 mod state;
 mod tasks;
@@ -249,6 +250,7 @@ async fn around(State(gateway): State<Arc<Shared>>, request: Request, next: Next
         Method::GET | Method::HEAD => "GET",
         Method::POST => "POST",
         Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
         _ => "other",
     };
 

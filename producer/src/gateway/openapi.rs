@@ -99,8 +99,8 @@ fn parameter(parameter: &Parameter) -> Value {
     // OpenAPI has no word for a family of names.
     let name = if parameter.name.ends_with('.') { format!("{}KEY", parameter.name) } else { parameter.name.to_owned() };
     let schema = match parameter.place {
-        Place::Path => json!({"type": "string", "format": "uuid"}),
-        Place::Query | Place::Header => json!({"type": "string"}),
+        Place::Path if parameter.name == "id" => json!({"type": "string", "format": "uuid"}),
+        Place::Path | Place::Query | Place::Header => json!({"type": "string"}),
     };
     json!({
         "name": name,

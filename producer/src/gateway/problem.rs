@@ -55,6 +55,8 @@ pub enum Code {
     NotFinished,
     /// 409. The task has ended, and no dead letter holds what it was to work on: send it again.
     InputNotKept,
+    /// 409. There are as many schedules as may be.
+    TooManySchedules,
     /// 413. The body, a task, or the number of tasks is over its limit.
     TooLarge,
     /// 415. The content type or encoding is none that this call reads.
@@ -85,7 +87,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 34] = [
+    pub const ALL: [Code; 35] = [
         Code::Empty,
         Code::Utf8,
         Code::Json,
@@ -106,6 +108,7 @@ impl Code {
         Code::AlreadyDispatched,
         Code::NotFinished,
         Code::InputNotKept,
+        Code::TooManySchedules,
         Code::TooLarge,
         Code::UnsupportedMediaType,
         Code::InvalidField,
@@ -134,7 +137,7 @@ impl Code {
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict | Self::AlreadyFinished | Self::AlreadyDispatched => StatusCode::CONFLICT,
-            Self::NotFinished | Self::InputNotKept => StatusCode::CONFLICT,
+            Self::NotFinished | Self::InputNotKept | Self::TooManySchedules => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::InvalidField => StatusCode::UNPROCESSABLE_ENTITY,
@@ -173,6 +176,7 @@ impl Code {
             Self::AlreadyDispatched => "The task is with the workers",
             Self::NotFinished => "The task has not ended",
             Self::InputNotKept => "The task's input is not kept",
+            Self::TooManySchedules => "As many schedules as may be",
             Self::Conflict => "Another task has this id or idempotency key",
             Self::TooLarge => "Too large",
             Self::UnsupportedMediaType => "Unsupported media type",

@@ -7,6 +7,7 @@ use axum::http::Method;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use taskyard_shared::control::Quote;
+use taskyard_shared::schedule::{DescribedSchedule, SchedulePage, ShownSchedule};
 use taskyard_shared::workflow::{DescribedWorkflow, WorkflowRecord};
 use taskyard_shared::{Task, TaskResult};
 
@@ -21,7 +22,9 @@ use super::retry::Retried;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
 use super::workflows::WorkflowChanged;
-use super::{Shared, batches, control, dead, events, health, openapi, quote, retry, state, tasks, workflows};
+use super::{
+    Shared, batches, control, dead, events, health, openapi, quote, retry, schedules, state, tasks, workflows,
+};
 
 /// One method of one path.
 pub(super) struct Route {
@@ -45,6 +48,7 @@ pub(super) enum Verb {
     Get,
     Post,
     Put,
+    Delete,
 }
 
 impl Verb {
@@ -53,6 +57,7 @@ impl Verb {
             Self::Get => "get",
             Self::Post => "post",
             Self::Put => "put",
+            Self::Delete => "delete",
         }
     }
 
@@ -62,6 +67,7 @@ impl Verb {
             Self::Get => *method == Method::GET || *method == Method::HEAD,
             Self::Post => *method == Method::POST,
             Self::Put => *method == Method::PUT,
+            Self::Delete => *method == Method::DELETE,
         }
     }
 
@@ -70,6 +76,7 @@ impl Verb {
             Self::Get => MethodFilter::GET,
             Self::Post => MethodFilter::POST,
             Self::Put => MethodFilter::PUT,
+            Self::Delete => MethodFilter::DELETE,
         }
     }
 }
@@ -114,6 +121,9 @@ const ID: Parameter = Parameter { place: Place::Path, name: "id", summary: "The 
 const LETTER: Parameter =
     Parameter { place: Place::Path, name: "id", summary: "The dead letter's id, or that of its task; a UUID" };
 const WORKFLOW: Parameter = Parameter { place: Place::Path, name: "id", summary: "The workflow's id, a UUID" };
+const SCHEDULE: Parameter = Parameter { place: Place::Path, name: "name", summary: "The schedule's name" };
+const TENANT: Parameter =
+    query("tenant", "Whose schedule it is, for callers of all tenants: `default` when it is left out");
 const MODEL: Parameter = Parameter { place: Place::Path, name: "model", summary: "The model's name" };
 const PREFER: Parameter = Parameter {
     place: Place::Header,
@@ -248,6 +258,24 @@ const QUOTE_PROBLEMS: &[Code] = &[
     Code::SchedulerUnavailable,
 ];
 const PAUSE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::StoreUnavailable];
+const SCHEDULE_PROBLEMS: &[Code] =
+    &[Code::UnknownParameter, Code::InvalidParameter, Code::NotFound, Code::OverCapacity, Code::SchedulerUnavailable];
+const PUT_SCHEDULE_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::Utf8,
+    Code::Json,
+    Code::Depth,
+    Code::Shape,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::BodyTimeout,
+    Code::TooManySchedules,
+    Code::TooLarge,
+    Code::UnsupportedMediaType,
+    Code::InvalidField,
+    Code::OverCapacity,
+    Code::SchedulerUnavailable,
+];
 const LETTER_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::NotFound, Code::OverCapacity, Code::BrokerUnavailable];
 const LETTERS_PROBLEMS: &[Code] = &[
     Code::Empty,
@@ -519,6 +547,85 @@ pub(super) const ROUTES: &[Route] = &[
         problems: ONE_PROBLEMS,
         access: Access::CONTROL,
         handler: |method| on(method, workflows::cancel),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/schedules",
+        operation: "listSchedules",
+        summary: "Schedules by tenant and name, a page at a time",
+        parameters: &[
+            query("tenant", "Only this tenant's schedules"),
+            query("cursor", "The `cursor` of the page before"),
+            query("limit", "Most schedules on the page: 50 by default, at most 500; more is taken as 500"),
+        ],
+        body: &[],
+        answers: &[json(200, "A page", Content::Of(of::<SchedulePage>))],
+        problems: &[Code::UnknownParameter, Code::InvalidParameter, Code::OverCapacity, Code::SchedulerUnavailable],
+        access: Access::READ,
+        handler: |method| on(method, schedules::list),
+    },
+    Route {
+        method: Verb::Put,
+        path: "/v1/schedules/{name}",
+        operation: "putSchedule",
+        summary: "Publish a task or a workflow again and again; in the place of the schedule of this name",
+        parameters: &[SCHEDULE],
+        body: &[("application/json", Content::Of(of::<DescribedSchedule>))],
+        answers: &[
+            json(200, "It was there, and is as it was sent", Content::Of(of::<ShownSchedule>)),
+            json(201, "It is new, and durably kept", Content::Of(of::<ShownSchedule>)),
+        ],
+        problems: PUT_SCHEDULE_PROBLEMS,
+        access: Access::SUBMIT,
+        handler: |method| on(method, schedules::put),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/schedules/{name}",
+        operation: "getSchedule",
+        summary: "A schedule, its next ticks, and what the last one made",
+        parameters: &[SCHEDULE, TENANT],
+        body: &[],
+        answers: &[json(200, "The schedule", Content::Of(of::<ShownSchedule>))],
+        problems: SCHEDULE_PROBLEMS,
+        access: Access::READ,
+        handler: |method| on(method, schedules::get),
+    },
+    Route {
+        method: Verb::Delete,
+        path: "/v1/schedules/{name}",
+        operation: "removeSchedule",
+        summary: "Remove a schedule; what its ticks made goes on",
+        parameters: &[SCHEDULE, TENANT],
+        body: &[],
+        answers: &[json(200, "It is removed: as it stood", Content::Of(of::<ShownSchedule>))],
+        problems: SCHEDULE_PROBLEMS,
+        access: Access::CONTROL,
+        handler: |method| on(method, schedules::remove),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/schedules/{name}/pause",
+        operation: "pauseSchedule",
+        summary: "Fire no ticks of a schedule until it is resumed",
+        parameters: &[SCHEDULE, TENANT],
+        body: &[],
+        answers: &[json(200, "It is paused", Content::Of(of::<ShownSchedule>))],
+        problems: SCHEDULE_PROBLEMS,
+        access: Access::CONTROL,
+        handler: |method| on(method, schedules::pause),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/schedules/{name}/resume",
+        operation: "resumeSchedule",
+        summary: "Fire ticks of a schedule again, from the next one on",
+        parameters: &[SCHEDULE, TENANT],
+        body: &[],
+        answers: &[json(200, "It is not paused", Content::Of(of::<ShownSchedule>))],
+        problems: SCHEDULE_PROBLEMS,
+        access: Access::CONTROL,
+        handler: |method| on(method, schedules::resume),
     },
     Route {
         method: Verb::Get,

@@ -167,6 +167,8 @@ pub struct SchedulerSettings {
     pub workers_most: u32,
     pub window_tasks: usize,
     pub workflows: usize,
+    /// Of one tenant.
+    pub schedules: usize,
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,

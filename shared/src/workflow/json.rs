@@ -58,7 +58,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Name<'a> {
 }
 
 /// An object's members. `None` for anything else.
-pub(super) fn object(raw: &RawValue) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
+pub(crate) fn object(raw: &RawValue) -> Option<Vec<(Cow<'_, str>, &RawValue)>> {
     if !raw.get().starts_with('{') {
         return None;
     }

@@ -23,6 +23,7 @@ use crate::time::Timestamp;
 pub use condition::Condition;
 pub use decode::decode_workflow;
 pub use json::members;
+pub(crate) use json::object as members_of;
 pub use machine::{Command, Ended, Machine, Shown};
 pub use order::WorkflowOrder;
 pub use plan::{Plan, PlannedStep};

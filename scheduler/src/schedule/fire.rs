@@ -1,0 +1,167 @@
+//! Fires ticks that are due: each is published like a task that somebody sent, and only then is it dealt with.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use taskyard_shared::broker::{Message, Need, publish_surely};
+use taskyard_shared::schedule::{COUNTED, Due, Fired, Overlap, Published};
+use taskyard_shared::store::{Accept, StoreError, WorkflowWrite};
+use taskyard_shared::{State, Timestamp, messages};
+use tracing::{debug, info, warn};
+
+use super::entry::{Entry, Key, Timetable};
+use super::keeper::Keeper;
+
+/// Ticks that are published together.
+const GROUP: usize = 128;
+/// While the store is away, what must not overlap waits for it.
+const ASK_AGAIN_MS: u64 = 1_000;
+
+/// What is done about one schedule.
+struct Plan {
+    key: Key,
+    due: Due,
+}
+
+impl Keeper {
+    /// Fires what is due. `false` when closing.
+    pub(super) async fn fire(&self, table: &mut Timetable) -> bool {
+        let now = Timestamp::now();
+        let mut plans: Vec<Plan> = Vec::new();
+        let (mut ticks, mut later, mut overlapped) = (0, Vec::new(), 0);
+        for key in table.due(now) {
+            if ticks >= COUNTED {
+                break;
+            }
+            let Some(Entry { order, schedule: Ok(schedule), .. }) = table.get(key) else { continue };
+            let mut due = schedule.ticks.due(order.seen, now, schedule.reach());
+            if schedule.overlap == Overlap::Forbid && !due.fire.is_empty() {
+                match self.still_runs(order.last).await {
+                    Ok(true) => {
+                        overlapped += due.fire.len();
+                        due.fire.clear();
+                    }
+                    Ok(false) => {}
+                    Err(failure) => {
+                        debug!(%failure, "whether the last tick's task runs is not known: this one waits");
+                        self.metrics.store_failed("get");
+                        later.push(key.clone());
+                        continue;
+                    }
+                }
+            }
+            ticks += due.fire.len();
+            plans.push(Plan { key: key.clone(), due });
+        }
+        for key in later {
+            table.look_at(&key, Some(now.plus_ms(ASK_AGAIN_MS)));
+        }
+        if plans.is_empty() {
+            return true;
+        }
+        let to_fire: Vec<(&Key, Timestamp)> =
+            plans.iter().flat_map(|plan| plan.due.fire.iter().map(|tick| (&plan.key, *tick))).collect();
+        let mut fired: BTreeMap<&Key, Fired> = BTreeMap::new();
+        for group in to_fire.chunks(GROUP) {
+            let published: Vec<(&Key, Timestamp, Published)> = group
+                .iter()
+                .filter_map(|(key, tick)| Some((*key, *tick, self.made(table, key, *tick, now)?)))
+                .collect();
+            let message = |(_, _, published): &(_, _, Published)| match messages::tick(&self.topology, published) {
+                Ok(message) => Some((message, Need::Work)),
+                Err(failure) => {
+                    warn!(%failure, "a tick cannot be written down");
+                    None
+                }
+            };
+            let outgoing: Vec<(Message, Need)> = published.iter().filter_map(message).collect();
+            if publish_surely(&*self.broker, outgoing, &self.closing).await.is_err() {
+                return false;
+            }
+            let done = Timestamp::now();
+            for (key, tick, published) in &published {
+                self.metrics.fired(done.ms_since(*tick) / 1_000.0);
+                fired.insert(key, published.fired(*tick, done));
+            }
+            self.record(published.into_iter().map(|(_, _, published)| published).collect()).await;
+        }
+        let missed: usize = plans.iter().map(|plan| plan.due.missed).sum();
+        if missed > 0 {
+            info!(ticks = missed, "ticks passed while nobody could fire them, and are not caught up with");
+        }
+        self.metrics.not_fired(missed, overlapped);
+        let fired: Vec<(Key, Fired)> = fired.into_iter().map(|(key, fired)| (key.clone(), fired)).collect();
+        for (key, fired) in fired {
+            if let Some(entry) = table.get_mut(&key) {
+                entry.order.last = Some(fired);
+            }
+        }
+        let keys: Vec<Key> = plans.into_iter().map(|plan| plan.key).collect();
+        for key in &keys {
+            if let Some(entry) = table.get_mut(key) {
+                entry.order.seen = entry.order.seen.max(now);
+            }
+        }
+        self.write(table, &keys).await
+    }
+
+    /// What a tick publishes.
+    fn made(&self, table: &Timetable, key: &Key, tick: Timestamp, now: Timestamp) -> Option<Published> {
+        let Some(Entry { order, schedule: Ok(schedule), .. }) = table.get(key) else { return None };
+        match order.publish(&schedule.work, self.topology.namespace(), tick, now) {
+            Ok(published) => {
+                debug!(schedule = %order.name, %tick, id = %published.id(), "fired");
+                Some(published)
+            }
+            Err(invalid) => {
+                warn!(schedule = %order.name, %invalid, "a tick cannot be made");
+                None
+            }
+        }
+    }
+
+    /// Whether what a tick made has not ended. What has no record has: the store may have lost it.
+    async fn still_runs(&self, last: Option<Fired>) -> Result<bool, StoreError> {
+        match last {
+            Some(Fired { task: Some(id), .. }) => {
+                let record = self.store.get(vec![id]).await?.pop().flatten();
+                Ok(record.is_some_and(|record| !record.state.is_terminal()))
+            }
+            Some(Fired { workflow: Some(id), .. }) => {
+                Ok(self.store.workflow(id).await?.is_some_and(|seen| !seen.has_ended))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Shows what was fired to whoever asks for it before intake has read it, as a gateway does.
+    async fn record(&self, published: Vec<Published>) {
+        let mut accepts = Vec::new();
+        for published in published {
+            match published {
+                Published::Task(envelope) => accepts.push(Accept {
+                    id: envelope.id,
+                    fingerprint: envelope.fingerprint(),
+                    alias: envelope.alias(),
+                    record: envelope.result(State::Queued),
+                    follower: None,
+                }),
+                Published::Workflow { order, plan } => {
+                    let (id, fingerprint) = (order.id, order.fingerprint(&plan));
+                    let Ok(record) = serde_json::to_vec(&order.queued(*plan)).map(Bytes::from) else { continue };
+                    let write = WorkflowWrite { id, fingerprint, has_ended: false, record };
+                    if let Err(failure) = self.store.accept_workflow(write).await {
+                        debug!(%failure, "a tick's workflow is not recorded yet");
+                        self.metrics.store_failed("accept_workflow");
+                    }
+                }
+            }
+        }
+        if !accepts.is_empty()
+            && let Err(failure) = self.store.accept(accepts).await
+        {
+            debug!(%failure, "ticks' tasks are not recorded yet");
+            self.metrics.store_failed("accept");
+        }
+    }
+}
