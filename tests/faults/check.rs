@@ -78,6 +78,9 @@ pub struct Figures {
     /// Workflows, by the state they ended in.
     pub workflows: BTreeMap<&'static str, usize>,
     pub steps_executed: usize,
+    /// Ticks of the schedule that had to come, and executions of ticks beyond the first.
+    pub ticks: usize,
+    pub ticks_repeated: usize,
     /// Longest time without an end while no fault was active; milliseconds.
     pub longest_quiet_ms: u64,
 }
@@ -107,6 +110,7 @@ pub fn check(ledger: &Ledger) -> Verdict {
     let mut checker = Checker { ledger, broken: Vec::new(), figures: Figures::default() };
     checker.tasks();
     checker.workflows();
+    checker.ticks();
     checker.strangers();
     checker.dead_letters();
     checker.processes();
@@ -316,6 +320,20 @@ impl Checker<'_> {
                 Wrong::End(what) => self.broke(Rule::WrongEnd, what),
                 Wrong::TwoEnds(what) => self.broke(Rule::TwoEnds, what),
                 Wrong::Effect(what) => self.broke(Rule::StrangeEffect, what),
+            }
+        }
+    }
+
+    fn ticks(&mut self) {
+        let ledger = self.ledger;
+        self.figures.ticks = ledger.ticks.scheduled.map_or(0, |scheduled| scheduled.due().count());
+        for id in ledger.ticks.lost() {
+            self.broke(Rule::Lost, format!("{id}, a tick of the schedule"));
+        }
+        for (id, before, after) in ledger.ticks.repeats() {
+            self.figures.ticks_repeated += 1;
+            if self.suffered(before, after).next().is_none() {
+                self.broke(Rule::UnexplainedRepeat, format!("{id}, a tick, ran at {before} and at {after}"));
             }
         }
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use taskyard_shared::State;
 use uuid::Uuid;
 
+use crate::schedule::Ticks;
 use crate::workflows::Workflows;
 
 /// Milliseconds since 1970, by this machine's clock: all of a ledger is written on one.
@@ -179,6 +180,7 @@ pub struct Ledger {
     pub panics: Vec<String>,
     pub overtaking: Option<Overtaking>,
     pub workflows: Workflows,
+    pub ticks: Ticks,
     /// Tasks that were waited for in vain when the run gave up.
     pub gave_up: Option<String>,
 }
@@ -244,6 +246,7 @@ impl Files {
             ledger.executed.entry(executed.id).or_default().push(executed);
         }
         ledger.workflows = Workflows::read(self, &mut ledger.executed);
+        ledger.ticks = Ticks::read(self, &mut ledger.executed);
         ledger.recorded = self.read::<Recorded>(RECORDED).into_iter().map(|line| (line.id, line)).collect();
         ledger.left = self.read(LEFT);
         ledger.dead = self.read(DEAD);

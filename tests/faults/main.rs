@@ -16,6 +16,7 @@ mod plan;
 mod relay;
 mod roles;
 mod run;
+mod schedule;
 mod servers;
 mod workflows;
 mod yard;

@@ -22,8 +22,8 @@ use crate::nemesis::Nemesis;
 use crate::observe::{bury, observe, recorded};
 use crate::plan::{self, Planned};
 use crate::roles::panics;
-use crate::workflows;
 use crate::yard::{MAX_ATTEMPTS, NAMESPACE, ROLES, Yard};
+use crate::{schedule, workflows};
 
 /// After the last fault is healed something must end in this time, until all has.
 const QUIET_PATIENCE: Duration = Duration::from_secs(60);
@@ -67,9 +67,11 @@ pub async fn run(plan: Plan, programs: PathBuf) {
     let yard = Arc::new(Yard::start(programs, plan.queue_type, &files).await);
     let mut rig = Rig::new(&yard, files.clone()).await;
     eprintln!("the yard stands after {:.1} s", begun.elapsed().as_secs_f64());
+    let schedule = schedule::Client::put(&yard.api, files.clone()).await;
     rig.load(&yard, &plan, planned).await;
     eprintln!("published, and all faults healed after {:.1} s", begun.elapsed().as_secs_f64());
     let gave_up = rig.drain(&yard).await;
+    schedule.end().await;
     let overtaking = if gave_up.is_none() { Some(rig.overtake().await) } else { None };
     rig.look_at_queues(&yard).await;
     rig.look_at_records(&yard).await;
@@ -269,8 +271,9 @@ impl Rig {
         let begun = Instant::now();
         loop {
             let queues = yard.rabbit.lock().await.queues().await;
-            let left: Vec<Left> =
-                queues.into_iter().map(|(queue, ready, unacked)| Left { queue, ready, unacked }).collect();
+            // That a schedule was removed is kept for a while, lest an ack that was lost bring it back.
+            let queues = queues.into_iter().filter(|(queue, ..)| *queue != Topology::new(NAMESPACE).schedules());
+            let left: Vec<Left> = queues.map(|(queue, ready, unacked)| Left { queue, ready, unacked }).collect();
             let is_empty = left.iter().all(|left| left.ready + left.unacked == 0);
             if is_empty || begun.elapsed() > EMPTY_PATIENCE {
                 self.books.files.write(LEFT, &left);
@@ -317,6 +320,8 @@ fn table(plan: &Plan, verdict: &Verdict, took: Duration) -> String {
         row(&format!("workflows ended as {state}"), count.to_string());
     }
     row("  executions of their steps", figures.steps_executed.to_string());
+    row("ticks of a schedule", figures.ticks.to_string());
+    row("  repeated", figures.ticks_repeated.to_string());
     row("records gone with a flush", figures.forgotten.to_string());
     row("results told", figures.results.to_string());
     row("  again, the same", figures.told_again.to_string());
