@@ -14,6 +14,9 @@ const FEW_MODELS: usize = 64;
 /// Keys without a listener are tried no more often than this together, each in its turn.
 const TRIES_PER_SECOND: u64 = 50;
 
+/// That a key was found to have a listener has all others tried again, not more often than this.
+const OPENED_EVERY_MS: u64 = 1_000;
+
 /// The last message reached a queue.
 const OPEN: u64 = u64::MAX;
 /// The first one is on its way, and until it is known what came of it others wait behind it.
@@ -30,7 +33,8 @@ pub(super) struct Keys {
     count: AtomicU64,
     /// Models whose last message of a topic reached a queue.
     open: [AtomicUsize; Topic::COUNT],
-    /// When a key was last found to have a listener that had none: others may have one too, as with a binding to all of them.
+    /// When a key was last found to have a listener that had none, or of which nothing was known: others may have one too, as with a
+    /// binding to all of them.
     opened_ms: AtomicU64,
 }
 
@@ -125,8 +129,9 @@ impl Keys {
             if let Some(open) = self.open.get(topic.place()) {
                 open.fetch_add(1, Ordering::Relaxed);
             }
-            if old.is_some_and(|old| old != FIRST) {
-                self.opened_ms.store(self.now_ms(), Ordering::Relaxed);
+            let (now, last) = (self.now_ms(), self.opened_ms.load(Ordering::Relaxed));
+            if last == 0 || now.saturating_sub(last) >= OPENED_EVERY_MS {
+                self.opened_ms.store(now, Ordering::Relaxed);
             }
         }
     }
@@ -188,6 +193,18 @@ mod tests {
         keys.start -= Duration::from_millis(2);
         keys.reached(QUEUED, "m5");
         assert!(keys.may_go(QUEUED, "m6") && keys.may_go(QUEUED, "unheard of"), "a binding may be to all");
+    }
+
+    #[test]
+    fn of_many_models_at_once_those_that_were_not_tried_go_when_the_first_is_heard() {
+        let mut keys = Keys::new(LONG);
+        keys.start -= Duration::from_secs(10);
+        let names: Vec<String> = (0..1000).map(|number| format!("m{number}")).collect();
+        let goes = |keys: &Keys| names.iter().filter(|name| keys.may_go(QUEUED, name)).count();
+        assert!(goes(&keys) < 1000);
+        keys.start -= Duration::from_millis(2);
+        keys.reached(QUEUED, "m0");
+        assert_eq!(goes(&keys), 1000);
     }
 
     #[test]
