@@ -7,6 +7,7 @@ use super::{CatchUp, Cron, Overlap, SCHEDULE_LABEL, Schedule, TICK_LABEL, Ticks,
 use crate::decode::{self, Invalid, body, check_depth, check_duration, check_label, is_name, read};
 use crate::task::limits as task_limits;
 use crate::time::Timestamp;
+use crate::wire::TASK_FIELDS;
 use crate::workflow::{decode_workflow, members_of};
 
 #[derive(Default)]
@@ -134,7 +135,7 @@ const OF_THE_SCHEDULE: &str = "is the schedule's";
 
 fn task(raw: &RawValue) -> Result<Work, Invalid> {
     let placed = |invalid: Invalid| placed("task", invalid);
-    known(raw, TASK_FIELDS).map_err(placed)?;
+    known(raw, &TASK_FIELDS).map_err(placed)?;
     let task = decode::decode_task(raw).map_err(placed)?;
     for (field, is_there, why) in [
         ("id", task.id.is_some(), ONCE),
@@ -194,27 +195,6 @@ fn known(raw: &RawValue, names: &[&str]) -> Result<(), Invalid> {
     }
 }
 
-const TASK_FIELDS: &[&str] = &[
-    "id",
-    "model",
-    "capability",
-    "kind",
-    "input",
-    "priority",
-    "tenant",
-    "deadline",
-    "deadline_ms",
-    "not_before",
-    "delay_ms",
-    "cost",
-    "timeout_ms",
-    "max_attempts",
-    "idempotency_key",
-    "metadata",
-    "webhook",
-    "min_quality",
-    "alternatives",
-];
 const WORKFLOW_FIELDS: &[&str] =
     &["id", "tasks", "priority", "tenant", "deadline", "deadline_ms", "on_failure", "idempotency_key", "metadata"];
 

@@ -18,6 +18,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use read::Reader;
+pub(crate) use task::NAMES as TASK_FIELDS;
 pub use write::Writer;
 
 /// A message with a short way to its bytes.

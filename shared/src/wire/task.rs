@@ -92,7 +92,8 @@ impl Reader<'_> {
     }
 }
 
-const NAMES: [&str; 19] = [
+/// The fields of a task.
+pub(crate) const NAMES: [&str; 19] = [
     "id",
     "model",
     "capability",
