@@ -1,12 +1,12 @@
 //! Fires ticks that are due: each is published like a task that somebody sent, and only then is it dealt with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use taskyard_shared::broker::{Message, Need, publish_surely};
 use taskyard_shared::schedule::{COUNTED, Due, Fired, Overlap, Published};
 use taskyard_shared::store::{Accept, StoreError, WorkflowWrite};
-use taskyard_shared::{State, Timestamp, messages};
+use taskyard_shared::{State, TaskId, Timestamp, messages};
 use tracing::{debug, info, warn};
 
 use super::entry::{Entry, Key, Timetable};
@@ -21,6 +21,8 @@ const ASK_AGAIN_MS: u64 = 1_000;
 struct Plan {
     key: Key,
     due: Due,
+    /// What the tick before made, when it must have ended.
+    behind: Option<Fired>,
 }
 
 impl Keeper {
@@ -28,34 +30,30 @@ impl Keeper {
     pub(super) async fn fire(&self, table: &mut Timetable) -> bool {
         let now = Timestamp::now();
         let mut plans: Vec<Plan> = Vec::new();
-        let (mut ticks, mut later, mut overlapped) = (0, Vec::new(), 0);
+        let mut ticks = 0;
         for key in table.due(now) {
             if ticks >= COUNTED {
                 break;
             }
             let Some(Entry { order, schedule: Ok(schedule), .. }) = table.get(key) else { continue };
-            let mut due = schedule.ticks.due(order.seen, now, schedule.reach());
-            if schedule.overlap == Overlap::Forbid && !due.fire.is_empty() {
-                match self.still_runs(order.last).await {
-                    Ok(true) => {
-                        overlapped += due.fire.len();
-                        due.fire.clear();
-                    }
-                    Ok(false) => {}
-                    Err(failure) => {
-                        debug!(%failure, "whether the last tick's task runs is not known: this one waits");
-                        self.metrics.store_failed("get");
-                        later.push(key.clone());
-                        continue;
-                    }
-                }
-            }
+            let due = schedule.ticks.due(order.seen, now, schedule.reach());
+            let may_overlap = schedule.overlap == Overlap::Allow || due.fire.is_empty();
             ticks += due.fire.len();
-            plans.push(Plan { key: key.clone(), due });
+            plans.push(Plan { key: key.clone(), due, behind: order.last.filter(|_| !may_overlap) });
         }
-        for key in later {
-            table.look_at(&key, Some(now.plus_ms(ASK_AGAIN_MS)));
-        }
+        let overlapped = match self.leave_out_overlapping(&mut plans).await {
+            Ok(overlapped) => overlapped,
+            Err(failure) => {
+                debug!(%failure, "whether what the last ticks made runs is not known: these wait");
+                self.metrics.store_failed("get");
+                let (later, rest): (Vec<Plan>, _) = plans.into_iter().partition(|plan| plan.behind.is_some());
+                for plan in later {
+                    table.look_at(&plan.key, Some(now.plus_ms(ASK_AGAIN_MS)));
+                }
+                plans = rest;
+                0
+            }
+        };
         if plans.is_empty() {
             return true;
         }
@@ -120,18 +118,31 @@ impl Keeper {
         }
     }
 
-    /// Whether what a tick made has not ended. What has no record has: the store may have lost it.
-    async fn still_runs(&self, last: Option<Fired>) -> Result<bool, StoreError> {
-        match last {
-            Some(Fired { task: Some(id), .. }) => {
-                let record = self.store.get(vec![id]).await?.pop().flatten();
-                Ok(record.is_some_and(|record| !record.state.is_terminal()))
-            }
-            Some(Fired { workflow: Some(id), .. }) => {
-                Ok(self.store.workflow(id).await?.is_some_and(|seen| !seen.has_ended))
-            }
-            _ => Ok(false),
+    /// Takes out the ticks of schedules of which what the tick before made has not ended, and answers how many those are. What has no
+    /// record has ended: the store may have lost it. Tasks are asked for all at once.
+    async fn leave_out_overlapping(&self, plans: &mut [Plan]) -> Result<usize, StoreError> {
+        let tasks: Vec<TaskId> = plans.iter().filter_map(|plan| plan.behind?.task).collect();
+        let mut running = BTreeSet::new();
+        if !tasks.is_empty() {
+            let records = self.store.get(tasks.clone()).await?;
+            let open = tasks.into_iter().zip(records);
+            let open = open.filter(|(_, record)| record.as_ref().is_some_and(|record| !record.state.is_terminal()));
+            running.extend(open.map(|(id, _)| id.0));
         }
+        for id in plans.iter().filter_map(|plan| plan.behind?.workflow) {
+            if self.store.workflow(id).await?.is_some_and(|seen| !seen.has_ended) {
+                running.insert(id.0);
+            }
+        }
+        let mut left_out = 0;
+        for plan in plans {
+            let made = plan.behind.and_then(|fired| fired.task.map(|id| id.0).or(fired.workflow.map(|id| id.0)));
+            if made.is_some_and(|id| running.contains(&id)) {
+                left_out += plan.due.fire.len();
+                plan.due.fire.clear();
+            }
+        }
+        Ok(left_out)
     }
 
     /// Shows what was fired to whoever asks for it before intake has read it, as a gateway does.
