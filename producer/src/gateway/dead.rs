@@ -21,7 +21,6 @@ use uuid::Uuid;
 use super::Shared;
 use super::problem::{Code, Problem};
 use super::request::{Media, Parameters, media, path_id, read_json};
-use super::tasks::{MOST_PAGE_TASKS, PAGE_TASKS};
 use crate::letters::{Failure, Looked, Reader};
 use crate::publish::encode;
 
@@ -125,13 +124,7 @@ pub(super) async fn list(
     Extension(parameters): Extension<Parameters>,
 ) -> Result<Json<DeadPage>, Problem> {
     let bad = |name: &str, message: &str| Problem::new(Code::InvalidParameter, format!("{name}: {message}")).at(name);
-    let limit = match parameters.get("limit") {
-        Some(text) => match text.parse::<u64>() {
-            Ok(limit) if limit > 0 => usize::try_from(limit).unwrap_or(usize::MAX).min(MOST_PAGE_TASKS),
-            _ => return Err(bad("limit", "must be a number above 0")),
-        },
-        None => PAGE_TASKS,
-    };
+    let limit = parameters.limit()?;
     let before = match parameters.get("cursor") {
         Some(text) => Some(Place::read(text).ok_or_else(|| bad("cursor", "is none that a page gave"))?),
         None => None,

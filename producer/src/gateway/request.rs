@@ -18,6 +18,10 @@ use super::problem::{Code, Problem};
 /// Room in memory for bodies that are being read or worked on.
 const ROOM_UNIT_BYTES: usize = 1024;
 
+/// What a page has when nobody says, and at most.
+const PAGE: usize = 50;
+const PAGE_MOST: usize = 500;
+
 /// Bounds the memory that request bodies take together.
 #[derive(Clone)]
 pub(super) struct BodyRoom(Arc<Semaphore>);
@@ -140,6 +144,15 @@ impl Parameters {
             }
         }
         Ok(Self(pairs))
+    }
+
+    /// How many are wanted on a page.
+    pub(super) fn limit(&self) -> Result<usize, Problem> {
+        let Some(text) = self.get("limit") else { return Ok(PAGE) };
+        match text.parse::<u64>() {
+            Ok(limit) if limit > 0 => Ok(usize::try_from(limit).unwrap_or(usize::MAX).min(PAGE_MOST)),
+            _ => Err(Problem::new(Code::InvalidParameter, "limit: must be a number above 0").at("limit")),
+        }
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {

@@ -20,9 +20,6 @@ use super::access::Caller;
 use super::problem::{Code, Problem};
 use super::request::{Media, Parameters, media};
 
-/// Schedules of a page, when nobody says.
-const PAGE: u32 = 50;
-const PAGE_MOST: u32 = 500;
 /// Who keeps them.
 const KEEPER: u32 = 0;
 
@@ -59,16 +56,13 @@ pub(super) async fn list(
     request: Request,
 ) -> Result<Response, Problem> {
     let (parts, _) = request.into_parts();
-    let bad = |name: &str, why: &str| Problem::new(Code::InvalidParameter, format!("{name}: {why}")).at(name);
-    let limit = match parameters.get("limit").map(str::parse::<u32>) {
-        None => PAGE,
-        Some(Ok(limit)) if limit > 0 => limit.min(PAGE_MOST),
-        Some(_) => return Err(bad("limit", "must be a number above 0")),
-    };
+    let limit = u32::try_from(parameters.limit()?).unwrap_or(u32::MAX);
     let after = match parameters.get("cursor").map(|cursor| cursor.rsplit_once('/')) {
         None => None,
         Some(Some((tenant, name))) => Some((tenant.to_owned(), name.to_owned())),
-        Some(None) => return Err(bad("cursor", "is none that a page gave")),
+        Some(None) => {
+            return Err(Problem::new(Code::InvalidParameter, "cursor: is none that a page gave").at("cursor"));
+        }
     };
     let tenant = Caller::of(&parts)?.narrowed(asked_tenant(&parameters)?)?;
     match gateway.ask_schedules(ScheduleAsk::List { tenant, after, limit }).await? {

@@ -21,9 +21,6 @@ use super::problem::Problem;
 use super::request::{Incoming, Media, Parameters, Said, duration, media, path_id, preferred_wait};
 use super::waiting::LOOKUP_LIMIT;
 
-/// Tasks on a page when nobody says how many, and most.
-pub(super) const PAGE_TASKS: usize = 50;
-pub(super) const MOST_PAGE_TASKS: usize = 500;
 /// A page of larger outputs ends early.
 const PAGE_BYTES: usize = 8 << 20;
 /// Tasks asked of the store at once.
@@ -148,13 +145,7 @@ pub(super) async fn list(
         }
         None => None,
     };
-    let limit = match parameters.get("limit") {
-        Some(text) => match text.parse::<u64>() {
-            Ok(limit) if limit > 0 => usize::try_from(limit).unwrap_or(usize::MAX).min(MOST_PAGE_TASKS),
-            _ => return Err(bad("limit", "must be a number above 0")),
-        },
-        None => PAGE_TASKS,
-    };
+    let limit = parameters.limit()?;
     let filter = Filter {
         state,
         model: parameters.get("model").map(str::to_owned),
