@@ -34,13 +34,13 @@ pub struct HopArgs {
     from: String,
     /// So many of them, with `-0` and so on behind the name.
     #[arg(long)]
-    from_many: Option<usize>,
+    from_many: Option<u32>,
     /// The queue to publish to; without it, to whichever the message names for its reply.
     #[arg(long)]
     to: Option<String>,
     /// So many of them, in turns.
     #[arg(long)]
-    to_many: Option<usize>,
+    to_many: Option<u32>,
     /// Deliveries and confirms under way.
     #[arg(long)]
     in_flight: u16,
@@ -75,8 +75,8 @@ pub async fn slots(args: SlotsArgs, file: Option<&Path>) -> Result<(), Failure> 
     .await
 }
 
-/// The names of so many queues, or of the one.
-pub fn numbered(name: &str, many: Option<usize>) -> Vec<String> {
+/// So many names, or the one.
+pub fn numbered(name: &str, many: Option<u32>) -> Vec<String> {
     match many {
         Some(many) => (0..many).map(|number| format!("{name}-{number}")).collect(),
         None => vec![name.to_owned()],

@@ -177,10 +177,7 @@ fn not_negative(text: &str) -> Result<f64, String> {
 
 impl BenchArgs {
     fn names(&self) -> Vec<String> {
-        match self.models {
-            1 => vec![self.model.clone()],
-            models => (0..models).map(|number| format!("{}-{number}", self.model)).collect(),
-        }
+        baseline::numbered(&self.model, (self.models > 1).then_some(self.models))
     }
 
     fn made(&self, settings: &Settings) -> Made {
@@ -336,9 +333,7 @@ impl Bench {
 
     async fn stage(&self, system: System) -> Result<Stage, Failure> {
         match system {
-            System::Relay => {
-                Stage::relay(&self.settings, self.args.relay_in_flight, self.plan.shape.models.len()).await
-            }
+            System::Relay => Stage::relay(&self.settings, self.args.relay_in_flight, self.args.models).await,
             System::Priority => {
                 let confirmed = self.args.baseline == Some(Baseline::Priority);
                 Stage::priority(&self.settings, &self.args.made(&self.settings), confirmed).await

@@ -110,7 +110,7 @@ impl Stage {
 
     /// Two hops and a reply, on queues of the same kind: one, and as many as there are models. The second hop is started by
     /// [`serve`](Self::serve).
-    pub async fn relay(settings: &Settings, in_flight: u16, models: usize) -> Result<Self, Failure> {
+    pub async fn relay(settings: &Settings, in_flight: u16, models: u32) -> Result<Self, Failure> {
         let made = Made { schedulers: 0, workers: 0, slots: 1, max_batch: 1, service_ms: 0.0, data: None };
         let (settings, name) = own_settings(settings, &[], &made);
         let queue = |rest: &str| format!("{name}.relay.{rest}");
