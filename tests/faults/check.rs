@@ -7,7 +7,6 @@ use taskyard_shared::State;
 use uuid::Uuid;
 
 use crate::ledger::{Attempted, Ledger, Meant, Suffered, Told, What};
-use crate::workflows::Wrong;
 
 /// A fault's consequences may show for so long after it was healed: a lease, a heartbeat's two misses, a process's start.
 const AFTERMATH_MS: u64 = 20_000;
@@ -314,14 +313,7 @@ impl Checker<'_> {
         let (wrong, ends) = ledger.workflows.check(|from, until| self.flushed(from, until));
         self.figures.workflows = ends;
         self.figures.steps_executed = ledger.workflows.executions();
-        for wrong in wrong {
-            match wrong {
-                Wrong::Lost(what) => self.broke(Rule::Lost, what),
-                Wrong::End(what) => self.broke(Rule::WrongEnd, what),
-                Wrong::TwoEnds(what) => self.broke(Rule::TwoEnds, what),
-                Wrong::Effect(what) => self.broke(Rule::StrangeEffect, what),
-            }
-        }
+        self.broken.extend(wrong);
     }
 
     fn ticks(&mut self) {

@@ -20,9 +20,9 @@ const AT_ONCE: usize = 100;
 const BATCH: usize = 20;
 
 /// How often a client looks whether something is due.
-const EVERY: Duration = Duration::from_millis(50);
+pub const EVERY: Duration = Duration::from_millis(50);
 
-const AGAIN_AFTER: Duration = Duration::from_millis(200);
+pub const AGAIN_AFTER: Duration = Duration::from_millis(200);
 const HTTP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Mean time of a task of the model `slow`; milliseconds.
@@ -220,6 +220,11 @@ impl Publisher {
     }
 }
 
+pub fn http() -> reqwest::Client {
+    let _installed = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy().timeout(HTTP_LIMIT).build().unwrap()
+}
+
 /// A client over HTTP.
 pub struct Caller {
     pub api: String,
@@ -228,8 +233,7 @@ pub struct Caller {
 
 impl Caller {
     pub async fn run(self, tasks: Tasks, count: usize, duration: Duration) {
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().timeout(HTTP_LIMIT).build().unwrap();
+        let http = http();
         evenly(tasks, count, duration, 16, async |tasks| {
             self.books.attempted(Way::Http, &tasks);
             futures_util::future::join_all(tasks.iter().map(|task| self.put(&http, task))).await;

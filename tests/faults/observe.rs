@@ -3,7 +3,6 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::Hasher;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use taskyard_shared::TaskResult;
@@ -11,9 +10,7 @@ use taskyard_shared::broker::{Broker, Delivery, Verdict};
 use uuid::Uuid;
 
 use crate::ledger::{DEAD, Files, Recorded, TOLD, Told, now_ms};
-use crate::load::Books;
-
-const AGAIN_AFTER: Duration = Duration::from_millis(200);
+use crate::load::{AGAIN_AFTER, Books};
 
 /// The output of the executor.
 #[derive(Deserialize)]

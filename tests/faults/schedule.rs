@@ -1,7 +1,7 @@
 //! A schedule among the load: it has a tick every two seconds, and each of them is to be caught up with. What a tick makes is a task
 //! whose id is made from the schedule and the tick, so the executor's lines say which ticks there were.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use taskyard_shared::schedule::ScheduleOrder;
 use uuid::Uuid;
 
 use crate::ledger::{EXECUTED, Executed, Files, What, now_ms};
+use crate::load::{AGAIN_AFTER, http};
 use crate::yard::NAMESPACE;
 
 pub const SCHEDULED: &str = "scheduled";
@@ -20,7 +21,6 @@ pub const SCHEDULED: &str = "scheduled";
 const NAME: &str = "ledger";
 const TENANT: &str = "default";
 const EVERY_S: u64 = 2;
-const AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// The last ticks are waited for no longer than this.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -60,8 +60,7 @@ pub struct Client {
 impl Client {
     /// Once it stands.
     pub async fn put(api: &str, files: Arc<Files>) -> Self {
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+        let http = http();
         let url = format!("{api}/v1/schedules/{NAME}");
         let body = json!({
             "cron": format!("*/{EVERY_S} * * * * *"),
@@ -79,7 +78,7 @@ impl Client {
         while begun.elapsed() < PATIENCE {
             let lines: Vec<Executed> = self.files.read(EXECUTED);
             let ended = lines.iter().filter(|line| line.what == What::Finished).map(|line| line.id);
-            let ended: std::collections::HashSet<Uuid> = ended.collect();
+            let ended: HashSet<Uuid> = ended.collect();
             if scheduled.due().all(|tick| ended.contains(&tick)) {
                 break;
             }
@@ -96,7 +95,10 @@ async fn until_done(call: impl Fn() -> reqwest::RequestBuilder) {
             Ok(answer) if answer.status().is_success() => return,
             // What was carried out and not answered is not there any more.
             Ok(answer) if answer.status().as_u16() == 404 => return,
-            Ok(answer) => assert!(answer.status().is_server_error(), "{answer:?}"),
+            Ok(answer) => {
+                let status = answer.status();
+                assert!(status.is_server_error() || status.as_u16() == 429, "{answer:?}");
+            }
             Err(_) => {}
         }
         tokio::time::sleep(AGAIN_AFTER).await;

@@ -12,16 +12,15 @@ use taskyard_shared::workflow::WorkflowId;
 use taskyard_shared::{State, Topology};
 use uuid::Uuid;
 
+use crate::check::{Broken, Rule};
 use crate::ledger::{Executed, Files, Meant, What, now_ms};
+use crate::load::{AGAIN_AFTER, EVERY, http};
 use crate::observe::read;
 use crate::yard::NAMESPACE;
 
 pub const PUBLISHED: &str = "workflows_published";
 pub const CONFIRMED: &str = "workflows_confirmed";
 pub const TOLD: &str = "workflows_told";
-
-const AGAIN_AFTER: Duration = Duration::from_millis(200);
-const EVERY: Duration = Duration::from_millis(50);
 
 /// Tasks that the step `parts` is.
 const PARTS: u32 = 3;
@@ -86,8 +85,7 @@ pub struct Client {
 impl Client {
     /// `count` of them, evenly over `duration`.
     pub async fn run(self, seed: u64, count: usize, duration: Duration) {
-        let _installed = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build().unwrap();
+        let http = http();
         let mut random = fastrand::Rng::with_seed(seed ^ 0x776f_726b);
         let begun = tokio::time::Instant::now();
         let mut ticks = tokio::time::interval(EVERY);
@@ -197,14 +195,15 @@ impl Workflows {
     }
 
     /// What is wrong, and how many ended in which state. `flushed` says whether the store was emptied in between two times.
-    pub fn check(&self, flushed: impl Fn(u64, u64) -> bool) -> (Vec<Wrong>, BTreeMap<&'static str, usize>) {
+    pub fn check(&self, flushed: impl Fn(u64, u64) -> bool) -> (Vec<Broken>, BTreeMap<&'static str, usize>) {
         let (mut wrong, mut ends) = (Vec::new(), BTreeMap::new());
+        let mut broke = |rule, what| wrong.push(Broken { rule, what });
         for workflow in &self.published {
             let id = workflow.id;
             let told = self.told.get(&id).map_or(&[][..], Vec::as_slice);
             let Some((first, again)) = told.split_first() else {
                 if self.confirmed.contains(&id) {
-                    wrong.push(Wrong::Lost(format!("workflow {id}, {:?}", workflow.meant)));
+                    broke(Rule::Lost, format!("workflow {id}, {:?}", workflow.meant));
                 }
                 continue;
             };
@@ -215,21 +214,22 @@ impl Workflows {
                 _ => &[State::Succeeded],
             };
             if !may.contains(&first.state) {
-                wrong.push(Wrong::End(format!(
-                    "workflow {id}, {:?}, ended as {}",
-                    workflow.meant,
-                    first.state.as_str()
-                )));
+                broke(
+                    Rule::WrongEnd,
+                    format!("workflow {id}, {:?}, ended as {}", workflow.meant, first.state.as_str()),
+                );
             }
             for told in again {
                 let is_other = (told.state, &told.joined) != (first.state, &first.joined);
                 if is_other && !flushed(workflow.at, told.at) {
-                    wrong.push(Wrong::TwoEnds(format!("workflow {id}: {first:?}, then {told:?}")));
+                    broke(Rule::TwoEnds, format!("workflow {id}: {first:?}, then {told:?}"));
                 }
             }
             if first.state == State::Succeeded {
                 let is_flushed = flushed(workflow.at, first.at);
-                wrong.extend(self.strange_effect(id, first.joined.as_ref(), is_flushed).map(Wrong::Effect));
+                if let Some(what) = self.strange_effect(id, first.joined.as_ref(), is_flushed) {
+                    broke(Rule::StrangeEffect, what);
+                }
             }
         }
         (wrong, ends)
@@ -259,15 +259,6 @@ impl Workflows {
     pub fn executions(&self) -> usize {
         self.executed.values().flatten().filter(|line| line.what == What::Started).count()
     }
-}
-
-/// What is wrong with a workflow.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Wrong {
-    Lost(String),
-    End(String),
-    TwoEnds(String),
-    Effect(String),
 }
 
 /// The tasks of a workflow's steps.
@@ -301,7 +292,7 @@ mod tests {
         }
     }
 
-    fn wrong(change: impl FnOnce(&mut Workflows, &mut Vec<Told>)) -> Vec<Wrong> {
+    fn wrong(change: impl FnOnce(&mut Workflows, &mut Vec<Told>)) -> Vec<Rule> {
         let mut workflows = good();
         let id = workflows.published[0].id;
         let mut told = workflows.told.remove(&id).unwrap();
@@ -309,26 +300,26 @@ mod tests {
         if !told.is_empty() {
             workflows.told.insert(id, told);
         }
-        workflows.check(|_, _| false).0
+        workflows.check(|_, _| false).0.into_iter().map(|broken| broken.rule).collect()
     }
 
     #[test]
     fn a_workflow_that_went_as_it_should_is_good_and_each_thing_that_may_be_wrong_is_seen() {
         assert_eq!(wrong(|_, _| {}), []);
-        assert!(matches!(wrong(|_, told| told.clear())[..], [Wrong::Lost(_)]));
-        assert!(matches!(wrong(|_, told| told[0].state = State::Failed)[..], [Wrong::End(_)]));
-        assert!(matches!(wrong(|_, told| told[0].joined = None)[..], [Wrong::Effect(_)]));
-        assert!(matches!(wrong(|workflows, _| workflows.executed.clear())[..], [Wrong::Effect(_)]));
+        assert_eq!(wrong(|_, told| told.clear()), [Rule::Lost]);
+        assert_eq!(wrong(|_, told| told[0].state = State::Failed), [Rule::WrongEnd]);
+        assert_eq!(wrong(|_, told| told[0].joined = None), [Rule::StrangeEffect]);
+        assert_eq!(wrong(|workflows, _| workflows.executed.clear()), [Rule::StrangeEffect]);
         let other = |told: &mut Vec<Told>| {
             let joined = told[0].joined.as_mut().unwrap();
             joined.seen.parts[1].seen.run = "another".into();
         };
-        assert!(matches!(wrong(|_, told| other(told))[..], [Wrong::Effect(_)]));
+        assert_eq!(wrong(|_, told| other(told)), [Rule::StrangeEffect]);
         let again = |told: &mut Vec<Told>| {
             told.push(told[0].clone());
             told[1].joined.as_mut().unwrap().run = "again".into();
         };
-        assert!(matches!(wrong(|_, told| again(told))[..], [Wrong::TwoEnds(_)]));
+        assert_eq!(wrong(|_, told| again(told)), [Rule::TwoEnds]);
         assert_eq!(wrong(|_, told| told.push(told[0].clone())), [], "told again is told the same");
     }
 }
