@@ -135,7 +135,7 @@ impl Yard {
         (dead.properties.headers[REASON_HEADER].clone(), serde_json::from_slice(&dead.body).unwrap())
     }
 
-    /// Waits until nothing is left in either queue, nor in anybody's hands.
+    /// Waits until all that is left is in somebody's hands.
     async fn settled(&self) {
         let settled = async {
             loop {
@@ -172,8 +172,8 @@ async fn a_delivery_is_signed_with_both_secrets_and_made_once() {
         [SECRET, OLD_SECRET].map(|secret| Secret::read(secret).unwrap().sign(&hook.id, seconds, &request.body));
     assert_eq!(header(&request, "webhook-signature"), signed.join(" "));
     yard.settled().await;
+    // What is under way is brought to its end, and whoever comes next finds nothing to do.
     drop(stop);
-    // Whoever comes next finds nothing to do.
     let other = yard.put(&format!("{}/other", server.base)).await;
     let _stop = yard.deliver();
     assert_eq!(header(&server.next().await, "webhook-id"), other.id);

@@ -195,11 +195,8 @@ impl Webhooks {
             hook.not_before = Some(Timestamp::now().plus_ms(BUSY.as_millis() as u64));
             return self.again(hook, tag, &acker, &closing).await;
         };
-        let came = tokio::select! {
-            came = self.deliver(&hook) => came,
-            () = closing.cancelled() => return,
-        };
-        match came {
+        // Also when closing: what was sent and not acked would be sent again.
+        match self.deliver(&hook).await {
             Came::Delivered => {
                 self.metrics.attempts.with_label_values(&["delivered"]).inc();
                 acker.settle(vec![tag], Verdict::Ack).await;
