@@ -27,12 +27,13 @@ use crate::deploying::Deploying;
 use crate::depth::Depths;
 use crate::dispatch::{Dispatched, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
-use crate::held::{Held, Outstanding};
+use crate::held::{Held, Holdings, Outstanding};
 use crate::load_watch::unheld;
 use crate::lost::Quiet;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::offers::Offers;
+use crate::paging::{PagedIn, Paging};
 use crate::placing::Placing;
 use crate::planner::{
     AllocationRegret, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, ShedReason, TenantLimits,
@@ -67,6 +68,8 @@ pub(crate) enum Event {
     Returned(Vec<Held>),
     /// Tasks held for long, on their way round through the broker.
     CameRound(Vec<Held>),
+    /// Pages of the backlog that was kept in the broker.
+    PagedIn(PagedIn),
     /// Tasks that run for long, to be watched over.
     Runs(Vec<Held>),
     /// Tasks that came beyond the rates of their tenants.
@@ -118,7 +121,8 @@ pub(crate) struct Core {
     pub clock: Clock,
     pub started: Instant,
     pub planner: Planner,
-    pub held: HashMap<TaskId, Held>,
+    pub held: Holdings,
+    pub paging: Paging,
     pub outstanding: HashMap<TaskId, Outstanding>,
     /// What was asked of tasks that may be on their way here.
     pub wishes: Wishes,
@@ -177,6 +181,7 @@ pub(crate) struct Parts {
     pub shard: Shard,
     pub learnt: Learnt,
     pub deployed: Deployed,
+    pub paging: Paging,
     pub closing: CancellationToken,
     pub events: Events,
 }
@@ -195,9 +200,11 @@ impl Core {
             shard,
             learnt,
             deployed,
+            mut paging,
             closing,
             events,
         } = parts;
+        paging.set_limited(tenants.keys().cloned());
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy = policy::by_name(&settings.policy, Some(settings.ageing_s).filter(|seconds| *seconds > 0.0))
             .unwrap_or_else(|| Box::new(policy::Cmu::default()));
@@ -237,7 +244,8 @@ impl Core {
             comparing: None,
             clock,
             started: Instant::now(),
-            held: HashMap::new(),
+            held: Holdings::default(),
+            paging,
             outstanding: HashMap::new(),
             wishes: Wishes::default(),
             paused: HashSet::new(),
@@ -291,6 +299,7 @@ impl Core {
                 Some(ended) = self.dispatching.join_next(), if !self.dispatching.is_empty() => self.handle_dispatched(ended),
                 Some(_) = self.finishing.join_next(), if !self.finishing.is_empty() => {}
                 Some(_) = self.acking.join_next(), if !self.acking.is_empty() => {}
+                ended = self.paging.next() => self.handle_paging(ended),
                 _ = second.tick() => self.every_second(&requests),
                 count = events.recv_many(&mut batch, EVENTS) => {
                     if count == 0 {
@@ -305,17 +314,21 @@ impl Core {
                 }
             }
             self.reconsider();
+            self.await_pages();
             self.decide();
             self.mark();
             self.finish();
+            self.turn_pages();
             self.signal_soon();
             // What is refused is in memory until that is told.
-            self.room.is_held(self.held.len() + self.unknown.len() + self.finished.len() + self.watch.len());
+            let tasks = self.held.len() + self.unknown.len() + self.finished.len() + self.watch.len();
+            self.room.is_held(tasks, self.held.bytes());
         }
         self.keep_learnt();
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
         while self.dispatching.join_next().await.is_some() {}
         while self.acking.join_next().await.is_some() {}
+        self.paging.finish().await;
         while self.keeping.join_next().await.is_some() {}
         while self.signalling.join_next().await.is_some() {}
         if let Some(comparing) = self.comparing {
@@ -342,6 +355,7 @@ impl Core {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
             Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
+            Event::PagedIn(pages) => self.page_in(pages),
             Event::Runs(tasks) => self.watch(tasks),
             Event::OverQuota(tasks) => tasks.into_iter().for_each(|task| self.refuse_over_rate(task)),
             Event::Unwanted(tasks) => tasks.into_iter().for_each(|task| self.end_unwanted(task)),
@@ -421,7 +435,7 @@ impl Core {
     }
 
     fn decide(&mut self) {
-        if self.paused_until.is_some_and(|until| until > Instant::now()) {
+        if self.paused_until.is_some_and(|until| until > Instant::now()) || self.paging.is_settling() {
             return;
         }
         let now_us = self.clock.now_us();
@@ -450,6 +464,9 @@ impl Core {
                         priority: task.envelope.priority,
                     };
                     self.outstanding.insert(id, outstanding);
+                    if let Some(page) = task.page {
+                        self.note_page_left(page);
+                    }
                     group.add(task, reason == DispatchReason::Passes, |model| {
                         self.offers.together(model, self.planner.mean_seconds(model))
                     });
@@ -562,6 +579,8 @@ impl Core {
             self.keep_learnt();
         }
         self.wishes.forget(Instant::now());
+        self.sum_pages();
+        self.metrics.page_queues(self.paging.busy());
         let stats = self.planner.stats();
         let quiet = self.quiet(&stats);
         if !quiet.is_empty() {

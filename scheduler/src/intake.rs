@@ -268,7 +268,8 @@ impl Intake {
         if !over.is_empty() && self.events.send(Event::OverQuota(over)).await.is_err() {
             return false;
         }
-        self.room.take(to_admit.len());
+        let bytes = to_admit.iter().map(|task| task.envelope.input.get().len()).sum();
+        self.room.take(to_admit.len(), bytes);
         if !to_admit.is_empty() && self.events.send(Event::Arrived(to_admit)).await.is_err() {
             return false;
         }
@@ -286,7 +287,7 @@ impl Intake {
 }
 
 fn held(envelope: Box<Envelope>, receipt: Receipt, is_known: bool) -> Held {
-    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now(), is_known }
+    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now(), is_known, page: None }
 }
 
 /// What cannot be read by what its properties say of it.

@@ -72,6 +72,7 @@ impl Returns {
                             receipt,
                             since: Instant::now(),
                             is_known: true,
+                            page: None,
                             model: String::new(),
                         };
                         if runs { running.push(task) } else { tasks.push(task) }

@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::clock::Clock;
 use crate::control::{self, Desk};
 use crate::core::{Core, Parts};
 use crate::deploying;
@@ -27,6 +28,7 @@ use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::paging::{self, Paging};
 use crate::quotas::Quotas;
 use crate::returns::Returns;
 use crate::room::Room;
@@ -119,7 +121,7 @@ impl Scheduler {
         let (closing, ended) = (stop.child_token(), CancellationToken::new());
         let (events, inbox) = mpsc::channel(EVENTS);
         let (requests, asked) = mpsc::channel(1);
-        let room = Room::new(self.settings.window_tasks);
+        let room = Room::new(self.settings.window_tasks, (self.settings.window_mb as usize) << 20);
         let prefetch = u16::try_from(self.settings.window_tasks).unwrap_or(u16::MAX);
         let mut readers: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         let (pauses, to_pause) = mpsc::channel(1);
@@ -211,6 +213,17 @@ impl Scheduler {
             quotas: Quotas::new(self.store.clone(), &self.tenants, shard.of),
             ended: ended.clone(),
         };
+        let pages = paging::Desk {
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            topology: self.topology.clone(),
+            metrics: self.metrics.clone(),
+            events: events.clone(),
+            closing: closing.clone(),
+            patience: Duration::from_secs(self.settings.max_held_s),
+        };
+        let window = (self.settings.window_tasks, self.settings.window_mb);
+        let paging = Paging::open(pages, &own, window, Clock::start().now_us()).await?;
         readers.spawn(intake.run(prefetch));
         drop(events);
         let learnt = memory::recall(&*self.store, shard, &self.metrics).await;
@@ -226,6 +239,7 @@ impl Scheduler {
             shard,
             learnt,
             deployed,
+            paging,
             closing: closing.clone(),
             events: self.events.clone(),
         });

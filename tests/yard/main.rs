@@ -10,6 +10,7 @@ mod holding;
 mod long;
 mod meanwhile;
 mod overload;
+mod paging;
 mod quote;
 mod registry;
 mod schedule;

@@ -169,6 +169,7 @@ pub struct SchedulerSettings {
     pub workflows: usize,
     /// Of one tenant.
     pub schedules: usize,
+    pub window_mb: u64,
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,

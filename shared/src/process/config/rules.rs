@@ -68,6 +68,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("scheduler.window_tasks", Bounds::Whole(1, u16::MAX as u64)),
     ("scheduler.workflows", Bounds::Whole(1, 10_000)),
     ("scheduler.schedules", Bounds::Whole(0, crate::schedule::limits::SCHEDULES as u64)),
+    ("scheduler.window_mb", Bounds::Whole(1, 1 << 20)),
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
     ("scheduler.report_every_ms", Bounds::Whole(10, 60_000)),
     ("scheduler.unknown_model_grace_ms", Bounds::Whole(0, HOUR_MS)),

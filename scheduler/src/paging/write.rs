@@ -1,0 +1,85 @@
+//! Hands tasks over to a page queue: published, confirmed, then what they came by is acked.
+
+use std::sync::Arc;
+
+use taskyard_shared::broker::{self, Broker, Need, Verdict, publish_surely};
+use taskyard_shared::{Envelope, Topology, messages};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::label::{Label, Line};
+use crate::held::Held;
+
+/// Inputs of the tasks of a page together; a larger task is a page of its own.
+const PAGE_BYTES: usize = 256 << 10;
+
+/// Tasks of one line on their way to its queue, page by page.
+pub(super) struct Pages {
+    pub slot: usize,
+    /// Shard and number of the queue.
+    pub queue: (u32, u32),
+    pub line: Line,
+    pub pages: Vec<Vec<Held>>,
+    pub tasks: u64,
+    pub work_us: u64,
+}
+
+/// What became of them.
+pub(crate) struct Written {
+    pub slot: usize,
+    /// These cannot be written as a message: they wait on where they were.
+    pub unwritable: Vec<Held>,
+}
+
+/// In their order, so many to a page.
+pub(super) fn divide(tasks: Vec<Held>, most: usize) -> Vec<Vec<Held>> {
+    let mut pages: Vec<Vec<Held>> = Vec::new();
+    let mut bytes = 0;
+    for task in tasks {
+        let size = task.envelope.input.get().len();
+        match pages.last_mut() {
+            Some(page) if page.len() < most && bytes + size <= PAGE_BYTES => {
+                bytes += size;
+                page.push(task);
+            }
+            _ => {
+                bytes = size;
+                pages.push(vec![task]);
+            }
+        }
+    }
+    pages
+}
+
+/// Until it is done, or closing: then nothing of it was acked, and it comes again.
+pub(super) async fn write(
+    broker: Arc<dyn Broker>,
+    topology: Topology,
+    closing: CancellationToken,
+    Pages { slot, queue, line, pages, tasks: all, work_us }: Pages,
+) -> Written {
+    let (mut outgoing, mut receipts, mut unwritable) = (Vec::with_capacity(pages.len()), Vec::new(), Vec::new());
+    for page in pages {
+        let tasks = page.len() as u64;
+        let label = Label { line: line.clone(), tasks, work_us: work_us / all.max(1) * tasks };
+        let envelopes: Vec<&Envelope> = page.iter().map(|task| &*task.envelope).collect();
+        let text = label.text().map_err(|failure| failure.to_string());
+        let message = text.and_then(|label| {
+            messages::page(&topology, queue, label, &envelopes).map_err(|failure| failure.to_string())
+        });
+        match message {
+            Ok(message) => {
+                outgoing.push((message, Need::Work));
+                receipts.extend(page.into_iter().filter_map(|task| task.receipt));
+            }
+            Err(failure) => {
+                warn!(%failure, "a page of the backlog cannot be written");
+                unwritable.extend(page);
+            }
+        }
+    }
+    if publish_surely(&*broker, outgoing, &closing).await.is_ok() {
+        broker::settle(receipts, Verdict::Ack).await;
+    }
+    Written { slot, unwritable }
+}
