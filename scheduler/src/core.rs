@@ -55,6 +55,8 @@ pub(crate) const GROUP: usize = 256;
 const GROUPS: usize = 4;
 /// Dispatching pauses for so long after the broker did not take a task.
 const PAUSE: Duration = Duration::from_millis(200);
+/// While it waits for the pages that it found at the start, it looks again so often.
+const SETTLING: Duration = Duration::from_millis(20);
 /// The record of a dispatched task says so after this time, if the task has not ended by then.
 const MARKED_AFTER: Duration = Duration::from_millis(100);
 /// What is learnt of run times is kept so often, if there is something new.
@@ -343,6 +345,8 @@ impl Core {
         let decide_at = match self.paused_until {
             // While paused, what is due waits too.
             Some(paused) => Some(paused),
+            // So does all, until what the broker has is known.
+            None if self.paging.is_settling() => Some(Instant::now() + SETTLING),
             None if self.dispatching.len() >= GROUPS => None,
             None => timeout,
         };

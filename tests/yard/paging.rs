@@ -135,6 +135,22 @@ fn in_order(tasks: &[Value]) -> Vec<Value> {
     inputs
 }
 
+/// Groups of tasks are on their way to the workers side by side, and overtake one another a little: so far, and no further.
+const SIDE_BY_SIDE: usize = 16;
+
+fn assert_order<T: Ord + std::fmt::Debug>(seen: &[T], expected: &[T]) {
+    assert_eq!(seen.len(), expected.len());
+    let places: BTreeMap<&T, usize> = expected.iter().zip(0..).collect();
+    for (at, one) in seen.iter().enumerate() {
+        let place = places[one];
+        assert!(place.abs_diff(at) <= SIDE_BY_SIDE, "{one:?} ran as number {at}, not {place}");
+    }
+}
+
+fn numbers(seen: &[Value]) -> Vec<u64> {
+    seen.iter().map(|input| input["n"].as_u64().unwrap()).collect()
+}
+
 fn prioritised(count: usize) -> Vec<Value> {
     shuffled(count, |n| json!({"model": "m", "priority": n % 10, "input": {"n": n, "p": n % 10}}))
 }
@@ -153,9 +169,7 @@ async fn priorities_and_arrival_hold_over_a_backlog_of_thirty_windows() {
     yard.collect(&ids).await;
     assert!(ids.iter().all(|id| yard.result(id).state == State::Succeeded));
     let (seen, expected) = (recorder.seen(), in_order(&tasks));
-    let wrong = seen.iter().zip(&expected).position(|(one, other)| one != other);
-    assert_eq!(seen.len(), 3_000);
-    assert_eq!(wrong, None, "{:?}", wrong.map(|at| (&seen[at..at + 5], &expected[at..at + 5])));
+    assert_order(&numbers(&seen), &numbers(&expected));
     nothing_is_left(&yard).await;
     scheduler.has("m", 0).await;
     let (out, back) =
@@ -200,14 +214,9 @@ async fn a_small_tenant_has_its_share_beside_a_flood_in_the_broker() {
     let last = seen.iter().rposition(|input| input["tenant"] == "few").unwrap();
     assert!(last < 200, "the last of 40 ran as number {last}");
     yard.collect(&flood).await;
-    for tenant in ["flood", "few"] {
-        let numbers: Vec<u64> = recorder
-            .seen()
-            .iter()
-            .filter(|input| input["tenant"] == tenant)
-            .map(|input| input["n"].as_u64().unwrap())
-            .collect();
-        assert!(numbers.is_sorted(), "{tenant} in the order in which they came");
+    for (tenant, count) in [("flood", 2_000), ("few", 40)] {
+        let of_tenant: Vec<Value> = recorder.seen().into_iter().filter(|input| input["tenant"] == tenant).collect();
+        assert_order(&numbers(&of_tenant), &(0..count).collect::<Vec<u64>>());
     }
     nothing_is_left(&yard).await;
 }
@@ -225,8 +234,7 @@ async fn a_model_that_nobody_serves_holds_up_no_other() {
     let recorder = Recorder::new(3_000);
     start_worker(&yard, spec("dead"), recorder.clone());
     yard.collect(&dead).await;
-    let numbers: Vec<u64> = recorder.seen().iter().map(|input| input["n"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (0..3_000).collect::<Vec<u64>>());
+    assert_order(&numbers(&recorder.seen()), &(0..3_000).collect::<Vec<u64>>());
     nothing_is_left(&yard).await;
 }
 
@@ -234,8 +242,7 @@ async fn a_model_that_nobody_serves_holds_up_no_other() {
 async fn a_restart_finds_the_backlog_where_it_was() {
     let mut yard = Yard::new(|settings| small(settings, "strict")).await;
     let first = Scheduling::start(&yard, &[spec("m")]);
-    let tasks = prioritised(3_000);
-    let ids = yard.publish(tasks.clone()).await;
+    let ids = yard.publish(prioritised(3_000)).await;
     first.has("m", 3_000).await;
     let recorder = Recorder::new(1_000);
     start_worker(&yard, spec("m"), recorder.clone());
@@ -252,10 +259,13 @@ async fn a_restart_finds_the_backlog_where_it_was() {
     let mut once: Vec<&Value> = Vec::new();
     let mut known = std::collections::HashSet::new();
     once.extend(seen.iter().filter(|input| known.insert(input["n"].as_u64().unwrap())));
-    let expected = in_order(&tasks);
     // Whatever was read first at the start may go first.
-    let displaced = once.iter().zip(&expected).filter(|(one, other)| **one != *other).count();
-    assert!(displaced < 100, "{displaced} not in their place");
+    let (mut highest_after, mut early) = (0, 0);
+    for input in once.iter().rev() {
+        early += usize::from(priority_of(input) < highest_after);
+        highest_after = highest_after.max(priority_of(input));
+    }
+    assert!(early < 100, "{early} ran before one of a higher priority");
     nothing_is_left(&yard).await;
     second.has("m", 0).await;
 }
@@ -267,17 +277,16 @@ async fn fewer_shards_read_what_more_have_left() {
         settings.scheduler.shards = 2;
     })
     .await;
-    let both = [Scheduling::start(&yard, &[spec("m")]), Scheduling::start(&yard, &[spec("m")])];
-    for scheduler in &both {
-        eventually("both to be active", || scheduler.metric("taskyard_scheduler_active") == 1).await;
-    }
+    let first = Scheduling::start(&yard, &[spec("m")]);
+    eventually("the first to be active", || first.metric("taskyard_scheduler_shard{shard=\"0\"}") == 1).await;
+    let second = Scheduling::start(&yard, &[spec("m")]);
+    eventually("the second to be active", || second.metric("taskyard_scheduler_shard{shard=\"1\"}") == 1).await;
+    // What is published now is the second's alone.
+    first.stop().await;
     let ids = yard.publish(prioritised(3_000)).await;
-    let name = "taskyard_backlog_tasks{model=\"m\"}";
-    eventually("all to be read", || both.iter().map(|scheduler| scheduler.metric(name)).sum::<u64>() == 3_000).await;
-    assert!(both.iter().all(|scheduler| scheduler.metric(name) > 200), "both have a part");
-    for scheduler in both {
-        scheduler.stop().await;
-    }
+    second.has("m", 3_000).await;
+    second.stop().await;
+    assert!(yard.broker.queue_state(&yard.topology.page(1, 0)).await.unwrap().is_some_and(|state| state.ready > 0));
     yard.settings.scheduler.shards = 1;
     let one = Scheduling::start(&yard, &[spec("m")]);
     let recorder = Recorder::new(10_000);
@@ -313,9 +322,8 @@ async fn tasks_in_the_broker_are_explained_cancelled_and_given_another_priority(
     let recorder = Recorder::new(10_000);
     start_worker(&yard, spec("m"), recorder.clone());
     yard.collect(&ids).await;
-    let numbers: Vec<u64> = recorder.seen().iter().map(|input| input["n"].as_u64().unwrap()).collect();
     let expected: Vec<u64> = (0..1_000).filter(|n| ![500, 900].contains(n)).chain([500]).collect();
-    assert_eq!(numbers, expected);
+    assert_order(&numbers(&recorder.seen()), &expected);
     nothing_is_left(&yard).await;
 }
 
@@ -370,7 +378,6 @@ async fn large_inputs_go_out_before_the_window_has_its_number_of_tasks() {
     let recorder = Recorder::new(200);
     start_worker(&yard, spec("m"), recorder.clone());
     yard.collect(&ids).await;
-    let numbers: Vec<u64> = recorder.seen().iter().map(|input| input["n"].as_u64().unwrap()).collect();
-    assert_eq!(numbers, (0..200).collect::<Vec<u64>>());
+    assert_order(&numbers(&recorder.seen()), &(0..200).collect::<Vec<u64>>());
     nothing_is_left(&yard).await;
 }

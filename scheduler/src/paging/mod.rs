@@ -9,6 +9,7 @@ mod read;
 mod slots;
 mod write;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,7 @@ const READY_AT: usize = 5;
 /// Tasks that go out together, and groups of them under way.
 const GROUP: usize = 2_048;
 const GROUPS: usize = 4;
+const GROUPS_MOST: usize = 64;
 /// When nothing could go out, it is tried again after this.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What is away is added up so often.
@@ -73,6 +75,8 @@ pub(crate) struct Paging {
     window_bytes: usize,
     readers: JoinSet<Result<(), BrokerError>>,
     writing: JoinSet<Written>,
+    /// These wait for others of the same queue, so that they come there in their order.
+    to_write: VecDeque<Pages>,
     growing: JoinSet<Result<(), BrokerError>>,
     looking: JoinSet<(Option<TaskResult>, oneshot::Sender<Told>)>,
     pause_until: Option<Instant>,
@@ -99,6 +103,7 @@ impl Paging {
             window_bytes: usize::try_from(window_mb << 20).unwrap_or(usize::MAX),
             readers: JoinSet::new(),
             writing: JoinSet::new(),
+            to_write: VecDeque::new(),
             growing: JoinSet::new(),
             looking: JoinSet::new(),
             pause_until: None,
@@ -127,7 +132,8 @@ impl Paging {
     }
 
     fn add(&mut self, queue: (u32, u32), found: Option<(u64, u64)>) {
-        let prefetch = self.slots.prefetch(self.window_tasks / 4 / self.page_tasks);
+        let pages = (self.window_tasks / self.page_tasks).min(self.window_bytes / write::PAGE_BYTES);
+        let prefetch = self.slots.prefetch(pages / 4);
         let slot = self.slots.add(queue, found, prefetch);
         let Some(wanted) = self.slots.all.get(slot).map(|slot| slot.wanted.subscribe()) else { return };
         let Desk { broker, store, topology, metrics, events, closing, patience } = self.desk.clone();
@@ -184,6 +190,22 @@ impl Paging {
         while self.writing.join_next().await.is_some() {}
     }
 
+    fn write(&mut self, pages: Pages) {
+        let Desk { broker, topology, closing, .. } = &self.desk;
+        self.writing.spawn(write(broker.clone(), topology.clone(), closing.clone(), pages));
+    }
+
+    /// A group of pages is in this queue: the next one of it may go.
+    fn written(&mut self, at: usize) {
+        if let Some(slot) = self.slots.all.get_mut(at) {
+            slot.writing = slot.writing.saturating_sub(1);
+        }
+        let next = self.to_write.iter().position(|pages| pages.slot == at);
+        if let Some(pages) = next.and_then(|next| self.to_write.remove(next)) {
+            self.write(pages);
+        }
+    }
+
     fn grow(&mut self) {
         let from = self.slots.numbers(self.own);
         if self.slots.is_growing || from as usize >= SLOTS_MOST {
@@ -219,9 +241,7 @@ impl Core {
     pub fn handle_paging(&mut self, ended: Ended) {
         match ended {
             Ended::Written(Some(Written { slot, unwritable })) => {
-                if let Some(slot) = self.paging.slots.all.get_mut(slot) {
-                    slot.writing = slot.writing.saturating_sub(1);
-                }
+                self.paging.written(slot);
                 unwritable.into_iter().for_each(|task| self.admit(task));
             }
             // A panic in there: the tasks are not acked, and come again with the next session.
@@ -322,7 +342,8 @@ impl Core {
             let is_wanted = held.from_page(at) < part.min(slot.prefetch * paging.page_tasks);
             slot.wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_wanted) != is_wanted);
         }
-        if paging.changed && paging.summed.elapsed() >= SUMS_EVERY {
+        // Limits of tenants are kept to as exactly as what is in memory.
+        if paging.changed && (paging.summed.elapsed() >= SUMS_EVERY || !paging.slots.limited.is_empty()) {
             self.sum_pages();
         }
     }
@@ -346,7 +367,8 @@ impl Core {
         if slots.free() < GROWS_BY as usize / 2 {
             self.paging.grow();
         }
-        if !is_over(of_window(HIGH)) || self.paging.writing.len() >= GROUPS {
+        let groups = self.paging.writing.len() + self.paging.to_write.len();
+        if !is_over(of_window(HIGH)) || groups >= GROUPS_MOST || self.paging.to_write.len() >= GROUPS {
             return;
         }
         if self.paging.pause_until.is_some_and(|until| until > now) {
@@ -356,7 +378,8 @@ impl Core {
         let each_bytes = bytes / tasks.max(1);
         let too_many = tasks.saturating_sub(low_tasks).max(bytes.saturating_sub(low_bytes) / each_bytes.max(1));
         let flows = self.planner.waiting_lines().max(1);
-        let keep = (window_tasks / 4 / flows).clamp(1, 2 * page_tasks);
+        let most = window_tasks.min(window_bytes / each_bytes.max(1));
+        let keep = (most / 4 / flows).clamp(1, 2 * page_tasks);
         let (slots, now_us) = (&self.paging.slots, self.clock.now_us());
         let tails = self.planner.page_out(too_many.clamp(1, GROUP), keep, now_us, |model, priority, tenant| {
             slots.takes(model, priority, tenant)
@@ -385,9 +408,12 @@ impl Core {
         slot.pages += pages.len() as u64;
         slot.away.add(Away { tasks, work_us });
         slot.writing += 1;
+        let is_first = slot.writing == 1;
         let pages = Pages { slot: at, queue: slot.queue, line, pages, tasks, work_us };
-        let Desk { broker, topology, closing, .. } = &self.paging.desk;
-        self.paging.writing.spawn(write(broker.clone(), topology.clone(), closing.clone(), pages));
+        match is_first {
+            true => self.paging.write(pages),
+            false => self.paging.to_write.push_back(pages),
+        }
         self.paging.changed = true;
         self.metrics.paged("out", tasks);
     }

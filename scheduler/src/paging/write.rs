@@ -11,7 +11,7 @@ use super::label::{Label, Line};
 use crate::held::Held;
 
 /// Inputs of the tasks of a page together; a larger task is a page of its own.
-const PAGE_BYTES: usize = 256 << 10;
+pub(super) const PAGE_BYTES: usize = 256 << 10;
 
 /// Tasks of one line on their way to its queue, page by page.
 pub(super) struct Pages {

@@ -378,6 +378,9 @@ impl Planner {
     /// Sends a task past those that wait for their slot, if one came that is so much more pressing.
     fn pass(&mut self, now_us: u64) -> Option<Decision> {
         while let Some(model) = self.models.next_pressing() {
+            if !self.models.get(model).may_go() {
+                continue;
+            }
             if let Some(decision) = self.dispatch_from(model, now_us) {
                 // Others may have come with it.
                 self.models.handle_came(model);

@@ -32,6 +32,11 @@ impl Model {
         self.capacity.total > 0 && !self.is_paused
     }
 
+    /// Whether any of its tasks may be dispatched, were there a credit.
+    pub(super) fn may_go(&self) -> bool {
+        !self.is_paused && !self.is_awaited
+    }
+
     /// Why a task that may start, and whose tenant may go, does not. Whether a worker could load the model is for the caller
     /// to say.
     pub(super) fn wait_reason(&self, is_loadable: bool) -> WaitReason {
@@ -184,9 +189,8 @@ impl Models {
 
     /// A task came to this model.
     pub(super) fn handle_came(&mut self, model: u32) {
-        let Model { backlog, capacity, is_paused, is_awaited, .. } = self.get(model);
-        let may_go = backlog.shares.has_candidates() && !is_paused && !is_awaited;
-        if may_go && !capacity.has_credit() && capacity.has_passage() {
+        let known @ Model { backlog, capacity, .. } = self.get(model);
+        if known.may_go() && backlog.shares.has_candidates() && !capacity.has_credit() && capacity.has_passage() {
             self.pressing.insert(model);
         }
     }

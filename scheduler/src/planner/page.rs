@@ -66,6 +66,27 @@ pub struct Tail {
     pub newest_us: u64,
 }
 
+/// A tail that may yet grow.
+struct Taken {
+    model: u32,
+    flow: u32,
+    /// By arrival and sequence.
+    order: Vec<(u64, u64, TaskId)>,
+    tail: Tail,
+}
+
+impl Taken {
+    fn is_of(&self, ends: &Ends) -> bool {
+        (self.model, self.flow, self.tail.priority) == (ends.model, ends.flow, ends.priority)
+    }
+
+    fn in_order(mut self) -> Tail {
+        self.order.sort_unstable_by_key(|&(arrival_us, sequence, _)| (arrival_us, sequence));
+        let newest_us = self.order.last().map_or(0, |&(arrival_us, ..)| arrival_us);
+        Tail { tasks: self.order.into_iter().map(|(.., id)| id).collect(), newest_us, ..self.tail }
+    }
+}
+
 /// A line as it stands, before it is decided how much of it goes.
 struct Ends {
     model: u32,
@@ -103,7 +124,7 @@ impl Planner {
         now_us: u64,
         takes: impl Fn(&str, Priority, &str) -> Takes,
     ) -> Vec<Tail> {
-        let mut tails = Vec::new();
+        let mut tails: Vec<Taken> = Vec::new();
         let mut taken = 0;
         // A line of which little is beyond what stays is not worth a place of its own, as long as others are long.
         for (least, with_deadlines) in [(keep.max(1), false), (1, false), (1, true)] {
@@ -127,12 +148,20 @@ impl Planner {
                         continue;
                     }
                     let tail = self.take_tail(ends, count, with_deadlines);
-                    let got = tail.as_ref().map_or(0, |tail| tail.tasks.len());
+                    let got = tail.as_ref().map_or(0, |tail| tail.order.len());
                     ends.queued = ends.queued.saturating_sub(got);
                     // There is no more of it that may go.
                     ends.most = if got < count { 0 } else { ends.most.saturating_sub(got) };
                     taken += got;
-                    tails.extend(tail);
+                    let Some(mut tail) = tail else { continue };
+                    // What is taken of a line in a second turn came before what was taken in the first.
+                    match tails.iter_mut().find(|other| other.is_of(ends)) {
+                        Some(other) => {
+                            other.order.append(&mut tail.order);
+                            other.tail.work_us += tail.tail.work_us;
+                        }
+                        None => tails.push(tail),
+                    }
                 }
                 let more = ends.len();
                 ends.retain(|ends| ends.most > 0);
@@ -141,7 +170,7 @@ impl Planner {
                 }
             }
         }
-        tails
+        tails.into_iter().map(Taken::in_order).collect()
     }
 
     /// How many lines wait, each of one priority and tenant of a model.
@@ -242,7 +271,7 @@ impl Planner {
     }
 
     /// The newest of a line, so many and those that came at the same time as the first of them.
-    fn take_tail(&mut self, ends: &Ends, count: usize, with_deadlines: bool) -> Option<Tail> {
+    fn take_tail(&mut self, ends: &Ends, count: usize, with_deadlines: bool) -> Option<Taken> {
         let may_go = |record: &Record| {
             record.waiting.arrival_us >= ends.not_before_us && (with_deadlines || record.expires_us == NEVER)
         };
@@ -274,22 +303,22 @@ impl Planner {
             model: self.models.name(ends.model).clone(),
             tenant,
             priority: ends.priority,
-            tasks: Vec::with_capacity(chosen.len()),
+            tasks: Vec::new(),
             work_us: 0,
             newest_us: 0,
         };
-        for (arrival_us, _, task) in chosen {
+        let mut order = Vec::with_capacity(chosen.len());
+        for (arrival_us, sequence, task) in chosen {
             if !self.withdraw(task) {
                 continue;
             }
             if let Some(record) = self.tasks.get(task) {
-                tail.tasks.push(record.waiting.id);
+                order.push((arrival_us, sequence, record.waiting.id));
                 tail.work_us += (record.waiting.expected_seconds * 1e6) as u64;
-                tail.newest_us = tail.newest_us.max(arrival_us);
             }
             self.forget(task);
         }
-        (!tail.tasks.is_empty()).then_some(tail)
+        (!order.is_empty()).then_some(Taken { model: ends.model, flow: ends.flow, order, tail })
     }
 }
 
@@ -321,7 +350,7 @@ mod tests {
     use taskyard_shared::{Kind, Priority, TaskId};
 
     use super::{Away, Tail, Takes};
-    use crate::planner::{Arrival, Decision, Planner, WaitReason, policy};
+    use crate::planner::{Arrival, Decision, Planner, Room, WaitReason, policy};
 
     fn priority(number: u8) -> Priority {
         Priority::try_from(number).unwrap()
@@ -385,6 +414,28 @@ mod tests {
         let tails = planner.page_out(1_000, 10, 200, fresh);
         assert_eq!(tails.iter().flat_map(|tail| tail.tasks.clone()).collect::<Vec<_>>(), ids[10..60]);
         assert!(planner.page_out(1_000, 10, 200, fresh).is_empty(), "what is to stay stays");
+    }
+
+    #[test]
+    fn a_line_goes_in_one_piece_however_it_was_found() {
+        let mut planner = strict();
+        planner.handle_load("m", 3);
+        let mut ids = BTreeMap::new();
+        for number in 0..10 {
+            let deadline = |n: u64| (n % 7 == 0).then_some(10_000_000);
+            let tasks = (0..50).map(|n| Arrival { deadline_us: deadline(n), ..task("m", "a", number) });
+            ids.insert(number, came(&mut planner, 1, tasks));
+        }
+        for wanted in [1, 7, 100, 150, 1_000] {
+            let tails = planner.page_out(wanted, 2, 200, fresh);
+            let lines: std::collections::BTreeSet<Priority> = tails.iter().map(|tail| tail.priority).collect();
+            assert_eq!(lines.len(), tails.len(), "one piece of each line");
+            for tail in tails {
+                let all = &ids[&tail.priority.get()];
+                let at = |id: &TaskId| all.iter().position(|other| other == id).unwrap();
+                assert!(tail.tasks.iter().map(at).collect::<Vec<_>>().is_sorted());
+            }
+        }
     }
 
     #[test]
@@ -504,5 +555,19 @@ mod tests {
         assert!(goes(&mut planner).is_empty());
         planner.handle_awaited(std::iter::empty());
         assert_eq!(goes(&mut planner), ["m"; 4]);
+    }
+
+    #[test]
+    fn nor_does_it_go_past_what_was_sent_ahead() {
+        let mut planner = strict();
+        planner.handle_load("m", Room { slots: 1, ahead: 1, grain: 1 });
+        let first = came(&mut planner, 1, [task("m", "a", 1), task("m", "a", 1)]);
+        while planner.poll_decision(5).is_some() {}
+        came(&mut planner, 10, [task("m", "a", 9)]);
+        planner.handle_awaited(["m"].into_iter());
+        planner.handle_completion(first[0], None);
+        assert_eq!(planner.poll_decision(20), None);
+        planner.handle_awaited(std::iter::empty());
+        assert!(planner.poll_decision(20).is_some());
     }
 }
