@@ -33,6 +33,10 @@ impl Core {
         let id = task.envelope.id;
         let now_us = self.clock.now_us();
         let is_new = task.envelope.attempts == 0 && task.page.is_none();
+        if task.model != spec.name {
+            // What was expected of it was of another model.
+            task.expected = None;
+        }
         task.model = spec.name.clone();
         task.envelope.choice = choice;
         let mut others = others.into_iter();
@@ -67,6 +71,7 @@ impl Core {
                     // Another may have the time, or the room.
                     Some(other) => {
                         task.model = other.name.clone();
+                        task.expected = None;
                         let bid = bids.iter().find(|(model, _)| **model == *other.name);
                         if let (Some(choice), Some((_, bid))) = (&mut task.envelope.choice, bid) {
                             choice.reason = match refusal {
@@ -129,7 +134,7 @@ impl Core {
             priority: envelope.priority,
             kind: envelope.kind,
             cost: envelope.cost,
-            expected: None,
+            expected: task.expected,
             deadline_us: envelope.deadline.map(|at| self.clock.micros(at)),
             due_us: envelope.due.map(|at| self.clock.micros(at)),
             not_before_us: envelope.not_before.map(|at| self.clock.micros(at)),

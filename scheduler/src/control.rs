@@ -218,6 +218,7 @@ impl Core {
             if let Some(task) = self.held.get_mut(&id) {
                 task.envelope.priority = priority;
             }
+            self.part_strays(&[id]);
             return Fate::Done;
         }
         if let Some(task) = self.unknown.iter_mut().find(|task| task.envelope.id == id) {

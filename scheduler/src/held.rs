@@ -6,6 +6,8 @@ use std::time::Instant;
 use taskyard_shared::broker::Receipt;
 use taskyard_shared::{Envelope, Priority, TaskId};
 
+use crate::planner::Estimate;
+
 /// What a task takes beside its input, about, in bytes.
 const EACH_BYTES: usize = 1_000;
 
@@ -20,6 +22,8 @@ pub(crate) struct Held {
     pub is_known: bool,
     /// The page queue that it came from, by its place among those, if it was kept in one.
     pub page: Option<usize>,
+    /// What it was expected to take when it went there: it comes back to the place that it had by that, whatever was learnt since.
+    pub expected: Option<Estimate>,
     /// The model it was admitted for.
     pub model: String,
 }
@@ -81,6 +85,15 @@ impl Holdings {
         let task = self.tasks.remove(id)?;
         self.left(&task);
         Some(task)
+    }
+
+    /// It waits in another line than the rest of its page, and counts for that no more. Its receipt is the caller's to replace.
+    pub fn leave_page(&mut self, id: &TaskId) -> Option<&mut Held> {
+        let page = self.tasks.get_mut(id)?.page.take();
+        if let Some(count) = page.and_then(|page| self.from_page.get_mut(page)) {
+            *count = count.saturating_sub(1);
+        }
+        self.tasks.get_mut(id)
     }
 
     fn left(&mut self, task: &Held) {

@@ -8,6 +8,7 @@
 //! memory budget which models to hold, `paging` keeps in the broker what memory is too small for, `workflow` runs the workflows of a shard and `schedule` keeps the schedules, and `shadow` says what other orders would have made of it.
 
 mod admit;
+mod ahead;
 mod choose;
 mod clock;
 mod control;

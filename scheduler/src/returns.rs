@@ -73,6 +73,7 @@ impl Returns {
                             since: Instant::now(),
                             is_known: true,
                             page: None,
+                            expected: None,
                             model: String::new(),
                         };
                         if runs { running.push(task) } else { tasks.push(task) }

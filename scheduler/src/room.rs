@@ -34,6 +34,12 @@ impl Room {
         }
     }
 
+    /// More than a quarter of it is free.
+    pub fn is_ample(&self) -> bool {
+        let Inner { most, most_bytes, held, bytes, .. } = &*self.0;
+        held.load(Ordering::Acquire) < most / 4 * 3 && bytes.load(Ordering::Acquire) < most_bytes / 4 * 3
+    }
+
     /// So many tasks came in, with so many bytes. A batch may take it over the brim by its own size.
     pub fn take(&self, tasks: usize, bytes: usize) {
         self.0.held.fetch_add(tasks, Ordering::AcqRel);

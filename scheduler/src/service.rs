@@ -121,7 +121,8 @@ impl Scheduler {
         let (closing, ended) = (stop.child_token(), CancellationToken::new());
         let (events, inbox) = mpsc::channel(EVENTS);
         let (requests, asked) = mpsc::channel(1);
-        let room = Room::new(self.settings.window_tasks, (self.settings.window_mb as usize) << 20);
+        let window_bytes = (self.settings.window_mb as usize) << 20;
+        let room = Room::new(self.settings.window_tasks, window_bytes);
         let prefetch = u16::try_from(self.settings.window_tasks).unwrap_or(u16::MAX);
         let mut readers: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         let (pauses, to_pause) = mpsc::channel(1);
@@ -206,6 +207,7 @@ impl Scheduler {
             topology: self.topology.clone(),
             metrics: self.metrics.clone(),
             room: room.clone(),
+            window: (self.settings.window_tasks, window_bytes),
             events: events.clone(),
             closing: closing.clone(),
             shards: shard.of,
@@ -224,7 +226,7 @@ impl Scheduler {
         };
         let window = (self.settings.window_tasks, self.settings.window_mb);
         let paging = Paging::open(pages, &own, window, Clock::start().now_us()).await?;
-        readers.spawn(intake.run(prefetch));
+        readers.spawn(intake.run());
         drop(events);
         let learnt = memory::recall(&*self.store, shard, &self.metrics).await;
         let core = Core::new(Parts {

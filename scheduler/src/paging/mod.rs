@@ -48,7 +48,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// What is away is added up so often.
 const SUMS_EVERY: Duration = Duration::from_millis(100);
 /// For so long a model's dispatch waits for tasks that are on their way in.
-const AWAITED_FOR: Duration = Duration::from_secs(1);
+const AWAITED_FOR: Duration = Duration::from_secs(10);
 /// And at the start for what was found in the broker.
 const SETTLES_IN: Duration = Duration::from_secs(5);
 
@@ -196,9 +196,12 @@ impl Paging {
     }
 
     /// A group of pages is in this queue: the next one of it may go.
-    fn written(&mut self, at: usize) {
+    fn written(&mut self, at: usize, unwritten: u64, away: Away) {
         if let Some(slot) = self.slots.all.get_mut(at) {
             slot.writing = slot.writing.saturating_sub(1);
+            slot.pages = slot.pages.saturating_sub(unwritten);
+            slot.away.tasks = slot.away.tasks.saturating_sub(away.tasks);
+            slot.away.work_us = slot.away.work_us.saturating_sub(away.work_us);
         }
         let next = self.to_write.iter().position(|pages| pages.slot == at);
         if let Some(pages) = next.and_then(|next| self.to_write.remove(next)) {
@@ -240,8 +243,8 @@ pub(crate) enum Ended {
 impl Core {
     pub fn handle_paging(&mut self, ended: Ended) {
         match ended {
-            Ended::Written(Some(Written { slot, unwritable })) => {
-                self.paging.written(slot);
+            Ended::Written(Some(Written { slot, unwritable, pages, away })) => {
+                self.paging.written(slot, pages, away);
                 unwritable.into_iter().for_each(|task| self.admit(task));
             }
             // A panic in there: the tasks are not acked, and come again with the next session.
@@ -278,6 +281,7 @@ impl Core {
         }
         self.paging.changed = true;
         self.metrics.paged("in", away.tasks);
+        let ids: Vec<TaskId> = tasks.iter().map(|task| task.envelope.id).collect();
         for task in tasks {
             let id = task.envelope.id;
             match self.held.contains_key(&id) {
@@ -287,6 +291,31 @@ impl Core {
             }
         }
         unwanted.into_iter().for_each(|task| self.end_unwanted(task));
+        self.part_strays(&ids);
+    }
+
+    /// Tasks that came by a page and wait in another line than the rest of it, since their priority is another by now. They would keep
+    /// their pages from being acked, and so the next ones from coming, until it is their turn. So they part from them. (Those for which
+    /// another model was chosen stay with them: the next page may be all of such.)
+    pub fn part_strays(&mut self, ids: &[TaskId]) {
+        let Self { held, paging, .. } = self;
+        let strays = |id: &TaskId| {
+            let task = held.get(id)?;
+            let line = paging.slots.all.get(task.page?)?.line.as_ref()?;
+            (line.priority != task.envelope.priority).then_some(*id)
+        };
+        let strays: Vec<TaskId> = ids.iter().filter_map(strays).collect();
+        let group: Vec<_> = strays
+            .iter()
+            .filter_map(|id| {
+                let task = held.leave_page(id)?;
+                Some((task.envelope.clone(), task.receipt.take()?))
+            })
+            .collect();
+        if !group.is_empty() {
+            self.in_limbo.extend(group.iter().map(|(envelope, _)| envelope.id));
+            self.acking.spawn(self.finisher.clone().send_round(self.shard.number, group));
+        }
     }
 
     /// Before decisions: where the head of a line is on its way here, nothing of its model goes meanwhile, for it would not be in order.
@@ -393,9 +422,18 @@ impl Core {
         }
     }
 
-    fn write_tail(&mut self, Tail { model, tenant, priority, tasks, work_us, newest_us }: Tail) {
-        let held: Vec<Held> = tasks.iter().filter_map(|id| self.held.remove(id)).collect();
-        let Some(at) = self.paging.slots.place(&model, priority, &tenant, newest_us) else {
+    fn write_tail(&mut self, Tail { model, tenant, priority, tasks, work_us, oldest_us, newest_us }: Tail) {
+        let tasks = tasks.into_iter().filter_map(|(id, expected)| {
+            let task = self.held.remove(&id)?;
+            Some(Held { expected: Some(expected), ..task })
+        });
+        // A copy of what goes round is acked when it comes and nobody holds the task: it must not be all that there is of it.
+        let (held, goes_round): (Vec<Held>, Vec<Held>) = tasks.partition(|task| task.receipt.is_some());
+        goes_round.into_iter().for_each(|task| self.put_back(task));
+        if held.is_empty() {
+            return;
+        }
+        let Some(at) = self.paging.slots.place(&model, priority, &tenant, (oldest_us, newest_us)) else {
             // There was one when it was asked; others took it.
             held.into_iter().for_each(|task| self.put_back(task));
             self.paging.pause_until = Some(Instant::now() + PAUSE);
@@ -493,6 +531,7 @@ impl Core {
             cost: None,
             expected: None,
             deadline_us: None,
+            due_us: None,
             not_before_us: None,
             arrived_us: Some(self.clock.micros(since).max(now_us)),
             is_known: true,

@@ -97,12 +97,13 @@ impl Reader {
             unwanted: Vec::new(),
         };
         for page in pages {
-            if let Some(label) = Label::of(&page.properties) {
+            let label = Label::of(&page.properties);
+            if let Some(label) = &label {
                 all.away.add(label.away());
-                all.line = Some(label.line);
+                all.line = Some(label.line.clone());
             }
             match wire::read_all::<Envelope>(&page.body) {
-                Ok(envelopes) => self.take(page, envelopes, acker, &mut all.tasks).await,
+                Ok(envelopes) => self.take(page, label, envelopes, acker, &mut all.tasks).await,
                 Err(failure) => {
                     let letter = self.letter("unreadable", &failure.to_string(), page.body.clone());
                     self.bury(vec![letter], Receipt::split(page.tag, acker, 1)).await;
@@ -113,13 +114,23 @@ impl Reader {
         all
     }
 
-    async fn take(&self, page: Delivery, envelopes: Vec<Envelope>, acker: &Arc<dyn Acker>, tasks: &mut Vec<Held>) {
+    async fn take(
+        &self,
+        page: Delivery,
+        label: Option<Label>,
+        envelopes: Vec<Envelope>,
+        acker: &Arc<dyn Acker>,
+        tasks: &mut Vec<Held>,
+    ) {
         let receipts = Receipt::split(page.tag, acker, envelopes.len());
         if envelopes.is_empty() {
             acker.settle(vec![page.tag], Verdict::Ack).await;
         }
         let (mut letters, mut of_letters) = (Vec::new(), Vec::new());
+        let model = label.as_ref().map_or_else(String::new, |label| label.line.model.clone());
+        let mut expected = label.iter().flat_map(Label::expected);
         for (at, (envelope, receipt)) in envelopes.into_iter().zip(receipts).enumerate() {
+            let expected = expected.next().flatten();
             if envelope.v == envelope::VERSION {
                 tasks.push(Held {
                     envelope: Box::new(envelope),
@@ -127,7 +138,8 @@ impl Reader {
                     since: Instant::now(),
                     is_known: true,
                     page: Some(self.slot),
-                    model: String::new(),
+                    expected,
+                    model: model.clone(),
                 });
                 continue;
             }

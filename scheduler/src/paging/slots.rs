@@ -44,6 +44,9 @@ pub(super) struct Slot {
 pub(super) struct Slots {
     pub all: Vec<Slot>,
     by_line: BTreeMap<Line, usize>,
+    /// Those that were found at the start, of which it is not known how new the last task is. What waits here may be older, and goes
+    /// to another queue, as long as there is one: it is all put in order as it comes in.
+    found: BTreeMap<Line, usize>,
     /// Those of the own shard that hold nothing.
     free: BTreeSet<usize>,
     pub is_growing: bool,
@@ -87,8 +90,9 @@ impl Slots {
 
     fn slot_of(&self, model: &str, priority: Priority, tenant: &str) -> Option<usize> {
         let line = |whose| Line { model: model.to_owned(), priority, whose };
-        let own = self.by_line.get(&line(Whose::Tenant(tenant.to_owned())));
-        own.or_else(|| self.by_line.get(&line(Whose::bucket(tenant)))).copied()
+        let (own, shared) = (line(Whose::Tenant(tenant.to_owned())), line(Whose::bucket(tenant)));
+        let of = |lines: &BTreeMap<Line, usize>| lines.get(&own).or_else(|| lines.get(&shared)).copied();
+        of(&self.by_line).or_else(|| of(&self.found).filter(|_| self.free.is_empty()))
     }
 
     /// Whether a tenant's line is to have a queue of its own.
@@ -112,8 +116,14 @@ impl Slots {
         }
     }
 
-    /// The queue for the end of a line, of which the last task came at this time. `None` when there is none left.
-    pub fn place(&mut self, model: &str, priority: Priority, tenant: &str, newest_us: u64) -> Option<usize> {
+    /// The queue for the end of a line, of which the first and the last task came at these times. `None` when there is none left.
+    pub fn place(
+        &mut self,
+        model: &str,
+        priority: Priority,
+        tenant: &str,
+        (oldest_us, newest_us): (u64, u64),
+    ) -> Option<usize> {
         let at = match self.slot_of(model, priority, tenant) {
             Some(at) => at,
             None => {
@@ -129,7 +139,8 @@ impl Slots {
                 at
             }
         };
-        let slot = self.all.get_mut(at)?;
+        // Others may have taken the last free one since it was asked what may go.
+        let slot = self.all.get_mut(at).filter(|slot| slot.newest_us <= oldest_us)?;
         match &slot.line {
             Some(Line { whose: Whose::Bucket(_), .. }) => {
                 let newest = slot.newest_of.entry(number(tenant)).or_insert_with(|| {
@@ -149,18 +160,19 @@ impl Slots {
         if slot.line.is_none() {
             self.free.remove(&at);
             slot.line = Some(line.clone());
-            // Another may have been begun meanwhile, to which is added then.
-            self.by_line.entry(line).or_insert(at);
+            self.found.entry(line).or_insert(at);
         }
     }
 
     /// The queue holds nothing any more, nor does memory of what it held.
     pub fn release(&mut self, at: usize, own: u32) {
         let Some(slot) = self.all.get_mut(at) else { return };
-        if let Some(line) = slot.line.take()
-            && self.by_line.get(&line) == Some(&at)
-        {
-            self.by_line.remove(&line);
+        if let Some(line) = slot.line.take() {
+            for lines in [&mut self.by_line, &mut self.found] {
+                if lines.get(&line) == Some(&at) {
+                    lines.remove(&line);
+                }
+            }
         }
         self.remembered = self.remembered.saturating_sub(slot.newest_of.len());
         slot.newest_of = HashMap::new();
@@ -189,5 +201,64 @@ impl Slots {
             }
         }
         (models, tenants)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_shared::Priority;
+
+    use super::{Line, Slots, Whose};
+    use crate::planner::Takes;
+
+    fn slots(free: u32) -> Slots {
+        let mut slots = Slots::default();
+        for number in 0..free {
+            slots.add((0, number), None, 2);
+        }
+        slots
+    }
+
+    fn line(model: &str) -> Line {
+        Line { model: model.into(), priority: Priority::default(), whose: Whose::Tenant("a".into()) }
+    }
+
+    fn takes(slots: &Slots, model: &str) -> Takes {
+        slots.takes(model, Priority::default(), "a")
+    }
+
+    fn place(slots: &mut Slots, model: &str, times: (u64, u64)) -> Option<usize> {
+        slots.place(model, Priority::default(), "a", times)
+    }
+
+    #[test]
+    fn what_goes_to_a_queue_is_no_older_than_what_is_there() {
+        let mut slots = slots(2);
+        assert_eq!(takes(&slots, "m"), Takes::Fresh);
+        assert_eq!(place(&mut slots, "m", (10, 20)), Some(0));
+        assert!(matches!(takes(&slots, "m"), Takes::After { newest_us: 20, .. }));
+        assert_eq!(place(&mut slots, "m", (19, 30)), None);
+        assert_eq!(place(&mut slots, "m", (20, 30)), Some(0));
+        assert_eq!((place(&mut slots, "other", (1, 2)), place(&mut slots, "third", (1, 2))), (Some(1), None));
+        assert_eq!(takes(&slots, "third"), Takes::Nothing);
+        slots.release(0, 0);
+        assert_eq!((takes(&slots, "m"), place(&mut slots, "third", (1, 2))), (Takes::Fresh, Some(0)));
+    }
+
+    #[test]
+    fn nothing_is_added_to_a_queue_that_was_found_while_there_are_others() {
+        let mut slots = slots(1);
+        let found = slots.add((0, 1), Some((5, 1_000)), 2);
+        slots.found(found, line("m"));
+        assert_eq!(takes(&slots, "m"), Takes::Fresh, "what waits here may be older");
+        assert_eq!(place(&mut slots, "m", (10, 20)), Some(0));
+        assert!(matches!(takes(&slots, "m"), Takes::After { newest_us: 20, .. }));
+        let mut slots = super::tests::slots(0);
+        let found = slots.add((0, 1), Some((5, 1_000)), 2);
+        slots.found(found, line("m"));
+        assert!(matches!(takes(&slots, "m"), Takes::After { newest_us: 1_000, .. }), "there is no other");
+        assert_eq!((place(&mut slots, "m", (999, 2_000)), place(&mut slots, "m", (1_000, 2_000))), (None, Some(found)));
+        slots.release(found, 0);
+        assert_eq!(takes(&slots, "m"), Takes::Fresh);
     }
 }

@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::label::{Label, Line};
 use crate::held::Held;
+use crate::planner::Away;
 
 /// Inputs of the tasks of a page together; a larger task is a page of its own.
 pub(super) const PAGE_BYTES: usize = 256 << 10;
@@ -29,6 +30,9 @@ pub(crate) struct Written {
     pub slot: usize,
     /// These cannot be written as a message: they wait on where they were.
     pub unwritable: Vec<Held>,
+    /// Pages that were not written for that, and what was to be on them.
+    pub pages: u64,
+    pub away: Away,
 }
 
 /// In their order, so many to a page.
@@ -59,9 +63,12 @@ pub(super) async fn write(
     Pages { slot, queue, line, pages, tasks: all, work_us }: Pages,
 ) -> Written {
     let (mut outgoing, mut receipts, mut unwritable) = (Vec::with_capacity(pages.len()), Vec::new(), Vec::new());
+    let (mut unwritten, mut away) = (0, Away::default());
     for page in pages {
         let tasks = page.len() as u64;
-        let label = Label { line: line.clone(), tasks, work_us: work_us / all.max(1) * tasks };
+        let expected = Label::shortly(page.iter().map(|task| task.expected));
+        let label = Label { line: line.clone(), tasks, work_us: work_us / all.max(1) * tasks, expected };
+        let of_page = label.away();
         let envelopes: Vec<&Envelope> = page.iter().map(|task| &*task.envelope).collect();
         let text = label.text().map_err(|failure| failure.to_string());
         let message = text.and_then(|label| {
@@ -75,11 +82,13 @@ pub(super) async fn write(
             Err(failure) => {
                 warn!(%failure, "a page of the backlog cannot be written");
                 unwritable.extend(page);
+                unwritten += 1;
+                away.add(of_page);
             }
         }
     }
     if publish_surely(&*broker, outgoing, &closing).await.is_ok() {
         broker::settle(receipts, Verdict::Ack).await;
     }
-    Written { slot, unwritable }
+    Written { slot, unwritable, pages: unwritten, away }
 }

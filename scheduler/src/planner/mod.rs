@@ -153,7 +153,8 @@ impl Planner {
             None if is_new => self.estimator.handle_arrival(&arrival.model, arrival.kind, arrival.cost),
             None => self.estimator.estimate(&arrival.model, arrival.kind, arrival.cost),
         };
-        let is_guess = arrival.expected.is_none() && !self.estimator.knows(&arrival.model);
+        // What was expected of one that comes back may have been a guess as well.
+        let is_guess = (arrival.expected.is_none() || !is_new) && !self.estimator.knows(&arrival.model);
         let waiting = arrival.waiting(expected, now_us, self.next_sequence);
         let start_us = arrival.start_us(now_us);
         if !arrival.is_known

@@ -11,6 +11,7 @@ use taskyard_shared::{Priority, TaskId};
 
 use super::Planner;
 use super::admit::{Arrival, Refusal};
+use super::estimator::Estimate;
 use super::groups::Class;
 use super::line::Line;
 use super::models::Model;
@@ -59,10 +60,12 @@ pub struct Tail {
     pub model: Arc<str>,
     pub tenant: Arc<str>,
     pub priority: Priority,
-    pub tasks: Vec<TaskId>,
+    /// Each with what it is expected to take, which places it among others: it is to come back with that.
+    pub tasks: Vec<(TaskId, Estimate)>,
     /// What they are expected to take, in microseconds.
     pub work_us: u64,
-    /// When the last of them came.
+    /// When the first and the last of them came.
+    pub oldest_us: u64,
     pub newest_us: u64,
 }
 
@@ -71,7 +74,7 @@ struct Taken {
     model: u32,
     flow: u32,
     /// By arrival and sequence.
-    order: Vec<(u64, u64, TaskId)>,
+    order: Vec<(u64, u64, TaskId, Estimate)>,
     tail: Tail,
 }
 
@@ -81,9 +84,11 @@ impl Taken {
     }
 
     fn in_order(mut self) -> Tail {
-        self.order.sort_unstable_by_key(|&(arrival_us, sequence, _)| (arrival_us, sequence));
+        self.order.sort_unstable_by_key(|&(arrival_us, sequence, ..)| (arrival_us, sequence));
+        let oldest_us = self.order.first().map_or(0, |&(arrival_us, ..)| arrival_us);
         let newest_us = self.order.last().map_or(0, |&(arrival_us, ..)| arrival_us);
-        Tail { tasks: self.order.into_iter().map(|(.., id)| id).collect(), newest_us, ..self.tail }
+        let tasks = self.order.into_iter().map(|(.., id, expected)| (id, expected)).collect();
+        Tail { tasks, oldest_us, newest_us, ..self.tail }
     }
 }
 
@@ -180,7 +185,7 @@ impl Planner {
         flows.map(|flow| flow.lanes.iter().count()).sum()
     }
 
-    /// A task that was taken out comes back. It is no new one: nothing is learnt from its arrival.
+    /// A task that was taken out comes back, with what it was expected to take then. It is no new one: nothing is learnt from its arrival.
     ///
     /// # Errors
     /// As [`Self::handle_arrival`], but never for others that wait.
@@ -305,6 +310,7 @@ impl Planner {
             priority: ends.priority,
             tasks: Vec::new(),
             work_us: 0,
+            oldest_us: 0,
             newest_us: 0,
         };
         let mut order = Vec::with_capacity(chosen.len());
@@ -313,7 +319,7 @@ impl Planner {
                 continue;
             }
             if let Some(record) = self.tasks.get(task) {
-                order.push((arrival_us, sequence, record.waiting.id));
+                order.push((arrival_us, sequence, record.waiting.id, record.expected()));
                 tail.work_us += (record.waiting.expected_seconds * 1e6) as u64;
             }
             self.forget(task);
@@ -349,8 +355,8 @@ mod tests {
 
     use taskyard_shared::{Kind, Priority, TaskId};
 
-    use super::{Away, Tail, Takes};
-    use crate::planner::{Arrival, Decision, Planner, Room, WaitReason, policy};
+    use super::{Away, Estimate, Tail, Takes};
+    use crate::planner::{Arrival, Decision, Planner, Prior, Ran, Room, WaitReason, policy};
 
     fn priority(number: u8) -> Priority {
         Priority::try_from(number).unwrap()
@@ -366,6 +372,7 @@ mod tests {
             cost: None,
             expected: None,
             deadline_us: None,
+            due_us: None,
             not_before_us: None,
             arrived_us: None,
             is_known: false,
@@ -390,6 +397,10 @@ mod tests {
         Takes::Fresh
     }
 
+    fn ids_of(tails: &[Tail]) -> Vec<TaskId> {
+        tails.iter().flat_map(|tail| &tail.tasks).map(|&(id, _)| id).collect()
+    }
+
     fn counts(tails: &[Tail]) -> BTreeMap<(String, String, u8), usize> {
         let key = |tail: &Tail| (tail.model.to_string(), tail.tenant.to_string(), tail.priority.get());
         let mut counts = BTreeMap::new();
@@ -408,11 +419,11 @@ mod tests {
         let mut planner = strict();
         let ids = came(&mut planner, 1, (0..100).map(|_| task("m", "a", 4)));
         let tails = planner.page_out(40, 10, 200, fresh);
-        assert_eq!(tails.iter().flat_map(|tail| tail.tasks.clone()).collect::<Vec<_>>(), ids[60..]);
+        assert_eq!(ids_of(&tails), ids[60..]);
         assert_eq!((tails[0].newest_us, planner.waiting()), (100, 60));
         assert!(tails[0].work_us > 0);
         let tails = planner.page_out(1_000, 10, 200, fresh);
-        assert_eq!(tails.iter().flat_map(|tail| tail.tasks.clone()).collect::<Vec<_>>(), ids[10..60]);
+        assert_eq!(ids_of(&tails), ids[10..60]);
         assert!(planner.page_out(1_000, 10, 200, fresh).is_empty(), "what is to stay stays");
     }
 
@@ -432,7 +443,7 @@ mod tests {
             assert_eq!(lines.len(), tails.len(), "one piece of each line");
             for tail in tails {
                 let all = &ids[&tail.priority.get()];
-                let at = |id: &TaskId| all.iter().position(|other| other == id).unwrap();
+                let at = |(id, _): &(TaskId, Estimate)| all.iter().position(|other| other == id).unwrap();
                 assert!(tail.tasks.iter().map(at).collect::<Vec<_>>().is_sorted());
             }
         }
@@ -474,7 +485,7 @@ mod tests {
             _ => Takes::After { newest_us: 81, away: Away { tasks: 500, work_us: 5 } },
         };
         let tails = planner.page_out(50, 10, 200, after);
-        assert_eq!(tails.iter().flat_map(|tail| tail.tasks.clone()).collect::<Vec<_>>(), ids[80..]);
+        assert_eq!(ids_of(&tails), ids[80..]);
         assert!(planner.page_out(50, 10, 200, |_, _, _| Takes::Nothing).is_empty());
     }
 
@@ -490,7 +501,7 @@ mod tests {
             })
             .collect();
         let tails = planner.page_out(5, 2, 10, fresh);
-        assert_eq!(tails.iter().flat_map(|tail| tail.tasks.clone()).collect::<Vec<_>>(), ids[10..]);
+        assert_eq!(ids_of(&tails), ids[10..]);
     }
 
     #[test]
@@ -499,7 +510,7 @@ mod tests {
         came(&mut planner, 1, (0..50).map(|_| Arrival { deadline_us: Some(10_000_000), ..task("m", "a", 4) }));
         let others = came(&mut planner, 100, (0..50).map(|_| task("m", "a", 4)));
         let tails = planner.page_out(40, 0, 200, fresh);
-        assert_eq!(tails.iter().flat_map(|tail| tail.tasks.clone()).collect::<Vec<_>>(), others[10..]);
+        assert_eq!(ids_of(&tails), others[10..]);
         let tails = planner.page_out(40, 0, 200, fresh);
         assert!(count(&tails, "m", "a", 4) >= 40, "{:?}", counts(&tails));
     }
@@ -521,7 +532,9 @@ mod tests {
         assert!(near(stats.models[0].weighted_seconds, weighted));
         let came = planner.wants("m").came_seconds;
         for (at, &id) in ids[60..].iter().enumerate() {
-            let arrival = Arrival { id, arrived_us: Some(61 + at as u64), ..task("m", "a", 4) };
+            let expected = tails[0].tasks[at].1;
+            let arrival =
+                Arrival { id, arrived_us: Some(61 + at as u64), expected: Some(expected), ..task("m", "a", 4) };
             planner.handle_page_in(arrival, 1_000).unwrap();
         }
         planner.handle_paged(&BTreeMap::new(), &BTreeMap::new());
@@ -569,5 +582,29 @@ mod tests {
         assert_eq!(planner.poll_decision(20), None);
         planner.handle_awaited(std::iter::empty());
         assert!(planner.poll_decision(20).is_some());
+    }
+
+    #[test]
+    fn what_is_learnt_meanwhile_changes_no_order_within_a_line() {
+        let mut planner = Planner::new(policy::Cmu::default());
+        planner.handle_model("m", Prior { expected_seconds: Some(0.01) });
+        let ids = came(&mut planner, 1, (0..300).map(|_| task("m", "a", 4)));
+        let mut away = planner.page_out(250, 10, 400, fresh).remove(0).tasks.into_iter().zip(51..);
+        planner.handle_load("m", 1);
+        let (mut ran, mut now_us) = (Vec::new(), 10_000);
+        while let Some(decision) = planner.poll_decision(now_us) {
+            let Decision::Dispatch { id, .. } = decision else { panic!("{decision:?}") };
+            ran.push(id);
+            now_us += 100;
+            planner.handle_completion(id, Some(Ran { seconds: 1e-4, whole: true }));
+            // Always some of those that are away are here, as a page is.
+            if let Some(((id, expected), arrival_us)) = away.next() {
+                let arrived_us = Some(arrival_us);
+                let arrival = Arrival { id, arrived_us, expected: Some(expected), ..task("m", "a", 4) };
+                planner.handle_page_in(arrival, now_us).unwrap();
+            }
+        }
+        assert!(planner.mean_seconds("m").unwrap() < 0.001, "it learnt");
+        assert_eq!(ran, ids);
     }
 }
