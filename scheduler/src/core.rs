@@ -25,7 +25,7 @@ use crate::clock::Clock;
 use crate::control::{Asked, Wishes};
 use crate::deploying::Deploying;
 use crate::depth::Depths;
-use crate::dispatch::{Dispatched, Parcels, dispatch};
+use crate::dispatch::{Dispatched, PARCELS, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
 use crate::held::{Held, Holdings, Outstanding};
 use crate::load_watch::unheld;
@@ -144,6 +144,8 @@ pub(crate) struct Core {
     pub last_completion: HashMap<String, Instant>,
     depths: Depths,
     dispatching: JoinSet<Dispatched>,
+    /// What each of these groups is: the models that others of theirs wait for, and how many parcels.
+    under_way: HashMap<tokio::task::Id, (Vec<String>, usize)>,
     /// Dispatched tasks whose record does not say so yet, by the time from when it is to.
     to_mark: VecDeque<(Instant, TaskId)>,
     paused_until: Option<Instant>,
@@ -262,6 +264,7 @@ impl Core {
             last_completion: HashMap::new(),
             depths: Depths::default(),
             dispatching: JoinSet::new(),
+            under_way: HashMap::new(),
             paused_until: None,
             finisher,
             finishing: JoinSet::new(),
@@ -298,7 +301,7 @@ impl Core {
             tokio::select! {
                 biased;
                 () = self.closing.cancelled() => break,
-                Some(ended) = self.dispatching.join_next(), if !self.dispatching.is_empty() => self.handle_dispatched(ended),
+                Some(ended) = self.dispatching.join_next_with_id(), if !self.dispatching.is_empty() => self.handle_dispatched(ended),
                 Some(_) = self.finishing.join_next(), if !self.finishing.is_empty() => {}
                 Some(_) = self.acking.join_next(), if !self.acking.is_empty() => {}
                 ended = self.paging.next() => self.handle_paging(ended),
@@ -347,7 +350,7 @@ impl Core {
             Some(paused) => Some(paused),
             // So does all, until what the broker has is known.
             None if self.paging.is_settling() => Some(Instant::now() + SETTLING),
-            None if self.dispatching.len() >= GROUPS => None,
+            None if !self.may_send() => None,
             None => timeout,
         };
         let mark_at = self.to_mark.front().map(|&(at, _)| at);
@@ -447,7 +450,7 @@ impl Core {
         let mut decisions = 0u64;
         let mut reasons = [0u64; DispatchReason::ALL.len()];
         let mut group = Parcels::default();
-        while self.dispatching.len() < GROUPS {
+        while self.may_send() {
             let Some(decision) = self.planner.poll_decision(now_us) else { break };
             decisions += 1;
             match decision {
@@ -474,7 +477,7 @@ impl Core {
                     group.add(task, reason == DispatchReason::Passes, |model| {
                         self.offers.together(model, self.planner.mean_seconds(model))
                     });
-                    if group.is_full() {
+                    if group.is_full(self.parcels_under_way()) {
                         self.send(std::mem::take(&mut group));
                     }
                 }
@@ -497,13 +500,33 @@ impl Core {
         self.metrics.decided(decisions, started.elapsed(), reasons);
     }
 
-    fn send(&mut self, group: Parcels) {
-        let (broker, topology, metrics) = (self.broker.clone(), self.topology.clone(), self.metrics.clone());
-        self.dispatching.spawn(dispatch(broker, topology, metrics, self.finisher.events.clone(), group));
+    fn parcels_under_way(&self) -> usize {
+        self.under_way.values().map(|(_, parcels)| parcels).sum()
     }
 
-    fn handle_dispatched(&mut self, ended: Result<Dispatched, tokio::task::JoinError>) {
-        let Ok(Dispatched { sent, failed, unwritable }) = ended else {
+    fn may_send(&self) -> bool {
+        self.dispatching.len() < GROUPS && self.parcels_under_way() < PARCELS
+    }
+
+    /// What is published at once may come to a queue in any order. So while a group is under way, others of its models wait in the
+    /// planner: a queue gets its tasks in the order in which they were chosen.
+    fn send(&mut self, group: Parcels) {
+        let (models, parcels) = (group.models(), group.len());
+        for model in &models {
+            self.planner.handle_sending(model, true);
+        }
+        let (broker, topology, metrics) = (self.broker.clone(), self.topology.clone(), self.metrics.clone());
+        let sending = dispatch(broker, topology, metrics, self.finisher.events.clone(), group);
+        let id = self.dispatching.spawn(sending).id();
+        self.under_way.insert(id, (models, parcels));
+    }
+
+    fn handle_dispatched(&mut self, ended: Result<(tokio::task::Id, Dispatched), tokio::task::JoinError>) {
+        let id = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(id, _)| *id);
+        for model in self.under_way.remove(&id).map_or_else(Vec::new, |(models, _)| models) {
+            self.planner.handle_sending(&model, false);
+        }
+        let Ok((_, Dispatched { sent, failed, unwritable })) = ended else {
             // A panic in there: the tasks are not acked, and come again with the next session.
             warn!("a group of tasks was not dispatched");
             return;

@@ -29,7 +29,7 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    fn bytes(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.envelope.input.get().len() + EACH_BYTES
     }
 }

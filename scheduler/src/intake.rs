@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::ahead::{Ahead, Counting};
+use crate::clock::Distinct;
 use crate::core::Event;
 use crate::finish;
 use crate::held::Held;
@@ -55,6 +56,8 @@ pub(crate) struct Intake {
     /// How many shards there are.
     pub shards: u32,
     pub quotas: Quotas,
+    /// When each task was accepted.
+    pub times: Distinct,
     /// For whoever listens.
     pub events_of_tasks: Events,
     /// The core has ended: nothing is acked any more.
@@ -162,7 +165,6 @@ impl Intake {
         if delivery.properties.headers.contains_key(STEPS_HEADER) {
             return self.take_steps(delivery, acker, taken).await;
         }
-        let now = Timestamp::now();
         let carried = carried(&delivery.properties);
         if delivery.properties.kind.as_deref() == Some(WORKFLOW_TYPE) {
             return self.take_workflow(delivery, carried, acker).await;
@@ -184,7 +186,7 @@ impl Intake {
                 let redelivered = delivery.redelivered;
                 let is_counted = delivery.properties.headers.contains_key(COUNTED_HEADER);
                 for (at, (task, receipt)) in tasks.into_iter().zip(receipts.by_ref()).enumerate() {
-                    match task.and_then(|task| Envelope::new(task, &carried, now)) {
+                    match task.and_then(|task| Envelope::new(task, &carried, self.times.now())) {
                         Ok(envelope) => {
                             taken.push(Taken { envelope: Box::new(envelope), receipt, redelivered, is_counted })
                         }

@@ -34,10 +34,11 @@ impl Room {
         }
     }
 
-    /// More than a quarter of it is free.
+    /// A tenth of it is free: so much is, where tasks can go out to pages. Were it more, nothing would be read any more where each
+    /// message that was has a task that stays, and those are nearly as many as may stay.
     pub fn is_ample(&self) -> bool {
         let Inner { most, most_bytes, held, bytes, .. } = &*self.0;
-        held.load(Ordering::Acquire) < most / 4 * 3 && bytes.load(Ordering::Acquire) < most_bytes / 4 * 3
+        held.load(Ordering::Acquire) < most / 10 * 9 && bytes.load(Ordering::Acquire) < most_bytes / 10 * 9
     }
 
     /// So many tasks came in, with so many bytes. A batch may take it over the brim by its own size.

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Distinct};
 use crate::control::{self, Desk};
 use crate::core::{Core, Parts};
 use crate::deploying;
@@ -213,6 +213,7 @@ impl Scheduler {
             shards: shard.of,
             events_of_tasks: self.events.clone(),
             quotas: Quotas::new(self.store.clone(), &self.tenants, shard.of),
+            times: Distinct::default(),
             ended: ended.clone(),
         };
         let pages = paging::Desk {

@@ -9,6 +9,7 @@ mod events;
 mod holding;
 mod long;
 mod meanwhile;
+mod order;
 mod overload;
 mod paging;
 mod quote;

@@ -25,24 +25,29 @@ use tracing::{info, warn};
 pub(crate) use read::PagedIn;
 
 use crate::core::{Core, Event};
-use crate::held::Held;
+use crate::held::{Held, Holdings};
 use crate::metrics::Metrics;
 use crate::planner::{Arrival, Away, Stats, Tail};
 use read::Reader;
 use slots::{GROWS_BY, SLOTS_MOST, Slots};
 use write::{Pages, Written, divide, write};
 
-/// Tasks of a page, at most.
+/// Tasks of a page and the bytes of their inputs, at most.
 const PAGE_TASKS: usize = 100;
+const PAGE_BYTES: (usize, usize) = (16 << 10, 256 << 10);
+/// At most such a part of the window is a page: each of many lines has one in memory, beside what has no place elsewhere.
+const PAGE_PART: usize = 256;
 /// From so much of the window on tasks go out, in tenths, until this is left.
-const HIGH: usize = 8;
-const LOW: usize = 7;
+const HIGH: usize = 7;
+const LOW: usize = 6;
 /// Queues are declared when so much of the window is full, in tenths.
-const READY_AT: usize = 5;
+const READY_AT: usize = 4;
 /// Tasks that go out together, and groups of them under way.
 const GROUP: usize = 2_048;
 const GROUPS: usize = 4;
-const GROUPS_MOST: usize = 64;
+const GROUPS_MOST: usize = 16;
+/// Of what is under way, the part of the window in bytes: it is in memory until it is written.
+const PART_MOST: usize = 8;
 /// When nothing could go out, it is tried again after this.
 const PAUSE: Duration = Duration::from_millis(50);
 /// What is away is added up so often.
@@ -71,12 +76,15 @@ pub(crate) struct Paging {
     slots: Slots,
     /// Tasks of a page, and of all pages in memory together.
     page_tasks: usize,
+    page_bytes: usize,
     window_tasks: usize,
     window_bytes: usize,
     readers: JoinSet<Result<(), BrokerError>>,
     writing: JoinSet<Written>,
     /// These wait for others of the same queue, so that they come there in their order.
     to_write: VecDeque<Pages>,
+    /// Tasks and bytes of both.
+    under_way: (u64, usize),
     growing: JoinSet<Result<(), BrokerError>>,
     looking: JoinSet<(Option<TaskResult>, oneshot::Sender<Told>)>,
     pause_until: Option<Instant>,
@@ -94,16 +102,19 @@ impl Paging {
     /// When the broker does not say which there are.
     pub async fn open(desk: Desk, shards: &[u32], window: (usize, u64), now_us: u64) -> Result<Self, BrokerError> {
         let (window_tasks, window_mb) = window;
+        let window_bytes = usize::try_from(window_mb << 20).unwrap_or(usize::MAX);
         let mut paging = Self {
             desk,
             own: shards.first().copied().unwrap_or_default(),
             slots: Slots::default(),
-            page_tasks: (window_tasks / 64).clamp(1, PAGE_TASKS),
+            page_tasks: (window_tasks / PAGE_PART).clamp(1, PAGE_TASKS),
+            page_bytes: (window_bytes / PAGE_PART).clamp(PAGE_BYTES.0, PAGE_BYTES.1),
             window_tasks,
-            window_bytes: usize::try_from(window_mb << 20).unwrap_or(usize::MAX),
+            window_bytes,
             readers: JoinSet::new(),
             writing: JoinSet::new(),
             to_write: VecDeque::new(),
+            under_way: (0, 0),
             growing: JoinSet::new(),
             looking: JoinSet::new(),
             pause_until: None,
@@ -132,7 +143,7 @@ impl Paging {
     }
 
     fn add(&mut self, queue: (u32, u32), found: Option<(u64, u64)>) {
-        let pages = (self.window_tasks / self.page_tasks).min(self.window_bytes / write::PAGE_BYTES);
+        let pages = (self.window_tasks / self.page_tasks).min(self.window_bytes / self.page_bytes);
         let prefetch = self.slots.prefetch(pages / 4);
         let slot = self.slots.add(queue, found, prefetch);
         let Some(wanted) = self.slots.all.get(slot).map(|slot| slot.wanted.subscribe()) else { return };
@@ -147,6 +158,16 @@ impl Paging {
     /// Tenants that have limits are counted each by itself.
     pub fn set_limited(&mut self, tenants: impl Iterator<Item = String>) {
         self.slots.limited = tenants.collect();
+    }
+
+    fn of_window(&self, tenths: usize) -> (usize, usize) {
+        (self.window_tasks * tenths / 10, self.window_bytes / 10 * tenths)
+    }
+
+    /// Whether more is held than so many tenths of the window.
+    fn is_beyond(&self, tenths: usize, held: &Holdings) -> bool {
+        let (most_tasks, most_bytes) = self.of_window(tenths);
+        held.len() > most_tasks || held.bytes() > most_bytes
     }
 
     /// Page queues that hold something.
@@ -196,10 +217,13 @@ impl Paging {
     }
 
     /// A group of pages is in this queue: the next one of it may go.
-    fn written(&mut self, at: usize, unwritten: u64, away: Away) {
+    fn written(&mut self, Written { slot: at, tasks, bytes, pages: unwritten, away, .. }: &Written) {
+        let at = *at;
+        let (tasks_before, bytes_before) = self.under_way;
+        self.under_way = (tasks_before.saturating_sub(*tasks), bytes_before.saturating_sub(*bytes));
         if let Some(slot) = self.slots.all.get_mut(at) {
             slot.writing = slot.writing.saturating_sub(1);
-            slot.pages = slot.pages.saturating_sub(unwritten);
+            slot.pages = slot.pages.saturating_sub(*unwritten);
             slot.away.tasks = slot.away.tasks.saturating_sub(away.tasks);
             slot.away.work_us = slot.away.work_us.saturating_sub(away.work_us);
         }
@@ -243,12 +267,15 @@ pub(crate) enum Ended {
 impl Core {
     pub fn handle_paging(&mut self, ended: Ended) {
         match ended {
-            Ended::Written(Some(Written { slot, unwritable, pages, away })) => {
-                self.paging.written(slot, pages, away);
-                unwritable.into_iter().for_each(|task| self.admit(task));
+            Ended::Written(Some(written)) => {
+                self.paging.written(&written);
+                written.unwritable.into_iter().for_each(|task| self.admit(task));
             }
             // A panic in there: the tasks are not acked, and come again with the next session.
-            Ended::Written(None) => warn!("a part of the backlog was not written"),
+            Ended::Written(None) => {
+                warn!("a part of the backlog was not written: the session begins anew");
+                self.closing.cancel();
+            }
             Ended::Found(record, answer) => {
                 let place = record.and_then(|record| self.place_of_paged(&record)).unwrap_or(Place::Unknown {});
                 let _gone = answer.send(Told::Place { place });
@@ -367,8 +394,11 @@ impl Core {
         // Each has its part of what may be in memory of all, when that is much.
         let most = paging.window_tasks / 2;
         let part = if from_pages < most { most } else { (most / busy.max(1)).max(paging.page_tasks) };
+        // Beyond that no more than it takes to go on: what is here and older than what is away has no other place.
+        let has_room = !paging.is_beyond(HIGH, held);
         for (at, slot) in paging.slots.all.iter().enumerate() {
-            let is_wanted = held.from_page(at) < part.min(slot.prefetch * paging.page_tasks);
+            let here = held.from_page(at);
+            let is_wanted = here == 0 || has_room && here < part.min(slot.prefetch * paging.page_tasks);
             slot.wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_wanted) != is_wanted);
         }
         // Limits of tenants are kept to as exactly as what is in memory.
@@ -385,25 +415,27 @@ impl Core {
     }
 
     fn page_out(&mut self, now: Instant) {
-        let Paging { slots, window_tasks, window_bytes, page_tasks, .. } = &self.paging;
+        let Paging { window_tasks, window_bytes, page_tasks, .. } = self.paging;
         let (tasks, bytes) = (self.held.len(), self.held.bytes());
-        let (window_tasks, window_bytes, page_tasks) = (*window_tasks, *window_bytes, *page_tasks);
-        let of_window = |tenths: usize| (window_tasks * tenths / 10, window_bytes / 10 * tenths);
-        let is_over = |(most_tasks, most_bytes)| tasks > most_tasks || bytes > most_bytes;
-        if !is_over(of_window(READY_AT)) {
+        if !self.paging.is_beyond(READY_AT, &self.held) {
             return;
         }
-        if slots.free() < GROWS_BY as usize / 2 {
+        if self.paging.slots.free() < GROWS_BY as usize / 2 {
             self.paging.grow();
         }
         let groups = self.paging.writing.len() + self.paging.to_write.len();
-        if !is_over(of_window(HIGH)) || groups >= GROUPS_MOST || self.paging.to_write.len() >= GROUPS {
+        let (tasks_out, bytes_out) = self.paging.under_way;
+        let is_busy = groups >= GROUPS_MOST
+            || self.paging.to_write.len() >= GROUPS
+            || tasks_out >= (GROUPS * GROUP) as u64
+            || bytes_out >= window_bytes / PART_MOST;
+        if !self.paging.is_beyond(HIGH, &self.held) || is_busy {
             return;
         }
         if self.paging.pause_until.is_some_and(|until| until > now) {
             return;
         }
-        let (low_tasks, low_bytes) = of_window(LOW);
+        let (low_tasks, low_bytes) = self.paging.of_window(LOW);
         let each_bytes = bytes / tasks.max(1);
         let too_many = tasks.saturating_sub(low_tasks).max(bytes.saturating_sub(low_bytes) / each_bytes.max(1));
         let flows = self.planner.waiting_lines().max(1);
@@ -439,7 +471,7 @@ impl Core {
             self.paging.pause_until = Some(Instant::now() + PAUSE);
             return;
         };
-        let pages = divide(held, self.paging.page_tasks);
+        let pages = divide(held, self.paging.page_tasks, self.paging.page_bytes);
         let tasks = pages.iter().map(Vec::len).sum::<usize>() as u64;
         let Some(slot) = self.paging.slots.all.get_mut(at) else { return };
         let Some(line) = slot.line.clone() else { return };
@@ -447,7 +479,10 @@ impl Core {
         slot.away.add(Away { tasks, work_us });
         slot.writing += 1;
         let is_first = slot.writing == 1;
-        let pages = Pages { slot: at, queue: slot.queue, line, pages, tasks, work_us };
+        let bytes = pages.iter().flatten().map(Held::bytes).sum();
+        let pages = Pages { slot: at, queue: slot.queue, line, pages, tasks, work_us, bytes };
+        let (tasks_before, bytes_before) = self.paging.under_way;
+        self.paging.under_way = (tasks_before + tasks, bytes_before.saturating_add(bytes));
         match is_first {
             true => self.paging.write(pages),
             false => self.paging.to_write.push_back(pages),

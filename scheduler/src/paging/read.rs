@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use taskyard_shared::broker::{self, Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::dead::{self, Letter};
 use taskyard_shared::store::{Accept, Accepted, Store};
@@ -19,8 +20,10 @@ use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::planner::Away;
 
-/// Most pages read at once.
-const READ: usize = 4;
+/// Most pages read at once: as soon as there is one of a line, the line goes on.
+const READ: usize = 1;
+/// Most pages given back together.
+const GIVEN_BACK: usize = 64;
 
 /// Pages that came back to memory.
 pub(crate) struct PagedIn {
@@ -57,13 +60,17 @@ impl Reader {
         let mut consumer = self.broker.consume(&self.queue, self.prefetch).await?;
         let acker = consumer.acker();
         loop {
-            let pages = tokio::select! {
+            let mut pages = tokio::select! {
                 pages = consumer.next_batch(READ) => pages?,
                 () = self.closing.cancelled() => break,
             };
             match self.is_wanted().await {
                 Some(true) => {}
                 Some(false) => {
+                    // Those behind have been here for as long.
+                    while let Some(more) = consumer.next_batch(GIVEN_BACK).now_or_never() {
+                        pages.extend(more?);
+                    }
                     acker.settle(pages.iter().map(|page| page.tag).collect(), Verdict::Requeue).await;
                     continue;
                 }
@@ -188,14 +195,12 @@ impl Reader {
                     done.extend(task.receipt);
                 }
                 Accepted::Unwanted(_) => all.unwanted.push(task),
-                Accepted::Known(record) => match record.state {
-                    State::Queued | State::Blocked => {
-                        task.envelope.priority = record.priority;
-                        wanted.push(task);
-                    }
-                    // It is in a ready queue or with a worker: this copy is one too many.
-                    _ => done.extend(task.receipt),
-                },
+                // Whatever state it shows: it may have come back from a worker whose record of that was not written, or was written
+                // late, and then this is all that there is of it. One copy too many is found out by claims.
+                Accepted::Known(record) => {
+                    task.envelope.priority = record.priority;
+                    wanted.push(task);
+                }
             }
         }
         all.tasks = wanted;

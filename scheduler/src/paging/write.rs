@@ -11,9 +11,6 @@ use super::label::{Label, Line};
 use crate::held::Held;
 use crate::planner::Away;
 
-/// Inputs of the tasks of a page together; a larger task is a page of its own.
-pub(super) const PAGE_BYTES: usize = 256 << 10;
-
 /// Tasks of one line on their way to its queue, page by page.
 pub(super) struct Pages {
     pub slot: usize,
@@ -23,11 +20,16 @@ pub(super) struct Pages {
     pub pages: Vec<Vec<Held>>,
     pub tasks: u64,
     pub work_us: u64,
+    /// What they take in memory.
+    pub bytes: usize,
 }
 
 /// What became of them.
 pub(crate) struct Written {
     pub slot: usize,
+    /// So many were on their way, with so many bytes.
+    pub tasks: u64,
+    pub bytes: usize,
     /// These cannot be written as a message: they wait on where they were.
     pub unwritable: Vec<Held>,
     /// Pages that were not written for that, and what was to be on them.
@@ -35,14 +37,14 @@ pub(crate) struct Written {
     pub away: Away,
 }
 
-/// In their order, so many to a page.
-pub(super) fn divide(tasks: Vec<Held>, most: usize) -> Vec<Vec<Held>> {
+/// In their order, so many to a page, with inputs of so many bytes together; a larger task is a page of its own.
+pub(super) fn divide(tasks: Vec<Held>, most: usize, most_bytes: usize) -> Vec<Vec<Held>> {
     let mut pages: Vec<Vec<Held>> = Vec::new();
     let mut bytes = 0;
     for task in tasks {
         let size = task.envelope.input.get().len();
         match pages.last_mut() {
-            Some(page) if page.len() < most && bytes + size <= PAGE_BYTES => {
+            Some(page) if page.len() < most && bytes + size <= most_bytes => {
                 bytes += size;
                 page.push(task);
             }
@@ -60,7 +62,7 @@ pub(super) async fn write(
     broker: Arc<dyn Broker>,
     topology: Topology,
     closing: CancellationToken,
-    Pages { slot, queue, line, pages, tasks: all, work_us }: Pages,
+    Pages { slot, queue, line, pages, tasks: all, work_us, bytes }: Pages,
 ) -> Written {
     let (mut outgoing, mut receipts, mut unwritable) = (Vec::with_capacity(pages.len()), Vec::new(), Vec::new());
     let (mut unwritten, mut away) = (0, Away::default());
@@ -90,5 +92,5 @@ pub(super) async fn write(
     if publish_surely(&*broker, outgoing, &closing).await.is_ok() {
         broker::settle(receipts, Verdict::Ack).await;
     }
-    Written { slot, unwritable, pages: unwritten, away }
+    Written { slot, tasks: all, bytes, unwritable, pages: unwritten, away }
 }

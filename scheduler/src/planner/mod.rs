@@ -301,6 +301,14 @@ impl Planner {
         self.models.set_paused(model, is_paused)
     }
 
+    /// Tasks of a model are on their way to its queue, or are there now. Two publishes at once may overtake one another, so
+    /// meanwhile others of it wait here, where they are in order; but for those that go past what was sent ahead.
+    pub fn handle_sending(&mut self, model: &str, is_sending: bool) {
+        if let Some(model) = self.models.find(model) {
+            self.models.set_sending(model, is_sending);
+        }
+    }
+
     /// The next thing to do at this time, until there is none.
     ///
     /// Models take turns, and so do dispatches and what there is to tell of tasks that are not to run.

@@ -23,6 +23,8 @@ pub(super) struct Model {
     pub(super) is_paused: bool,
     /// Its next tasks are on their way here.
     is_awaited: bool,
+    /// Tasks of it are on their way to its queue.
+    is_sending: bool,
     is_ready: bool,
 }
 
@@ -162,10 +164,17 @@ impl Models {
         changed
     }
 
+    pub(super) fn set_sending(&mut self, model: u32, is_sending: bool) {
+        self.get_mut(model).is_sending = is_sending;
+        self.refresh_ready(model);
+    }
+
     /// To be called after any change of a model's tasks or credits.
     pub(super) fn refresh_ready(&mut self, model: u32) {
-        let Model { backlog, capacity, is_paused, is_awaited, is_ready, .. } = self.get_mut(model);
-        let ready = capacity.has_credit() && backlog.shares.has_candidates() && !*is_paused && !*is_awaited;
+        let known = self.get_mut(model);
+        let may_go = known.may_go() && !known.is_sending;
+        let Model { backlog, capacity, is_ready, .. } = known;
+        let ready = capacity.has_credit() && backlog.shares.has_candidates() && may_go;
         if *is_ready != ready {
             *is_ready = ready;
             if ready {

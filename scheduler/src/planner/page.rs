@@ -356,7 +356,7 @@ mod tests {
     use taskyard_shared::{Kind, Priority, TaskId};
 
     use super::{Away, Estimate, Tail, Takes};
-    use crate::planner::{Arrival, Decision, Planner, Prior, Ran, Room, WaitReason, policy};
+    use crate::planner::{Arrival, Decision, DispatchReason, Planner, Prior, Ran, Room, WaitReason, policy};
 
     fn priority(number: u8) -> Priority {
         Priority::try_from(number).unwrap()
@@ -568,6 +568,32 @@ mod tests {
         assert!(goes(&mut planner).is_empty());
         planner.handle_awaited(std::iter::empty());
         assert_eq!(goes(&mut planner), ["m"; 4]);
+    }
+
+    #[test]
+    fn nor_while_others_of_it_are_on_their_way_to_its_queue_unless_it_goes_past_them() {
+        let mut planner = strict();
+        planner.handle_load("m", Room { slots: 1, ahead: 2, grain: 1 });
+        planner.handle_load("other", 10);
+        came(&mut planner, 1, [task("m", "a", 1), task("m", "a", 1), task("other", "a", 1), task("other", "a", 1)]);
+        let goes = |planner: &mut Planner| match planner.poll_decision(10)? {
+            Decision::Dispatch { model, reason, .. } => Some((model.to_string(), reason == DispatchReason::Passes)),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(goes(&mut planner), Some(("m".into(), false)));
+        planner.handle_sending("m", true);
+        planner.handle_sending("unheard of", true);
+        assert_eq!(goes(&mut planner), Some(("other".into(), false)));
+        assert_eq!(goes(&mut planner), Some(("other".into(), false)));
+        assert_eq!(goes(&mut planner), None);
+        planner.handle_sending("m", false);
+        assert_eq!(goes(&mut planner), Some(("m".into(), false)));
+        came(&mut planner, 20, [task("m", "a", 1)]);
+        assert_eq!(goes(&mut planner), Some(("m".into(), false)), "what there was room for");
+        planner.handle_sending("m", true);
+        came(&mut planner, 30, [task("m", "a", 1), task("m", "a", 9)]);
+        assert_eq!(goes(&mut planner), Some(("m".into(), true)), "it is to begin before what is on its way");
+        assert_eq!(goes(&mut planner), None);
     }
 
     #[test]
