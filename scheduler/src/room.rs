@@ -56,3 +56,18 @@ impl Room {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Room;
+
+    #[test]
+    fn what_is_left_when_tasks_went_to_pages_is_ample() {
+        let room = Room::new(100, 1_000);
+        // Pages are written from 70 on, down to 60: reading must go on from wherever it stands then.
+        for (tasks, bytes, ample) in [(0, 0, true), (80, 0, true), (90, 0, false), (0, 800, true), (0, 900, false)] {
+            room.is_held(tasks, bytes);
+            assert_eq!(room.is_ample(), ample, "{tasks} tasks, {bytes} bytes");
+        }
+    }
+}

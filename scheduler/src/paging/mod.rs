@@ -216,7 +216,7 @@ impl Paging {
         self.writing.spawn(write(broker.clone(), topology.clone(), closing.clone(), pages));
     }
 
-    /// A group of pages is in this queue: the next one of it may go.
+    /// A group of pages is in its queue: all that waited for it goes, together, since the broker takes as long for much as for little.
     fn written(&mut self, Written { slot: at, tasks, bytes, pages: unwritten, away, .. }: &Written) {
         let at = *at;
         let (tasks_before, bytes_before) = self.under_way;
@@ -227,8 +227,15 @@ impl Paging {
             slot.away.tasks = slot.away.tasks.saturating_sub(away.tasks);
             slot.away.work_us = slot.away.work_us.saturating_sub(away.work_us);
         }
-        let next = self.to_write.iter().position(|pages| pages.slot == at);
-        if let Some(pages) = next.and_then(|next| self.to_write.remove(next)) {
+        let (next, others) = std::mem::take(&mut self.to_write).into_iter().partition(|pages| pages.slot == at);
+        self.to_write = others;
+        let next: VecDeque<Pages> = next;
+        if let Some(slot) = self.slots.all.get_mut(at) {
+            slot.writing = slot.writing.saturating_sub(next.len().saturating_sub(1));
+        }
+        let mut next = next.into_iter();
+        if let Some(mut pages) = next.next() {
+            next.for_each(|more| pages.append(more));
             self.write(pages);
         }
     }
@@ -427,7 +434,7 @@ impl Core {
         let (tasks_out, bytes_out) = self.paging.under_way;
         let is_busy = groups >= GROUPS_MOST
             || self.paging.to_write.len() >= GROUPS
-            || tasks_out >= (GROUPS * GROUP) as u64
+            || tasks_out >= (window_tasks / 4).max(GROUP) as u64
             || bytes_out >= window_bytes / PART_MOST;
         if !self.paging.is_beyond(HIGH, &self.held) || is_busy {
             return;

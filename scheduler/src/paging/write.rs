@@ -24,6 +24,16 @@ pub(super) struct Pages {
     pub bytes: usize,
 }
 
+impl Pages {
+    /// With what is to come behind them.
+    pub fn append(&mut self, more: Self) {
+        self.pages.extend(more.pages);
+        self.tasks += more.tasks;
+        self.work_us = self.work_us.saturating_add(more.work_us);
+        self.bytes = self.bytes.saturating_add(more.bytes);
+    }
+}
+
 /// What became of them.
 pub(crate) struct Written {
     pub slot: usize,
