@@ -52,7 +52,7 @@ impl Holdings {
     }
 
     /// How many of them came from this page queue.
-    pub fn from_page(&self, page: usize) -> usize {
+    pub fn of_page(&self, page: usize) -> usize {
         self.from_page.get(page).copied().unwrap_or(0)
     }
 
@@ -74,7 +74,9 @@ impl Holdings {
             if self.from_page.len() <= page {
                 self.from_page.resize(page + 1, 0);
             }
-            self.from_page[page] += 1;
+            if let Some(count) = self.from_page.get_mut(page) {
+                *count += 1;
+            }
         }
         if let Some(before) = self.tasks.insert(id, task) {
             self.left(&before);

@@ -358,7 +358,7 @@ impl Core {
         let Self { paging, held, planner, .. } = self;
         let mut is_any = false;
         for (at, slot) in paging.slots.all.iter_mut().enumerate() {
-            slot.missing_since = match slot.pages > 0 && held.from_page(at) == 0 {
+            slot.missing_since = match slot.pages > 0 && held.of_page(at) == 0 {
                 true => slot.missing_since.or(Some(now)),
                 false => None,
             };
@@ -378,7 +378,7 @@ impl Core {
 
     /// A task that came by this page queue was dispatched: it may have been the last of them that was here.
     pub fn note_page_left(&mut self, at: usize) {
-        if self.held.from_page(at) == 0 && self.paging.slots.all.get(at).is_some_and(|slot| slot.pages > 0) {
+        if self.held.of_page(at) == 0 && self.paging.slots.all.get(at).is_some_and(|slot| slot.pages > 0) {
             self.await_pages();
         }
     }
@@ -389,7 +389,7 @@ impl Core {
         let Self { paging, held, .. } = self;
         let (mut busy, mut from_pages) = (0, 0);
         for at in 0..paging.slots.all.len() {
-            let here = held.from_page(at);
+            let here = held.of_page(at);
             let Some(slot) = paging.slots.all.get_mut(at) else { continue };
             if slot.pages > 0 || slot.writing > 0 || here > 0 {
                 (busy, from_pages) = (busy + 1, from_pages + here);
@@ -404,7 +404,7 @@ impl Core {
         // Beyond that no more than it takes to go on: what is here and older than what is away has no other place.
         let has_room = !paging.is_beyond(HIGH, held);
         for (at, slot) in paging.slots.all.iter().enumerate() {
-            let here = held.from_page(at);
+            let here = held.of_page(at);
             let is_wanted = here == 0 || has_room && here < part.min(slot.prefetch * paging.page_tasks);
             slot.wanted.send_if_modified(|wanted| std::mem::replace(wanted, is_wanted) != is_wanted);
         }
@@ -535,7 +535,7 @@ impl Core {
         let stats: Stats = self.planner.stats();
         let model = stats.models.iter().find(|model| *model.model == *line.model)?;
         let since = record.timings.accepted?;
-        let here = self.held.from_page(at) as u64;
+        let here = self.held.of_page(at) as u64;
         // Behind all that is there, at worst.
         let ahead = here + slot.away.tasks;
         let (expected_start, expected_finish) = self.expected_of_paged(record, line, since);

@@ -433,7 +433,7 @@ mod tests {
         planner.handle_load("m", 3);
         let mut ids = BTreeMap::new();
         for number in 0..10 {
-            let deadline = |n: u64| (n % 7 == 0).then_some(10_000_000);
+            let deadline = |n: u64| n.is_multiple_of(7).then_some(10_000_000);
             let tasks = (0..50).map(|n| Arrival { deadline_us: deadline(n), ..task("m", "a", number) });
             ids.insert(number, came(&mut planner, 1, tasks));
         }
