@@ -166,10 +166,10 @@ pub struct SchedulerSettings {
     pub target_wait_s: f64,
     pub workers_most: u32,
     pub window_tasks: usize,
+    pub window_mb: u64,
     pub workflows: usize,
     /// Of one tenant.
     pub schedules: usize,
-    pub window_mb: u64,
     pub max_held_s: u64,
     pub report_every_ms: u64,
     pub unknown_model_grace_ms: u64,
