@@ -152,7 +152,7 @@ fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with
     assert_eq!(written, &(&scheduler | &worker) | &webhooks);
     let sources = source("shared/src/messages.rs") + &source("shared/src/dead.rs");
     let headers = after_any(&sources, "_HEADER: &str = \"");
-    assert!(headers.len() == 14, "{headers:?}");
+    assert!(headers.len() == 15, "{headers:?}");
     for header in headers {
         assert!(reference().contains(&header), "{header}");
     }

@@ -1,13 +1,16 @@
 //! Takes tasks into the planner, or refuses them with a reason.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use taskyard_shared::{ChoiceReason, Kind, State, Target, Timestamp};
+use taskyard_shared::{ChoiceReason, Kind, State, Target, TaskId, Timestamp};
 
 use crate::choose::Chosen;
 use crate::core::Core;
 use crate::held::Held;
 use crate::planner::{Arrival, Refusal};
+
+/// So many tasks that wait no more may be remembered by their age, beside as many as do wait.
+const AGES_KEPT: usize = 16_384;
 
 impl Core {
     pub fn admit(&mut self, task: Held) {
@@ -29,12 +32,21 @@ impl Core {
         let Chosen { spec, others, choice, bids } = chosen;
         let id = task.envelope.id;
         let now_us = self.clock.now_us();
-        let is_new = task.envelope.attempts == 0;
+        let is_new = task.envelope.attempts == 0 && task.page.is_none();
+        if task.model != spec.name {
+            // What was expected of it was of another model.
+            task.expected = None;
+        }
         task.model = spec.name.clone();
         task.envelope.choice = choice;
         let mut others = others.into_iter();
         let refusal = loop {
-            match self.planner.handle_arrival(self.arrival(&task), now_us) {
+            let arrival = self.arrival(&task);
+            let answer = match task.page {
+                Some(_) => self.planner.handle_page_in(arrival, now_us),
+                None => self.planner.handle_arrival(arrival, now_us),
+            };
+            match answer {
                 Ok(()) => {
                     if is_new {
                         self.metrics.accepted(task.envelope.kind, &task.model);
@@ -47,7 +59,7 @@ impl Core {
                     {
                         self.metrics.allocated(compared);
                     }
-                    self.by_age.push_back((task.since, id));
+                    self.note_age(task.since, id);
                     self.held.insert(id, task);
                     return self.watch_patience(id);
                 }
@@ -59,6 +71,7 @@ impl Core {
                     // Another may have the time, or the room.
                     Some(other) => {
                         task.model = other.name.clone();
+                        task.expected = None;
                         let bid = bids.iter().find(|(model, _)| **model == *other.name);
                         if let (Some(choice), Some((_, bid))) = (&mut task.envelope.choice, bid) {
                             choice.reason = match refusal {
@@ -95,6 +108,15 @@ impl Core {
         self.refuse(task, State::Rejected, refusal.as_str(), message);
     }
 
+    fn note_age(&mut self, since: Instant, id: TaskId) {
+        // Tasks that do not wait any more stay until their time, unless there are many of them.
+        if self.by_age.len() >= 2 * self.held.len() + AGES_KEPT {
+            let held = &self.held;
+            self.by_age.retain(|(since, id)| held.get(id).is_some_and(|task| task.since == *since));
+        }
+        self.by_age.push_back((since, id));
+    }
+
     pub fn refuse_over_rate(&mut self, task: Held) {
         let message = "its tenant sends more in a second than it may: see max_per_second of the tenant".into();
         let chosen = self.choose_model(&task.envelope);
@@ -112,7 +134,7 @@ impl Core {
             priority: envelope.priority,
             kind: envelope.kind,
             cost: envelope.cost,
-            expected: None,
+            expected: task.expected,
             deadline_us: envelope.deadline.map(|at| self.clock.micros(at)),
             due_us: envelope.due.map(|at| self.clock.micros(at)),
             not_before_us: envelope.not_before.map(|at| self.clock.micros(at)),
@@ -149,7 +171,7 @@ impl Core {
                 return self.ack(task.receipt.into_iter().collect());
             }
             (held.receipt, held.since) = (task.receipt, task.since);
-            self.by_age.push_back((task.since, id));
+            self.note_age(task.since, id);
             return;
         }
         if self.outstanding.remove(&id).is_some() {

@@ -1,6 +1,6 @@
 //! Chooses the model that is to run a task: the one it names, one of its alternatives, or one that offers its capability.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use taskyard_shared::load::ModelSpec;
 use taskyard_shared::{ChoiceReason, Envelope, Kind, ModelChoice, Target, TaskId, Timestamp};
 
 use crate::core::Core;
-use crate::held::Held;
+use crate::held::Holdings;
 use crate::planner::{Bid, Candidate, Request};
 
 /// So much later than its time a task is looked at, so that it is not a moment too early.
@@ -241,7 +241,7 @@ fn waited_seconds(envelope: &Envelope) -> f64 {
 pub(crate) struct Impatient(BTreeSet<(Instant, TaskId)>);
 
 impl Impatient {
-    fn insert(&mut self, at: Instant, id: TaskId, held: &HashMap<TaskId, Held>) {
+    fn insert(&mut self, at: Instant, id: TaskId, held: &Holdings) {
         // Tasks that do not wait any more stay until their time, unless there are many of them.
         if self.0.len() >= 2 * held.len() + KEPT {
             self.0.retain(|(_, id)| held.contains_key(id));

@@ -179,9 +179,10 @@ impl Core {
                 let fates = ids.into_iter().map(|id| (id, self.reprioritize(id, priority))).collect();
                 let _gone = answer.send(Told::Fates { fates });
             }
-            Ask::Explain { id } => {
-                let _gone = answer.send(Told::Place { place: self.place(id) });
-            }
+            Ask::Explain { id } => match self.place(id) {
+                Place::Unknown {} => self.look_for_paged(id, answer),
+                place => drop(answer.send(Told::Place { place })),
+            },
             Ask::Quote { task } => {
                 let _gone = answer.send(Told::Quote { quote: Box::new(self.quote(*task)) });
             }
@@ -217,6 +218,7 @@ impl Core {
             if let Some(task) = self.held.get_mut(&id) {
                 task.envelope.priority = priority;
             }
+            self.part_strays(&[id]);
             return Fate::Done;
         }
         if let Some(task) = self.unknown.iter_mut().find(|task| task.envelope.id == id) {

@@ -25,14 +25,15 @@ use crate::clock::Clock;
 use crate::control::{Asked, Wishes};
 use crate::deploying::Deploying;
 use crate::depth::Depths;
-use crate::dispatch::{Dispatched, Parcels, dispatch};
+use crate::dispatch::{Dispatched, PARCELS, Parcels, dispatch};
 use crate::finish::{Finished, Finisher};
-use crate::held::{Held, Outstanding};
+use crate::held::{Held, Holdings, Outstanding};
 use crate::load_watch::unheld;
 use crate::lost::Quiet;
 use crate::memory;
 use crate::metrics::Metrics;
 use crate::offers::Offers;
+use crate::paging::{PagedIn, Paging};
 use crate::placing::Placing;
 use crate::planner::{
     AllocationRegret, Decision, DispatchReason, Fairness, Late, Learnt, Planner, Prior, Ran, ShedReason, TenantLimits,
@@ -54,6 +55,8 @@ pub(crate) const GROUP: usize = 256;
 const GROUPS: usize = 4;
 /// Dispatching pauses for so long after the broker did not take a task.
 const PAUSE: Duration = Duration::from_millis(200);
+/// While it waits for the pages that it found at the start, it looks again so often.
+const SETTLING: Duration = Duration::from_millis(20);
 /// The record of a dispatched task says so after this time, if the task has not ended by then.
 const MARKED_AFTER: Duration = Duration::from_millis(100);
 /// What is learnt of run times is kept so often, if there is something new.
@@ -67,6 +70,8 @@ pub(crate) enum Event {
     Returned(Vec<Held>),
     /// Tasks held for long, on their way round through the broker.
     CameRound(Vec<Held>),
+    /// Pages of the backlog that was kept in the broker.
+    PagedIn(PagedIn),
     /// Tasks that run for long, to be watched over.
     Runs(Vec<Held>),
     /// Tasks that came beyond the rates of their tenants.
@@ -118,7 +123,8 @@ pub(crate) struct Core {
     pub clock: Clock,
     pub started: Instant,
     pub planner: Planner,
-    pub held: HashMap<TaskId, Held>,
+    pub held: Holdings,
+    pub paging: Paging,
     pub outstanding: HashMap<TaskId, Outstanding>,
     /// What was asked of tasks that may be on their way here.
     pub wishes: Wishes,
@@ -138,6 +144,8 @@ pub(crate) struct Core {
     pub last_completion: HashMap<String, Instant>,
     depths: Depths,
     dispatching: JoinSet<Dispatched>,
+    /// What each of these groups is: the models that others of theirs wait for, and how many parcels.
+    under_way: HashMap<tokio::task::Id, (Vec<String>, usize)>,
     /// Dispatched tasks whose record does not say so yet, by the time from when it is to.
     to_mark: VecDeque<(Instant, TaskId)>,
     paused_until: Option<Instant>,
@@ -177,6 +185,7 @@ pub(crate) struct Parts {
     pub shard: Shard,
     pub learnt: Learnt,
     pub deployed: Deployed,
+    pub paging: Paging,
     pub closing: CancellationToken,
     pub events: Events,
 }
@@ -195,9 +204,11 @@ impl Core {
             shard,
             learnt,
             deployed,
+            mut paging,
             closing,
             events,
         } = parts;
+        paging.set_limited(tenants.keys().cloned());
         // The name was checked with the settings; an unknown one falls back to the default policy.
         let policy = policy::by_name(&settings.policy, Some(settings.ageing_s).filter(|seconds| *seconds > 0.0))
             .unwrap_or_else(|| Box::new(policy::Cmu::default()));
@@ -237,7 +248,8 @@ impl Core {
             comparing: None,
             clock,
             started: Instant::now(),
-            held: HashMap::new(),
+            held: Holdings::default(),
+            paging,
             outstanding: HashMap::new(),
             wishes: Wishes::default(),
             paused: HashSet::new(),
@@ -252,6 +264,7 @@ impl Core {
             last_completion: HashMap::new(),
             depths: Depths::default(),
             dispatching: JoinSet::new(),
+            under_way: HashMap::new(),
             paused_until: None,
             finisher,
             finishing: JoinSet::new(),
@@ -288,9 +301,10 @@ impl Core {
             tokio::select! {
                 biased;
                 () = self.closing.cancelled() => break,
-                Some(ended) = self.dispatching.join_next(), if !self.dispatching.is_empty() => self.handle_dispatched(ended),
+                Some(ended) = self.dispatching.join_next_with_id(), if !self.dispatching.is_empty() => self.handle_dispatched(ended),
                 Some(_) = self.finishing.join_next(), if !self.finishing.is_empty() => {}
                 Some(_) = self.acking.join_next(), if !self.acking.is_empty() => {}
+                ended = self.paging.next() => self.handle_paging(ended),
                 _ = second.tick() => self.every_second(&requests),
                 count = events.recv_many(&mut batch, EVENTS) => {
                     if count == 0 {
@@ -305,17 +319,21 @@ impl Core {
                 }
             }
             self.reconsider();
+            self.await_pages();
             self.decide();
             self.mark();
             self.finish();
+            self.turn_pages();
             self.signal_soon();
             // What is refused is in memory until that is told.
-            self.room.is_held(self.held.len() + self.unknown.len() + self.finished.len() + self.watch.len());
+            let tasks = self.held.len() + self.unknown.len() + self.finished.len() + self.watch.len();
+            self.room.is_held(tasks, self.held.bytes());
         }
         self.keep_learnt();
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
         while self.dispatching.join_next().await.is_some() {}
         while self.acking.join_next().await.is_some() {}
+        self.paging.finish().await;
         while self.keeping.join_next().await.is_some() {}
         while self.signalling.join_next().await.is_some() {}
         if let Some(comparing) = self.comparing {
@@ -330,7 +348,9 @@ impl Core {
         let decide_at = match self.paused_until {
             // While paused, what is due waits too.
             Some(paused) => Some(paused),
-            None if self.dispatching.len() >= GROUPS => None,
+            // So does all, until what the broker has is known.
+            None if self.paging.is_settling() => Some(Instant::now() + SETTLING),
+            None if !self.may_send() => None,
             None => timeout,
         };
         let mark_at = self.to_mark.front().map(|&(at, _)| at);
@@ -342,6 +362,7 @@ impl Core {
             Event::Arrived(tasks) => tasks.into_iter().for_each(|task| self.admit(task)),
             Event::Returned(tasks) => tasks.into_iter().for_each(|task| self.take_back(task)),
             Event::CameRound(tasks) => tasks.into_iter().for_each(|task| self.take_round(task)),
+            Event::PagedIn(pages) => self.page_in(pages),
             Event::Runs(tasks) => self.watch(tasks),
             Event::OverQuota(tasks) => tasks.into_iter().for_each(|task| self.refuse_over_rate(task)),
             Event::Unwanted(tasks) => tasks.into_iter().for_each(|task| self.end_unwanted(task)),
@@ -421,7 +442,7 @@ impl Core {
     }
 
     fn decide(&mut self) {
-        if self.paused_until.is_some_and(|until| until > Instant::now()) {
+        if self.paused_until.is_some_and(|until| until > Instant::now()) || self.paging.is_settling() {
             return;
         }
         let now_us = self.clock.now_us();
@@ -429,7 +450,7 @@ impl Core {
         let mut decisions = 0u64;
         let mut reasons = [0u64; DispatchReason::ALL.len()];
         let mut group = Parcels::default();
-        while self.dispatching.len() < GROUPS {
+        while self.may_send() {
             let Some(decision) = self.planner.poll_decision(now_us) else { break };
             decisions += 1;
             match decision {
@@ -450,10 +471,13 @@ impl Core {
                         priority: task.envelope.priority,
                     };
                     self.outstanding.insert(id, outstanding);
+                    if let Some(page) = task.page {
+                        self.note_page_left(page);
+                    }
                     group.add(task, reason == DispatchReason::Passes, |model| {
                         self.offers.together(model, self.planner.mean_seconds(model))
                     });
-                    if group.is_full() {
+                    if group.is_full(self.parcels_under_way()) {
                         self.send(std::mem::take(&mut group));
                     }
                 }
@@ -476,13 +500,33 @@ impl Core {
         self.metrics.decided(decisions, started.elapsed(), reasons);
     }
 
-    fn send(&mut self, group: Parcels) {
-        let (broker, topology, metrics) = (self.broker.clone(), self.topology.clone(), self.metrics.clone());
-        self.dispatching.spawn(dispatch(broker, topology, metrics, self.finisher.events.clone(), group));
+    fn parcels_under_way(&self) -> usize {
+        self.under_way.values().map(|(_, parcels)| parcels).sum()
     }
 
-    fn handle_dispatched(&mut self, ended: Result<Dispatched, tokio::task::JoinError>) {
-        let Ok(Dispatched { sent, failed, unwritable }) = ended else {
+    fn may_send(&self) -> bool {
+        self.dispatching.len() < GROUPS && self.parcels_under_way() < PARCELS
+    }
+
+    /// What is published at once may come to a queue in any order. So while a group is under way, others of its models wait in the
+    /// planner: a queue gets its tasks in the order in which they were chosen.
+    fn send(&mut self, group: Parcels) {
+        let (models, parcels) = (group.models(), group.len());
+        for model in &models {
+            self.planner.handle_sending(model, true);
+        }
+        let (broker, topology, metrics) = (self.broker.clone(), self.topology.clone(), self.metrics.clone());
+        let sending = dispatch(broker, topology, metrics, self.finisher.events.clone(), group);
+        let id = self.dispatching.spawn(sending).id();
+        self.under_way.insert(id, (models, parcels));
+    }
+
+    fn handle_dispatched(&mut self, ended: Result<(tokio::task::Id, Dispatched), tokio::task::JoinError>) {
+        let id = ended.as_ref().map_or_else(tokio::task::JoinError::id, |(id, _)| *id);
+        for model in self.under_way.remove(&id).map_or_else(Vec::new, |(models, _)| models) {
+            self.planner.handle_sending(&model, false);
+        }
+        let Ok((_, Dispatched { sent, failed, unwritable })) = ended else {
             // A panic in there: the tasks are not acked, and come again with the next session.
             warn!("a group of tasks was not dispatched");
             return;
@@ -562,6 +606,8 @@ impl Core {
             self.keep_learnt();
         }
         self.wishes.forget(Instant::now());
+        self.sum_pages();
+        self.metrics.page_queues(self.paging.busy());
         let stats = self.planner.stats();
         let quiet = self.quiet(&stats);
         if !quiet.is_empty() {

@@ -15,8 +15,9 @@ use crate::metrics::Metrics;
 /// Inputs of a parcel's tasks together; a larger task travels alone.
 const PARCEL_BYTES: usize = 64 << 10;
 
-/// Parcels that are published together, and the tasks in them.
-const PARCELS: usize = 32;
+/// Parcels that are under way, of all groups.
+pub(crate) const PARCELS: usize = 128;
+/// Tasks that are published together, at most.
 const TASKS: usize = 1024;
 
 /// Tasks that are published together, in the order in which they were chosen.
@@ -38,10 +39,23 @@ impl Parcels {
         self.parcels.is_empty()
     }
 
-    /// Few parcels are under way at a time: when the broker is the limit, tasks gather here, where they are still in order
-    /// and make larger parcels, and not in front of it.
-    pub fn is_full(&self) -> bool {
-        self.parcels.len() >= PARCELS || self.tasks >= TASKS
+    /// So many parcels are under way besides. Few are at a time: when the broker is the limit, tasks gather here, where they are
+    /// still in order and make larger parcels, and not in front of it.
+    pub fn is_full(&self, under_way: usize) -> bool {
+        self.parcels.len() + under_way >= PARCELS || self.tasks >= TASKS
+    }
+
+    pub fn len(&self) -> usize {
+        self.parcels.len()
+    }
+
+    /// The models whose order is that of these parcels: those that pass others have none to keep.
+    pub fn models(&self) -> Vec<String> {
+        let in_order = self.parcels.iter().filter(|parcel| !parcel.passes);
+        let mut models: Vec<String> = in_order.filter_map(|parcel| Some(parcel.tasks.first()?.model.clone())).collect();
+        models.sort_unstable();
+        models.dedup();
+        models
     }
 
     /// Adds a task to the last parcel, if that is of its model and takes it; `together` says how many tasks of a model may be in one.

@@ -1,9 +1,15 @@
 //! What the scheduler holds of a task beside its place in the planner.
 
+use std::collections::HashMap;
 use std::time::Instant;
 
 use taskyard_shared::broker::Receipt;
-use taskyard_shared::{Envelope, Priority};
+use taskyard_shared::{Envelope, Priority, TaskId};
+
+use crate::planner::Estimate;
+
+/// What a task takes beside its input, about, in bytes.
+const EACH_BYTES: usize = 1_000;
 
 /// A task that waits here: its envelope, and the delivery that owns it until it is handed on.
 pub(crate) struct Held {
@@ -14,8 +20,90 @@ pub(crate) struct Held {
     pub since: Instant,
     /// It came back, or is read again: it is not refused for others that wait.
     pub is_known: bool,
+    /// The page queue that it came from, by its place among those, if it was kept in one.
+    pub page: Option<usize>,
+    /// What it was expected to take when it went there: it comes back to the place that it had by that, whatever was learnt since.
+    pub expected: Option<Estimate>,
     /// The model it was admitted for.
     pub model: String,
+}
+
+impl Held {
+    pub fn bytes(&self) -> usize {
+        self.envelope.input.get().len() + EACH_BYTES
+    }
+}
+
+/// All that wait here, by id: how many bytes they take, and how many of them came from each page queue.
+#[derive(Default)]
+pub(crate) struct Holdings {
+    tasks: HashMap<TaskId, Held>,
+    bytes: usize,
+    from_page: Vec<usize>,
+}
+
+impl Holdings {
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many of them came from this page queue.
+    pub fn of_page(&self, page: usize) -> usize {
+        self.from_page.get(page).copied().unwrap_or(0)
+    }
+
+    pub fn contains_key(&self, id: &TaskId) -> bool {
+        self.tasks.contains_key(id)
+    }
+
+    pub fn get(&self, id: &TaskId) -> Option<&Held> {
+        self.tasks.get(id)
+    }
+
+    pub fn get_mut(&mut self, id: &TaskId) -> Option<&mut Held> {
+        self.tasks.get_mut(id)
+    }
+
+    pub fn insert(&mut self, id: TaskId, task: Held) {
+        self.bytes += task.bytes();
+        if let Some(page) = task.page {
+            if self.from_page.len() <= page {
+                self.from_page.resize(page + 1, 0);
+            }
+            if let Some(count) = self.from_page.get_mut(page) {
+                *count += 1;
+            }
+        }
+        if let Some(before) = self.tasks.insert(id, task) {
+            self.left(&before);
+        }
+    }
+
+    pub fn remove(&mut self, id: &TaskId) -> Option<Held> {
+        let task = self.tasks.remove(id)?;
+        self.left(&task);
+        Some(task)
+    }
+
+    /// It waits in another line than the rest of its page, and counts for that no more. Its receipt is the caller's to replace.
+    pub fn leave_page(&mut self, id: &TaskId) -> Option<&mut Held> {
+        let page = self.tasks.get_mut(id)?.page.take();
+        if let Some(count) = page.and_then(|page| self.from_page.get_mut(page)) {
+            *count = count.saturating_sub(1);
+        }
+        self.tasks.get_mut(id)
+    }
+
+    fn left(&mut self, task: &Held) {
+        self.bytes = self.bytes.saturating_sub(task.bytes());
+        if let Some(count) = task.page.and_then(|page| self.from_page.get_mut(page)) {
+            *count = count.saturating_sub(1);
+        }
+    }
 }
 
 /// A task that is with the workers.

@@ -2,8 +2,9 @@
 //!
 //! What cannot be read goes to the dead letters with its reason, and whoever can be told is told.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
@@ -21,6 +22,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::ahead::{Ahead, Counting};
+use crate::clock::Distinct;
 use crate::core::Event;
 use crate::finish;
 use crate::held::Held;
@@ -28,8 +31,16 @@ use crate::metrics::Metrics;
 use crate::quotas::Quotas;
 use crate::room::Room;
 
-/// Most messages read at once.
+/// Most messages read at once, and most tasks that are taken in together, but for the rest of a message.
 const READ: usize = 512;
+/// Most bytes of those, but for one message.
+const READ_BYTES: usize = 4 << 20;
+/// So often it is looked whether more is to be asked for though nothing comes.
+const LOOK: Duration = Duration::from_millis(200);
+/// When nothing has come for so long, as few messages are asked for as at first.
+const QUIET: Duration = Duration::from_secs(10);
+/// Consumers that were replaced and have deliveries that are not settled.
+const REPLACED_MOST: usize = 8;
 
 pub(crate) struct Intake {
     pub broker: Arc<dyn Broker>,
@@ -38,15 +49,26 @@ pub(crate) struct Intake {
     pub metrics: Metrics,
     /// How many tasks the window still takes.
     pub room: Room,
+    /// Tasks and bytes of it.
+    pub window: (usize, usize),
     pub events: mpsc::Sender<Event>,
     pub closing: CancellationToken,
     /// How many shards there are.
     pub shards: u32,
     pub quotas: Quotas,
+    /// When each task was accepted.
+    pub times: Distinct,
     /// For whoever listens.
     pub events_of_tasks: Events,
     /// The core has ended: nothing is acked any more.
     pub ended: CancellationToken,
+}
+
+/// A consumer, and who settles what it gave.
+struct Source {
+    consumer: Box<dyn Consumer>,
+    acker: Arc<dyn Acker>,
+    counting: Arc<Counting>,
 }
 
 /// A task of a message, with its part of the delivery.
@@ -61,31 +83,80 @@ pub(crate) struct Taken {
 
 impl Intake {
     /// Reads until the session is cut, or closing.
-    pub async fn run(self, prefetch: u16) -> Result<(), BrokerError> {
-        let mut consumer = self.broker.consume(&self.topology.intake(), prefetch).await?;
-        self.read_on(&mut *consumer).await?;
+    pub async fn run(self) -> Result<(), BrokerError> {
+        let (tasks, bytes) = self.window;
+        let mut ahead = Ahead::new(tasks, bytes, self.shards == 1);
+        let mut source = self.source(ahead.prefetch()).await?;
+        // They have deliveries that are not settled, which would go back with them.
+        let mut replaced: Vec<Source> = Vec::new();
+        while let Some(prefetch) = self.read_on(&mut source, &mut ahead, &mut replaced).await? {
+            // What comes after comes after all that came by the one before.
+            source.consumer.cancel().await?;
+            replaced.push(std::mem::replace(&mut source, self.source(prefetch).await?));
+            debug!(prefetch, "asks for other messages ahead");
+        }
         // With its consumer all that is not acked goes back, and what is being dispatched would run twice.
         self.ended.cancelled().await;
         Ok(())
     }
 
-    async fn read_on(&self, consumer: &mut dyn Consumer) -> Result<(), BrokerError> {
-        let acker = consumer.acker();
+    async fn source(&self, prefetch: u16) -> Result<Source, BrokerError> {
+        let consumer = self.broker.consume(&self.topology.intake(), prefetch).await?;
+        let counting = Counting::new(consumer.acker());
+        Ok(Source { acker: counting.clone(), counting, consumer })
+    }
+
+    /// Until another number of messages is to be asked for, which is answered, or closing.
+    async fn read_on(
+        &self,
+        source: &mut Source,
+        ahead: &mut Ahead,
+        replaced: &mut Vec<Source>,
+    ) -> Result<Option<u16>, BrokerError> {
+        let Source { consumer, acker, counting } = source;
+        let mut unread: VecDeque<Delivery> = VecDeque::new();
+        let mut came = Instant::now();
         loop {
             let most = tokio::select! {
                 most = self.room.some(READ) => most,
-                () = self.closing.cancelled() => return Ok(()),
+                () = self.closing.cancelled() => return Ok(None),
             };
-            let deliveries = tokio::select! {
-                deliveries = consumer.next_batch(most) => deliveries?,
-                () = self.closing.cancelled() => return Ok(()),
-            };
-            let mut taken = Vec::with_capacity(deliveries.len());
-            for delivery in deliveries {
-                self.read(delivery, &acker, &mut taken).await;
+            if unread.is_empty() {
+                replaced.retain(|source| source.counting.unsettled() > 0);
+                if replaced.len() < REPLACED_MOST
+                    && self.room.is_ample()
+                    && let Some(prefetch) = ahead.more(counting.unsettled())
+                {
+                    return Ok(Some(prefetch));
+                }
+                unread.extend(tokio::select! {
+                    deliveries = consumer.next_batch(most) => deliveries?,
+                    () = self.closing.cancelled() => return Ok(None),
+                    () = tokio::time::sleep(LOOK) => {
+                        // While others wait to be settled it stays, so that it can get more again.
+                        if came.elapsed() >= QUIET
+                            && replaced.is_empty()
+                            && let Some(prefetch) = ahead.fewer()
+                        {
+                            return Ok(Some(prefetch));
+                        }
+                        continue;
+                    }
+                });
+                came = Instant::now();
+                counting.came(unread.len());
+            }
+            let (mut taken, mut bytes) = (Vec::new(), 0);
+            while taken.len() < most
+                && bytes < READ_BYTES
+                && let Some(delivery) = unread.pop_front()
+            {
+                ahead.handle_read(delivery.body.len());
+                bytes += delivery.body.len();
+                self.read(delivery, acker, &mut taken).await;
             }
             if !self.take_in(taken).await {
-                return Ok(());
+                return Ok(None);
             }
         }
     }
@@ -94,7 +165,6 @@ impl Intake {
         if delivery.properties.headers.contains_key(STEPS_HEADER) {
             return self.take_steps(delivery, acker, taken).await;
         }
-        let now = Timestamp::now();
         let carried = carried(&delivery.properties);
         if delivery.properties.kind.as_deref() == Some(WORKFLOW_TYPE) {
             return self.take_workflow(delivery, carried, acker).await;
@@ -116,7 +186,7 @@ impl Intake {
                 let redelivered = delivery.redelivered;
                 let is_counted = delivery.properties.headers.contains_key(COUNTED_HEADER);
                 for (at, (task, receipt)) in tasks.into_iter().zip(receipts.by_ref()).enumerate() {
-                    match task.and_then(|task| Envelope::new(task, &carried, now)) {
+                    match task.and_then(|task| Envelope::new(task, &carried, self.times.now())) {
                         Ok(envelope) => {
                             taken.push(Taken { envelope: Box::new(envelope), receipt, redelivered, is_counted })
                         }
@@ -220,6 +290,12 @@ impl Intake {
                         State::Queued | State::Blocked => {
                             // It may have been given another one since.
                             envelope.priority = record.priority;
+                            if envelope.workflow.is_none()
+                                && let Some(accepted) = record.timings.accepted
+                            {
+                                // Its place is by when it came first: others that came after it may wait in page queues.
+                                envelope.accepted = accepted;
+                            }
                             let is_known = redelivered || envelope.workflow.is_some();
                             to_admit.push(held(envelope, receipt, is_known));
                         }
@@ -268,7 +344,8 @@ impl Intake {
         if !over.is_empty() && self.events.send(Event::OverQuota(over)).await.is_err() {
             return false;
         }
-        self.room.take(to_admit.len());
+        let bytes = to_admit.iter().map(|task| task.envelope.input.get().len()).sum();
+        self.room.take(to_admit.len(), bytes);
         if !to_admit.is_empty() && self.events.send(Event::Arrived(to_admit)).await.is_err() {
             return false;
         }
@@ -286,7 +363,15 @@ impl Intake {
 }
 
 fn held(envelope: Box<Envelope>, receipt: Receipt, is_known: bool) -> Held {
-    Held { model: String::new(), envelope, receipt: Some(receipt), since: Instant::now(), is_known }
+    Held {
+        model: String::new(),
+        envelope,
+        receipt: Some(receipt),
+        since: Instant::now(),
+        is_known,
+        page: None,
+        expected: None,
+    }
 }
 
 /// What cannot be read by what its properties say of it.

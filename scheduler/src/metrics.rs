@@ -55,6 +55,8 @@ struct Inner {
     schedules: IntGaugeVec,
     schedule_ticks: IntCounterVec,
     schedule_late: HistogramVec,
+    paged: IntCounterVec,
+    page_queues: IntGaugeVec,
     worker_slots: IntGaugeVec,
     model_workers: IntGaugeVec,
     shadow_ratio: GaugeVec,
@@ -188,6 +190,16 @@ impl Metrics {
             watched_tasks: registry.gauges(
                 "scheduler_watched_tasks",
                 "Tasks that run for longer than their workers keep deliveries, and are watched over.",
+                &[],
+            )?,
+            paged: registry.counters(
+                "tasks_paged_total",
+                "Tasks of the backlog that went out of the scheduler's memory into the broker, and in again.",
+                &["direction"],
+            )?,
+            page_queues: registry.gauges(
+                "scheduler_page_queues",
+                "Queues of the broker that hold a part of the backlog.",
                 &[],
             )?,
             handed_back: registry.counters(
@@ -327,6 +339,14 @@ impl Metrics {
 
     pub fn watched(&self, tasks: usize) {
         self.0.watched_tasks.with_label_values::<&str>(&[]).set(tasks as i64);
+    }
+
+    pub fn paged(&self, direction: &str, tasks: u64) {
+        self.0.paged.with_label_values(&[direction]).inc_by(tasks);
+    }
+
+    pub fn page_queues(&self, queues: usize) {
+        self.0.page_queues.with_label_values::<&str>(&[]).set(queues as i64);
     }
 
     pub fn handed_back(&self, tasks: usize) {

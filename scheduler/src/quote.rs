@@ -31,7 +31,7 @@ impl Core {
         };
         let model = chosen.spec.name.clone();
         let (envelope, since) = (Box::new(envelope), std::time::Instant::now());
-        let held = Held { envelope, receipt: None, since, model, is_known: false };
+        let held = Held { envelope, receipt: None, since, model, is_known: false, page: None, expected: None };
         let prediction = self.planner.quote(&self.arrival(&held), self.clock.now_us());
         let problem = match prediction {
             Some(_) => None,

@@ -72,6 +72,8 @@ impl Returns {
                             receipt,
                             since: Instant::now(),
                             is_known: true,
+                            page: None,
+                            expected: None,
                             model: String::new(),
                         };
                         if runs { running.push(task) } else { tasks.push(task) }

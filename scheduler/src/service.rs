@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::clock::{Clock, Distinct};
 use crate::control::{self, Desk};
 use crate::core::{Core, Parts};
 use crate::deploying;
@@ -27,6 +28,7 @@ use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::paging::{self, Paging};
 use crate::quotas::Quotas;
 use crate::returns::Returns;
 use crate::room::Room;
@@ -119,7 +121,8 @@ impl Scheduler {
         let (closing, ended) = (stop.child_token(), CancellationToken::new());
         let (events, inbox) = mpsc::channel(EVENTS);
         let (requests, asked) = mpsc::channel(1);
-        let room = Room::new(self.settings.window_tasks);
+        let window_bytes = (self.settings.window_mb as usize) << 20;
+        let room = Room::new(self.settings.window_tasks, window_bytes);
         let prefetch = u16::try_from(self.settings.window_tasks).unwrap_or(u16::MAX);
         let mut readers: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         let (pauses, to_pause) = mpsc::channel(1);
@@ -204,14 +207,27 @@ impl Scheduler {
             topology: self.topology.clone(),
             metrics: self.metrics.clone(),
             room: room.clone(),
+            window: (self.settings.window_tasks, window_bytes),
             events: events.clone(),
             closing: closing.clone(),
             shards: shard.of,
             events_of_tasks: self.events.clone(),
             quotas: Quotas::new(self.store.clone(), &self.tenants, shard.of),
+            times: Distinct::default(),
             ended: ended.clone(),
         };
-        readers.spawn(intake.run(prefetch));
+        let pages = paging::Desk {
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            topology: self.topology.clone(),
+            metrics: self.metrics.clone(),
+            events: events.clone(),
+            closing: closing.clone(),
+            patience: Duration::from_secs(self.settings.max_held_s),
+        };
+        let window = (self.settings.window_tasks, self.settings.window_mb);
+        let paging = Paging::open(pages, &own, window, Clock::start().now_us()).await?;
+        readers.spawn(intake.run());
         drop(events);
         let learnt = memory::recall(&*self.store, shard, &self.metrics).await;
         let core = Core::new(Parts {
@@ -226,6 +242,7 @@ impl Scheduler {
             shard,
             learnt,
             deployed,
+            paging,
             closing: closing.clone(),
             events: self.events.clone(),
         });

@@ -40,6 +40,9 @@ pub const WORKFLOW_TYPE: &str = "workflow";
 /// The property `type` of a message that a scheduler sends to itself, to know that it has read what was there before.
 pub const MARK_TYPE: &str = "mark";
 
+/// What a page of the backlog holds, as JSON.
+pub const PAGE_HEADER: &str = "x-taskyard-page";
+
 /// Questions that may wait for a scheduler.
 const QUESTIONS: u64 = 1_000;
 
@@ -120,6 +123,18 @@ pub fn retry(topology: &Topology, envelope: &Envelope) -> Result<Message, Unwrit
 /// A task that the scheduler of a shard sends to itself.
 pub fn round(topology: &Topology, shard: u32, envelope: &Envelope) -> Result<Message, Unwritable> {
     Ok(with_id(Message::to_queue(topology.round(shard), one("a task", envelope)?), envelope.id))
+}
+
+/// Tasks of the backlog that the scheduler of a shard keeps out of its memory. `label` says what they have in common.
+pub fn page(
+    topology: &Topology,
+    (shard, number): (u32, u32),
+    label: String,
+    envelopes: &[&Envelope],
+) -> Result<Message, Unwritable> {
+    let mut message = Message::to_queue(topology.page(shard, number), several("tasks", envelopes)?);
+    message.properties.headers.insert(PAGE_HEADER.into(), label);
+    Ok(message)
 }
 
 /// A task that runs for long, to the scheduler of the shard that dispatched it, or to itself.

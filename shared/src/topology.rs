@@ -60,6 +60,11 @@ impl Topology {
         self.name("schedules")
     }
 
+    /// Pages of the backlog that the scheduler of a shard keeps out of its memory; each of these queues holds what has one order.
+    pub fn page(&self, shard: u32, number: u32) -> String {
+        self.name(&format!("page.{shard}.{number}"))
+    }
+
     /// Envelopes for the workers of one model.
     pub fn ready(&self, model: &str) -> String {
         [&self.namespace, ".ready.", model].concat()

@@ -43,7 +43,7 @@ fn number(name: &str, otherwise: u64) -> u64 {
     value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}"))
 }
 
-fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64) -> Plan {
+fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64) -> Plan {
     let queue_type = match std::env::var("TASKYARD_FAULTS_QUEUE_TYPE").as_deref() {
         Err(_) | Ok("auto") => QueueType::Auto,
         Ok("classic") => QueueType::Classic,
@@ -63,6 +63,7 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64) -> Plan {
         faults: usize::try_from(number("TASKYARD_FAULTS_FAULTS", faults)).unwrap(),
         every_ms: number("TASKYARD_FAULTS_EVERY_MS", every_ms),
         queue_type,
+        window_tasks: number("TASKYARD_FAULTS_WINDOW", window_tasks),
         without,
     }
 }
@@ -70,7 +71,7 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64) -> Plan {
 #[tokio::test(flavor = "multi_thread")]
 async fn three_thousand_tasks_survive_every_kind_of_fault() {
     let Some(programs) = programs("the short run of faults") else { return };
-    run(planned(1, 3_000, 15, 1_500), programs).await;
+    run(planned(1, 3_000, 15, 1_500, 100), programs).await;
 }
 
 /// `cargo test --release --test faults -- --ignored --nocapture long`
@@ -78,7 +79,7 @@ async fn three_thousand_tasks_survive_every_kind_of_fault() {
 #[ignore = "takes half an hour"]
 async fn a_long_run_of_half_a_million_tasks_and_two_hundred_faults() {
     let Some(programs) = programs("the long run of faults") else { return };
-    run(planned(now_seed(), 500_000, 200, 5_000), programs).await;
+    run(planned(now_seed(), 500_000, 200, 5_000, 1_000), programs).await;
 }
 
 /// Another one each time; it is printed.

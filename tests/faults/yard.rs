@@ -42,7 +42,7 @@ pub struct Yard {
 }
 
 impl Yard {
-    pub async fn start(programs: PathBuf, queue_type: QueueType, files: &Arc<Files>) -> Self {
+    pub async fn start(programs: PathBuf, queue_type: QueueType, window_tasks: u64, files: &Arc<Files>) -> Self {
         let folder = &files.folder;
         let logs = folder.join("logs");
         std::fs::create_dir_all(&logs).unwrap();
@@ -66,6 +66,7 @@ impl Yard {
             let mut set = |name: &str, value: String| environment.push((format!("TASKYARD__{name}"), value));
             set("BROKER__URL", rabbit.url(to_broker.port));
             set("STORE__URL", redis.url(to_store.port));
+            set("SCHEDULER__WINDOW_TASKS", window_tasks.to_string());
             set("GATEWAY__LISTEN", format!("127.0.0.1:{gateway_port}"));
             let arguments = ["--config".to_owned(), models.display().to_string(), role.to_owned()].to_vec();
             recipes.push(Recipe { name, arguments, environment, ready, logs: logs.clone() });

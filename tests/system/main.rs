@@ -8,6 +8,7 @@ mod control;
 mod dead;
 mod faults;
 mod order;
+mod paging;
 mod poison;
 mod refusals;
 mod yard;

@@ -292,6 +292,10 @@ fn in_words(reason: &str, waiting: &Waiting) -> String {
         "paused" => format!("{model} is paused"),
         "fair_share" => "its tenant has had more than its share, and others come first".to_owned(),
         "tenant_limit" => "its tenant has as many tasks running as it may".to_owned(),
+        "paged" => {
+            "more waits than is kept in memory: it is kept in the broker, in its order, until it is nearly its turn"
+                .to_owned()
+        }
         "unknown_model" => return format!("no worker has announced {model} yet"),
         reason => reason.to_owned(),
     };

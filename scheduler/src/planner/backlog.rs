@@ -11,6 +11,7 @@ use super::groups::{Class, Groups};
 use super::line::Rank;
 use super::oldest::Oldest;
 use super::pace::Pace;
+use super::page::AwayByPriority;
 use super::policy::{CostBucket, Moment, Policy, Stage, Waiting};
 use super::predict::Foresight;
 use super::shares::{Begin, Shares, Tables};
@@ -31,6 +32,8 @@ pub(super) struct Backlog {
     pub(super) queued: usize,
     /// Tasks that may not start yet.
     pub(super) delayed: usize,
+    /// Tasks that were taken out for a while.
+    pub(super) away: AwayByPriority,
     /// Σ priority × expected time over both, in microseconds: whole numbers add up without drift.
     weighted_us: u128,
 }
@@ -62,8 +65,15 @@ impl Backlog {
         self.queued + self.delayed
     }
 
+    /// Tasks that were taken out, of all priorities.
+    pub(super) fn away(&self) -> usize {
+        self.away.values().map(|away| away.tasks as usize).sum()
+    }
+
+    /// Of all that wait, here or taken out.
     pub(super) fn weighted_seconds(&self) -> f64 {
-        self.weighted_us as f64 / 1e6
+        let away = self.away.iter().map(|(priority, away)| f64::from(priority.get()) * away.work_us as f64);
+        (self.weighted_us as f64 + away.sum::<f64>()) / 1e6
     }
 
     /// Since when the longest waiting of the tasks that may start waits.
@@ -162,7 +172,7 @@ impl Backlog {
 
     /// This moment, as a policy sees it.
     pub(super) fn moment(&self, now_us: u64) -> Moment {
-        Moment { now_us, mean_wait_us: self.pace.mean_wait_us(self.queued).max(self.shares.mean_us()) }
+        Moment { now_us, mean_wait_us: self.pace.mean_wait_us(self.queued + self.away()).max(self.shares.mean_us()) }
     }
 
     /// The task to dispatch now. Floors count where a credit is free.

@@ -90,10 +90,12 @@ pub enum WaitReason {
     NoCredit,
     /// A credit is free, and the next decisions hand it out.
     NextDecision,
+    /// It waits in the broker behind others of its model, priority and tenant, which are in memory.
+    Paged,
 }
 
 impl WaitReason {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NotBefore,
         Self::Paused,
         Self::NoWorker,
@@ -102,6 +104,7 @@ impl WaitReason {
         Self::FairShare,
         Self::NoCredit,
         Self::NextDecision,
+        Self::Paged,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -114,6 +117,7 @@ impl WaitReason {
             Self::FairShare => "fair_share",
             Self::NoCredit => "no_credit",
             Self::NextDecision => "next_decision",
+            Self::Paged => "paged",
         }
     }
 }

@@ -49,6 +49,8 @@ pub struct ModelStats {
     pub over_share: usize,
     /// Those of them whose tenant has as many tasks out as may be.
     pub limited: usize,
+    /// Those of them that were taken out for a while.
+    pub away: usize,
     /// Why the others wait.
     pub reason: WaitReason,
     /// Since when the longest waiting of the others waits, in microseconds on the caller's clock.
@@ -85,7 +87,7 @@ pub struct TenantStats {
     pub tenant: Arc<str>,
     /// Its tasks in lanes, over all models.
     pub queued: usize,
-    /// All of its tasks that are here and not dispatched.
+    /// All of its tasks that are here, or were taken out for a while, and are not dispatched.
     pub waiting: usize,
     /// Its tasks that are out.
     pub running: usize,
@@ -100,7 +102,10 @@ impl Stats {
             WaitReason::NotBefore => model.delayed,
             WaitReason::FairShare => model.over_share,
             WaitReason::TenantLimit => model.limited,
-            _ if model.reason == reason => model.waiting - model.delayed - model.over_share - model.limited,
+            WaitReason::Paged => model.away,
+            _ if model.reason == reason => {
+                model.waiting - model.delayed - model.over_share - model.limited - model.away
+            }
             _ => 0,
         };
         self.models.iter().map(of_model).sum()
@@ -134,7 +139,7 @@ impl Planner {
             ahead_of_share_seconds: model.backlog.shares.ahead_seconds(record.flow),
             starts_us,
             ahead_in_lane,
-            queued_in_model: model.backlog.queued,
+            queued_in_model: model.backlog.queued + model.backlog.away(),
             capacity: model.capacity.total,
             outstanding: model.capacity.outstanding(),
         })
@@ -167,10 +172,11 @@ impl Planner {
             };
             ModelStats {
                 model: name.clone(),
-                waiting: backlog.waiting(),
+                waiting: backlog.waiting() + backlog.away(),
                 delayed: backlog.delayed,
                 over_share,
                 limited,
+                away: backlog.away(),
                 reason,
                 oldest_arrival_us: backlog.oldest_arrival_us(&self.tasks),
                 weighted_seconds: backlog.weighted_seconds(),

@@ -46,10 +46,10 @@ impl Planner {
         }
     }
 
-    /// Tasks of a tenant with limits that are here and not dispatched.
+    /// Tasks of a tenant with limits that are here, or were taken out for a while, and are not dispatched.
     pub(super) fn waiting_of(&self, limited: &Limited) -> usize {
         let uses = |&(model, flow): &(u32, u32)| self.models.get(model).backlog.shares.flow(flow).uses as usize;
-        limited.flows.iter().map(uses).sum::<usize>().saturating_sub(limited.running)
+        (limited.flows.iter().map(uses).sum::<usize>() + limited.away).saturating_sub(limited.running)
     }
 
     /// Whether as many tasks of a tenant wait as may.

@@ -80,6 +80,17 @@ impl Line {
         })
     }
 
+    /// From its end.
+    pub(super) fn iter_back(&self) -> impl Iterator<Item = (Rank, Handle)> {
+        let mut strays = self.strays.iter().rev().map(|(&rank, &task)| (rank, task)).peekable();
+        let mut queued = self.queue.iter().rev().filter_map(|&(rank, task)| Some((rank, task?))).peekable();
+        std::iter::from_fn(move || match (queued.peek(), strays.peek()) {
+            (Some(one), Some(other)) if other > one => strays.next(),
+            (Some(_), _) => queued.next(),
+            (None, _) => strays.next(),
+        })
+    }
+
     fn close_gaps(&mut self) {
         while self.queue.pop_front_if(|(_, task)| task.is_none()).is_some() {
             self.gaps -= 1;

@@ -27,6 +27,7 @@ mod names;
 mod oldest;
 mod overload;
 mod pace;
+mod page;
 pub mod placement;
 pub mod policy;
 mod predict;
@@ -44,6 +45,7 @@ pub use estimator::{Calibration, Estimate, Learnt, Prior, Ran};
 pub use explain::{AHEAD_LIMIT, Explanation, ModelStats, Stats, TenantStats};
 pub use fair::{BANDS, Fairness, TenantLimits};
 pub use overload::{Demand, LOW};
+pub use page::{Away, AwayByPriority, Tail, Takes};
 pub use predict::{Prediction, StartCalibration};
 pub use wants::Wants;
 
@@ -136,6 +138,10 @@ impl Planner {
     /// not worth what it would make late, [`Refusal::Overloaded`] for one that is worth no more than any of too many,
     /// [`Refusal::TooManyWaiting`] for one whose tenant has as many waiting as may.
     pub fn handle_arrival(&mut self, arrival: Arrival, now_us: u64) -> Result<(), Refusal> {
+        self.arrive(arrival, now_us, true)
+    }
+
+    fn arrive(&mut self, arrival: Arrival, now_us: u64, is_new: bool) -> Result<(), Refusal> {
         if self.tasks.find(arrival.id).is_some() {
             return Err(Refusal::Duplicate);
         }
@@ -144,9 +150,11 @@ impl Planner {
         }
         let expected = match arrival.expected {
             Some(expected) => expected.bounded(),
-            None => self.estimator.handle_arrival(&arrival.model, arrival.kind, arrival.cost),
+            None if is_new => self.estimator.handle_arrival(&arrival.model, arrival.kind, arrival.cost),
+            None => self.estimator.estimate(&arrival.model, arrival.kind, arrival.cost),
         };
-        let is_guess = arrival.expected.is_none() && !self.estimator.knows(&arrival.model);
+        // What was expected of one that comes back may have been a guess as well.
+        let is_guess = (arrival.expected.is_none() || !is_new) && !self.estimator.knows(&arrival.model);
         let waiting = arrival.waiting(expected, now_us, self.next_sequence);
         let start_us = arrival.start_us(now_us);
         if !arrival.is_known
@@ -161,7 +169,9 @@ impl Planner {
         }
         self.next_sequence += 1;
         let model = self.models.acquire(&arrival.model);
-        self.models.get_mut(model).overload.handle_offer(&waiting);
+        if is_new {
+            self.models.get_mut(model).overload.handle_offer(&waiting);
+        }
         let flow = self.acquire_flow(model, &arrival.tenant);
         let place = Place::Delayed { start_us: start_us.unwrap_or(now_us) };
         let cost = arrival.cost.map_or(f32::NAN, |cost| cost as f32);
@@ -179,7 +189,9 @@ impl Planner {
             }
             None => {
                 self.enqueue(task, now_us);
-                self.foresee(task, now_us);
+                if is_new {
+                    self.foresee(task, now_us);
+                }
             }
         }
         self.judge(now_us);
@@ -193,7 +205,9 @@ impl Planner {
                 if late.is_some() {
                     self.give_up(task, now_us);
                 }
-                self.relieve(model, now_us);
+                if is_new {
+                    self.relieve(model, now_us);
+                }
                 Ok(())
             }
         }
@@ -287,6 +301,14 @@ impl Planner {
         self.models.set_paused(model, is_paused)
     }
 
+    /// Tasks of a model are on their way to its queue, or are there now. Two publishes at once may overtake one another, so
+    /// meanwhile others of it wait here, where they are in order; but for those that go past what was sent ahead.
+    pub fn handle_sending(&mut self, model: &str, is_sending: bool) {
+        if let Some(model) = self.models.find(model) {
+            self.models.set_sending(model, is_sending);
+        }
+    }
+
     /// The next thing to do at this time, until there is none.
     ///
     /// Models take turns, and so do dispatches and what there is to tell of tasks that are not to run.
@@ -365,6 +387,9 @@ impl Planner {
     /// Sends a task past those that wait for their slot, if one came that is so much more pressing.
     fn pass(&mut self, now_us: u64) -> Option<Decision> {
         while let Some(model) = self.models.next_pressing() {
+            if !self.models.get(model).may_go() {
+                continue;
+            }
             if let Some(decision) = self.dispatch_from(model, now_us) {
                 // Others may have come with it.
                 self.models.handle_came(model);
@@ -398,7 +423,7 @@ impl Planner {
         let (id, sequence) = (record.waiting.id, record.waiting.sequence);
         backlog.shares.charge(flow, charged_us, record.waiting.expected_seconds * 1e6);
         backlog.shares.set_credit(self.fairness.credit_us(backlog.shares.mean_us(), capacity.slots()));
-        backlog.pace.handle_dispatch(now_us, backlog.queued);
+        backlog.pace.handle_dispatch(now_us, backlog.queued + backlog.away());
         if needs != [None; BANDS] {
             backlog.floors.handle_dispatch(&record.waiting, &needs, &self.fairness);
         }

@@ -21,6 +21,10 @@ pub(super) struct Model {
     pub(super) overload: Overload,
     /// None of its tasks is dispatched.
     pub(super) is_paused: bool,
+    /// Its next tasks are on their way here.
+    is_awaited: bool,
+    /// Tasks of it are on their way to its queue.
+    is_sending: bool,
     is_ready: bool,
 }
 
@@ -28,6 +32,11 @@ impl Model {
     /// Whether it is known that its tasks are being run.
     pub(super) fn can_run(&self) -> bool {
         self.capacity.total > 0 && !self.is_paused
+    }
+
+    /// Whether any of its tasks may be dispatched, were there a credit.
+    pub(super) fn may_go(&self) -> bool {
+        !self.is_paused && !self.is_awaited
     }
 
     /// Why a task that may start, and whose tenant may go, does not. Whether a worker could load the model is for the caller
@@ -144,10 +153,28 @@ impl Models {
         true
     }
 
+    /// The models whose next tasks are on their way here; no others are. Answers those for which that is a change.
+    pub(super) fn set_awaited(&mut self, awaited: Vec<u32>) -> Vec<u32> {
+        let was = |(number, model): (u32, &Model)| (model.is_awaited != awaited.contains(&number)).then_some(number);
+        let changed: Vec<u32> = (0..).zip(&self.models).filter_map(was).collect();
+        for &number in &changed {
+            let model = self.get_mut(number);
+            model.is_awaited = !model.is_awaited;
+        }
+        changed
+    }
+
+    pub(super) fn set_sending(&mut self, model: u32, is_sending: bool) {
+        self.get_mut(model).is_sending = is_sending;
+        self.refresh_ready(model);
+    }
+
     /// To be called after any change of a model's tasks or credits.
     pub(super) fn refresh_ready(&mut self, model: u32) {
-        let Model { backlog, capacity, is_paused, is_ready, .. } = self.get_mut(model);
-        let ready = capacity.has_credit() && backlog.shares.has_candidates() && !*is_paused;
+        let known = self.get_mut(model);
+        let may_go = known.may_go() && !known.is_sending;
+        let Model { backlog, capacity, is_ready, .. } = known;
+        let ready = capacity.has_credit() && backlog.shares.has_candidates() && may_go;
         if *is_ready != ready {
             *is_ready = ready;
             if ready {
@@ -171,8 +198,8 @@ impl Models {
 
     /// A task came to this model.
     pub(super) fn handle_came(&mut self, model: u32) {
-        let Model { backlog, capacity, is_paused, .. } = self.get(model);
-        if backlog.shares.has_candidates() && !capacity.has_credit() && capacity.has_passage() && !is_paused {
+        let known @ Model { backlog, capacity, .. } = self.get(model);
+        if known.may_go() && backlog.shares.has_candidates() && !capacity.has_credit() && capacity.has_passage() {
             self.pressing.insert(model);
         }
     }
@@ -189,6 +216,11 @@ impl Models {
     }
 
     /// All that were ever known at once, in no order that means anything.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Model> {
+        self.models.iter()
+    }
+
+    /// The same, to be changed.
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Model> {
         self.models.iter_mut()
     }

@@ -58,6 +58,8 @@ pub(super) struct Overload {
     queued_us: u128,
     /// What the tasks are believed to take that wait where the planner does not see them.
     unread_us: u128,
+    /// What the tasks are expected to take that were taken out for a while.
+    away_us: u128,
     /// Tasks in lanes of which nothing is.
     unknown: usize,
     /// Σ expected time of all tasks that came.
@@ -163,7 +165,7 @@ impl Overload {
     }
 
     pub(super) fn queued_seconds(&self, mean_seconds: f64) -> f64 {
-        (self.queued_us + self.unread_us) as f64 / 1e6 + self.unknown as f64 * mean_seconds
+        self.all_us() as f64 / 1e6 + self.unknown as f64 * mean_seconds
     }
 
     /// What all tasks that came were expected to take, in seconds.
@@ -213,7 +215,7 @@ impl Overload {
         }
         let (least, ..) = self.least(crowd)?;
         let low_us = self.full_us()? as f64 * LOW;
-        let seconds = ((self.queued_us + self.unread_us) as f64 - low_us) / 1e6 / self.slots.max(1) as f64;
+        let seconds = (self.all_us() as f64 - low_us) / 1e6 / self.slots.max(1) as f64;
         (worth(waiting) <= f64::from_bits(least) * DEARER).then(|| seconds.max(0.0))
     }
 
@@ -253,8 +255,17 @@ impl Overload {
         }
     }
 
+    pub(super) fn set_away(&mut self, away_us: u128) {
+        self.away_us = away_us;
+        self.refresh();
+    }
+
+    fn all_us(&self) -> u128 {
+        self.queued_us + self.unread_us + self.away_us
+    }
+
     fn refresh(&mut self) {
-        let all_us = self.queued_us + self.unread_us;
+        let all_us = self.all_us();
         self.is_over = self
             .full_us()
             .is_some_and(|full_us| all_us >= full_us || self.is_over && all_us as f64 > full_us as f64 * LOW);

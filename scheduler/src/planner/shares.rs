@@ -118,6 +118,11 @@ impl Shares {
         self.flows.iter().filter(|flow| flow.waiting > 0)
     }
 
+    /// The same with their numbers.
+    pub(super) fn numbered_waiting(&self) -> impl Iterator<Item = (u32, &Flow)> {
+        (0..).zip(&self.flows).filter(|(_, flow)| flow.waiting > 0)
+    }
+
     /// How many flows have a task in a lane, and are not at their tenant's limit.
     pub(super) fn waiting_flows(&self) -> usize {
         self.eligible.len() + self.parked.len()

@@ -14,6 +14,8 @@ pub(super) struct Limited {
     pub(super) running: usize,
     /// Its tasks that wait at other schedulers.
     pub(super) elsewhere: usize,
+    /// Its tasks that were taken out, and wait where the planner does not see them.
+    pub(super) away: usize,
     /// Run time of what it was given, in microseconds: as expected, then as measured.
     pub(super) served_us: u128,
     /// Its models, and its flow in each.
@@ -83,6 +85,12 @@ impl Tenants {
                 Some(tenant)
             }
         }
+    }
+
+    /// Those with limits, in no order that means anything.
+    pub(super) fn all_limited_mut(&mut self) -> impl Iterator<Item = (Arc<str>, &mut Limited)> {
+        let Self { names, limited } = self;
+        limited.iter_mut().map(|(&tenant, limited)| (names.name(tenant).clone(), limited))
     }
 
     /// Those with limits, by name.

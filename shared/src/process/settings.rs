@@ -166,6 +166,7 @@ pub struct SchedulerSettings {
     pub target_wait_s: f64,
     pub workers_most: u32,
     pub window_tasks: usize,
+    pub window_mb: u64,
     pub workflows: usize,
     /// Of one tenant.
     pub schedules: usize,

@@ -27,6 +27,8 @@ use crate::yard::{Served, Yard, YardWorker};
 const LOAD_IN_FLIGHT: usize = 8_192;
 /// A broker that is flooded confirms late, which is no reason to give up measuring it.
 const LOAD_PUBLISH_TIMEOUT_MS: u64 = 60_000;
+/// So often in a row, a moment apart, a queue is as long as before when it moves no more.
+const STILL: u32 = 10;
 
 /// What a yard of the run's own is made of.
 #[derive(Clone, Debug)]
@@ -231,10 +233,12 @@ impl Stage {
             Destination::Queue(queue) => queue.clone(),
             Destination::Exchange { .. } => self.target.topology.intake(),
         };
-        let mut before = None;
+        let (mut before, mut looks) = (None, 0);
         loop {
             let now = self.target.broker.queue_state(&queue).await?.map(|state| state.ready);
-            if now == Some(0) || now == before {
+            // A broker that has much to write may stand still for a moment.
+            looks = if now == before { looks + 1 } else { 0 };
+            if now == Some(0) || looks == STILL {
                 return Ok(());
             }
             before = now;

@@ -288,9 +288,19 @@ impl View<'_> {
             let part = if last_us >= self.now_us { 1.0 } else { self.part_before(row, is_own, oldest_us, last_us) };
             // No further ahead than is known of what was.
             let coming_us = rate * last_us.saturating_sub(self.now_us).min(seen_us) as f64;
-            row.work_us as f64 * part * may_go + coming_us
+            (row.work_us as f64 + self.away_us(row)) * part * may_go + coming_us
         };
         classes.iter().map(of_class).sum()
+    }
+
+    /// What waits elsewhere of a class: of its priority's as much as it has of what is here.
+    fn away_us(&self, row: &Row) -> f64 {
+        let backlog = &self.model.backlog;
+        let Some(away) = backlog.away.get(&row.example.priority) else { return 0.0 };
+        let rows = backlog.foresight.traffic.rows().iter();
+        let of_priority = rows.filter(|other| other.example.priority == row.example.priority);
+        let here: usize = of_priority.map(|row| row.waiting).sum();
+        away.work_us as f64 * row.waiting as f64 / here.max(1) as f64
     }
 
     /// The part of a class that came before this time.

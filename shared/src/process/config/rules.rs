@@ -66,6 +66,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("scheduler.target_wait_s", Bounds::Above(0.0, 1e9)),
     ("scheduler.workers_most", Bounds::Whole(1, 1_000_000)),
     ("scheduler.window_tasks", Bounds::Whole(1, u16::MAX as u64)),
+    ("scheduler.window_mb", Bounds::Whole(1, 1 << 20)),
     ("scheduler.workflows", Bounds::Whole(1, 10_000)),
     ("scheduler.schedules", Bounds::Whole(0, crate::schedule::limits::SCHEDULES as u64)),
     ("scheduler.max_held_s", Bounds::Whole(1, 7 * 24 * 3600)),
