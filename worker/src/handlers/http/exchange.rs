@@ -177,6 +177,8 @@ fn meaning(status: StatusCode) -> (&'static str, bool, bool) {
         // The address or the credentials are wrong, and the task cannot help it.
         401 | 403 | 404 | 405 | 407 => (codes::HANDLER_FAILED, false, false),
         400..=499 => (codes::BAD_INPUT, false, true),
+        // What it cannot do it will not do the next time.
+        501 | 505 => (codes::HANDLER_FAILED, false, false),
         500..=599 => (codes::HANDLER_FAILED, true, false),
         _ => (codes::BAD_ANSWER, false, false),
     }
@@ -212,6 +214,7 @@ mod tests {
             (422, (codes::BAD_INPUT, false, true)),
             (429, (codes::UNAVAILABLE, true, false)),
             (500, (codes::HANDLER_FAILED, true, false)),
+            (501, (codes::HANDLER_FAILED, false, false)),
             (503, (codes::UNAVAILABLE, true, false)),
             (599, (codes::HANDLER_FAILED, true, false)),
         ];
