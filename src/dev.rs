@@ -49,11 +49,12 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
         }
         (None, None) => Artifacts::in_memory(),
     };
-    let (models, foundry) = load_models(&loaded, &[], Some(artifacts)).await?;
+    let (models, foundry) = load_models(&loaded, &[], Some(artifacts.clone())).await?;
     let first = models.first().map_or_else(String::new, |model| model.spec.name.clone());
     let names: Vec<String> = models.iter().map(|model| model.spec.full_name()).collect();
     let settings = loaded.settings;
-    let yard = Yard::start(settings.clone(), models, args.data.as_deref(), registry.clone()).await?.foundry(foundry);
+    let yard = Yard::start(settings.clone(), models, args.data.as_deref(), registry.clone()).await?;
+    let yard = yard.foundry(foundry).artifacts(artifacts);
     let worker = yard.worker("dev")?;
     let gateway = Gateway::new(GatewayParts {
         broker: yard.broker.clone(),

@@ -148,7 +148,7 @@ pub async fn scheduler(file: Option<&Path>) -> Result<(), Failure> {
 pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure> {
     let role = Role::start("worker", file).await?;
     let artifacts = open_artifacts(role.settings())?;
-    let (models, foundry) = load_models(&role.loaded, &args.models, artifacts).await?;
+    let (models, foundry) = load_models(&role.loaded, &args.models, artifacts.clone()).await?;
     let done = CancellationToken::new();
     role.admin(&done).await?;
     let mut worker = Worker::new(
@@ -158,7 +158,10 @@ pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure
         role.settings().worker.clone(),
         &role.registry,
     )?;
-    worker = worker.foundry(foundry);
+    worker = worker.foundry(foundry).tenants(role.settings().tenants.keys().cloned());
+    if let (Some(artifacts), Some(keep)) = (artifacts, role.settings().artifacts.keep()) {
+        worker = worker.sweeping(artifacts, keep);
+    }
     for served in models {
         worker = served.offer(worker);
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use taskyard_scheduler::Scheduler;
 use taskyard_shared::Topology;
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::broker::Broker;
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::load::ModelSpec;
@@ -54,6 +55,7 @@ pub struct Yard {
     settings: Settings,
     models: Vec<Served>,
     foundry: Option<Arc<dyn Foundry>>,
+    artifacts: Option<Artifacts>,
     registry: Registry,
     stop: CancellationToken,
     scheduler: JoinHandle<Result<(), taskyard_shared::broker::BrokerError>>,
@@ -92,12 +94,29 @@ impl Yard {
         let scheduler = Scheduler::new(broker.clone(), store.clone(), topology.clone(), scheduler, specs, &registry)?;
         let scheduler = scheduler.tenants(settings.tenants.clone());
         let scheduler = tokio::spawn(scheduler.run(stop.clone()));
-        Ok(Self { broker, store, topology, settings, models, foundry: None, registry, stop, scheduler })
+        Ok(Self {
+            broker,
+            store,
+            topology,
+            settings,
+            models,
+            foundry: None,
+            artifacts: None,
+            registry,
+            stop,
+            scheduler,
+        })
     }
 
     /// Workers that are started from now on make the models that are registered.
     pub fn foundry(mut self, foundry: Arc<dyn Foundry>) -> Self {
         self.foundry = Some(foundry);
+        self
+    }
+
+    /// Workers that are started from now on remove what lies here and is old, if the settings say so.
+    pub fn artifacts(mut self, artifacts: Artifacts) -> Self {
+        self.artifacts = Some(artifacts);
         self
     }
 
@@ -107,6 +126,10 @@ impl Yard {
             taskyard_shared::process::settings::WorkerSettings { id: name.to_owned(), ..self.settings.worker.clone() };
         let mut worker =
             Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry)?;
+        worker = worker.tenants(self.settings.tenants.keys().cloned());
+        if let (Some(artifacts), Some(keep)) = (&self.artifacts, self.settings.artifacts.keep()) {
+            worker = worker.sweeping(artifacts.clone(), keep);
+        }
         if let Some(foundry) = &self.foundry {
             worker = worker.foundry(foundry.clone());
         }

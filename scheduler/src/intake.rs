@@ -426,6 +426,7 @@ fn refusal(invalid: &Invalid, carried: &Carried) -> TaskResult {
         metadata: Default::default(),
         choice: None,
         workflow: None,
+        usage: None,
     }
 }
 

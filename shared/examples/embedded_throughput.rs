@@ -176,6 +176,7 @@ fn result(id: TaskId, state: State) -> Result<TaskResult, serde_json::Error> {
         metadata: [("source".to_owned(), "throughput".to_owned())].into(),
         choice: None,
         workflow: None,
+        usage: None,
     })
 }
 

@@ -129,6 +129,7 @@ fn result(id: TaskId, state: State) -> Result<TaskResult, serde_json::Error> {
         metadata: Default::default(),
         choice: None,
         workflow: None,
+        usage: None,
     })
 }
 

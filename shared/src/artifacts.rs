@@ -7,6 +7,7 @@ use std::fmt;
 use std::path::Path as FilePath;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -215,6 +216,54 @@ impl Artifacts {
         }
     }
 
+    /// What was last put so long ago or longer, artifacts and notes; at most `most` of it.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn old(&self, age: Duration, most: usize) -> Result<Vec<Old>, ArtifactError> {
+        let mut found = Vec::new();
+        for (folder, is_note) in [("sha256", false), ("notes", true)] {
+            let mut listed = self.store.list(Some(&self.prefix.clone().join(folder)));
+            while let Some(object) = listed.next().await {
+                let object = object.map_err(|failure| unreachable(&failure))?;
+                let put_ms = object.last_modified.timestamp_millis();
+                if age_of(put_ms) < age {
+                    continue;
+                }
+                let id = match is_note {
+                    true => None,
+                    // What somebody else put there is not ours to remove.
+                    false => match object.location.filename().and_then(|hex| format!("{SCHEME}{hex}").parse().ok()) {
+                        Some(id) => Some(id),
+                        None => continue,
+                    },
+                };
+                found.push(Old { id, place: object.location, put_ms, bytes: object.size });
+                if found.len() >= most {
+                    return Ok(found);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Removes it, unless it was put again since it was found. Answers whether it is gone.
+    ///
+    /// # Errors
+    /// When the store cannot be reached.
+    pub async fn remove(&self, old: &Old) -> Result<bool, ArtifactError> {
+        match self.store.head(&old.place).await {
+            Ok(object) if object.last_modified.timestamp_millis() > old.put_ms => return Ok(false),
+            Ok(_) => {}
+            Err(object_store::Error::NotFound { .. }) => return Ok(true),
+            Err(failure) => return Err(unreachable(&failure)),
+        }
+        match self.store.delete(&old.place).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(true),
+            Err(failure) => Err(unreachable(&failure)),
+        }
+    }
+
     fn place(&self, id: ArtifactId) -> Path {
         let hex = id.hex();
         let (folder, _) = hex.split_at(2);
@@ -253,6 +302,22 @@ impl Artifacts {
         }
         Ok(content.into())
     }
+}
+
+/// Something that was last put a while ago.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Old {
+    /// An artifact's; notes have none.
+    pub id: Option<ArtifactId>,
+    pub bytes: u64,
+    place: Path,
+    put_ms: i64,
+}
+
+/// How long a time since the Unix epoch is over; nothing when it is to come, by this clock.
+fn age_of(ms: i64) -> Duration {
+    let since = Duration::from_millis(u64::try_from(ms).unwrap_or_default());
+    (SystemTime::UNIX_EPOCH + since).elapsed().unwrap_or_default()
 }
 
 fn unreachable(failure: &object_store::Error) -> ArtifactError {
@@ -310,6 +375,41 @@ mod tests {
         assert_eq!(artifacts.note("c", 9).await, Ok(None));
         artifacts.remove_note("a/b").await.unwrap();
         assert_eq!(artifacts.note("a/b", 9).await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn what_is_old_is_found_and_removed_unless_it_was_put_again() {
+        let (folder, artifacts) = artifacts();
+        let (kept, gone) = (artifacts.put("kept".into()).await.unwrap(), artifacts.put("gone".into()).await.unwrap());
+        artifacts.put_note("vectors/a", "note".into()).await.unwrap();
+        let file = |id: ArtifactId| folder.path().join("not/there/yet/sha256").join(&id.hex()[..2]).join(id.hex());
+        let make_old = |path: &std::path::Path| {
+            let day = SystemTime::now() - Duration::from_secs(24 * 3600);
+            std::fs::File::options().write(true).open(path).unwrap().set_modified(day).unwrap();
+        };
+        std::fs::write(file(kept).with_file_name("README"), "not ours").unwrap();
+        make_old(&file(kept).with_file_name("README"));
+        let hour = Duration::from_secs(3600);
+        assert_eq!(artifacts.old(hour, 9).await, Ok(Vec::new()));
+        for path in [file(kept), file(gone), folder.path().join("not/there/yet/notes/vectors/a")] {
+            make_old(&path);
+        }
+        let old = artifacts.old(hour, 9).await.unwrap();
+        let mut ids: Vec<_> = old.iter().map(|old| old.id).collect();
+        ids.sort();
+        let mut expected = [None, Some(kept), Some(gone)];
+        expected.sort();
+        assert_eq!(ids, expected);
+        assert_eq!(artifacts.old(hour, 1).await.unwrap().len(), 1);
+
+        artifacts.put("kept".into()).await.unwrap();
+        for one in &old {
+            assert_eq!(artifacts.remove(one).await, Ok(one.id != Some(kept)));
+            assert_eq!(artifacts.remove(one).await, Ok(one.id != Some(kept)), "again");
+        }
+        assert_eq!(artifacts.get(kept, 9).await.unwrap(), "kept");
+        assert_eq!(artifacts.get(gone, 9).await, Err(ArtifactError::Missing(gone.to_string())));
+        assert_eq!(artifacts.note("vectors/a", 9).await, Ok(None));
     }
 
     #[test]

@@ -12,7 +12,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128_with_seed};
 use crate::decode::{Invalid, is_tenant};
 use crate::lifecycle::State;
 use crate::outcome::{ModelChoice, TaskError, TaskResult, Timings};
-use crate::task::{Alternative, Kind, ONE_TARGET, Priority, Target, Task, TaskId, Webhook, if_some, limits};
+use crate::task::{
+    Alternative, DEFAULT_TENANT, Kind, ONE_TARGET, Priority, Target, Task, TaskId, Webhook, if_some, limits,
+};
 use crate::time::Timestamp;
 use crate::workflow::StepOf;
 
@@ -53,7 +55,7 @@ impl Carried {
             (None, Some(_)) => {
                 Err(Invalid::field("app_id", "must be 1 to 128 bytes without control characters: it is the tenant"))
             }
-            (None, None) => Ok("default".to_owned()),
+            (None, None) => Ok(DEFAULT_TENANT.to_owned()),
         }
     }
 
@@ -267,6 +269,7 @@ impl Envelope {
             metadata: self.metadata.clone(),
             choice: self.choice.clone(),
             workflow: self.workflow.clone(),
+            usage: None,
         }
     }
 

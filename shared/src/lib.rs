@@ -38,7 +38,7 @@ pub mod process;
 pub use decode::{Invalid, decode_tasks};
 pub use envelope::{Carried, Envelope, Reply};
 pub use lifecycle::State;
-pub use outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
+pub use outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings, Usage};
 pub use task::{Alternative, Kind, Priority, Target, Task, TaskId};
 pub use time::Timestamp;
 pub use topology::Topology;

@@ -55,6 +55,19 @@ pub struct TaskResult {
     /// Which step of which workflow it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow: Option<StepOf>,
+    /// What the attempt that ended it took of a model server that counts tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// Tokens, as a model server counted them, and what they cost by the prices of the model's settings.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct Usage {
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    /// In the currency of the settings; nothing where they name no price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<f64>,
 }
 
 /// Why this model of several: what the scheduler reckoned with. Seconds are expected ones, at the time of the choice.

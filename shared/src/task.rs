@@ -10,6 +10,9 @@ use uuid::Uuid;
 
 use crate::time::Timestamp;
 
+/// Whose a task is that says nothing of it.
+pub const DEFAULT_TENANT: &str = "default";
+
 /// Limits on what a caller may send. Every one of them is checked at decoding.
 pub mod limits {
     pub const BODY_BYTES: usize = 8 << 20;

@@ -65,6 +65,7 @@ fn queued(id: TaskId) -> TaskResult {
         metadata: BTreeMap::from([("label".into(), "value".into())]),
         choice: None,
         workflow: None,
+        usage: None,
     }
 }
 

@@ -270,6 +270,8 @@ fn fields(task: &TaskResult) -> Vec<(&'static str, String)> {
         ("waited_ms", timings.waited_ms.map(|ms| format!("{ms:.1}"))),
         ("ran_ms", timings.ran_ms.map(|ms| format!("{ms:.1}"))),
         ("worker", task.worker.clone()),
+        ("tokens", task.usage.map(|usage| format!("{} in, {} out", usage.prompt_tokens, usage.completion_tokens))),
+        ("cost", task.usage.and_then(|usage| usage.cost).map(|cost| format!("{cost:.6}"))),
         ("metadata", Some(labels).filter(|labels| !labels.is_empty())),
         ("output", task.output.as_ref().map(|output| output.get().to_owned())),
         ("error", task.error.as_ref().map(|error| format!("{}: {}", error.code, error.message))),

@@ -15,9 +15,12 @@ mod paging;
 mod quote;
 mod registry;
 mod schedule;
+mod search;
 mod shadow;
 mod shards;
+mod sweep;
 mod untold;
+mod usage;
 mod webhooks;
 mod workflow;
 

@@ -46,7 +46,7 @@ impl Yard {
         self.told_ends(1).await.remove(0)
     }
 
-    async fn run_workflow(&self, body: Value) -> Value {
+    pub(super) async fn run_workflow(&self, body: Value) -> Value {
         self.publish_workflow(body).await;
         self.told_end().await
     }

@@ -6,7 +6,7 @@
 //! out to be long, or when its message comes a second time, it is claimed like any other. What may have ended its worker
 //! before runs by itself ([`crate::alone`]), and what runs for long is watched over by its scheduler ([`crate::long`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use futures_util::future::select_all;
 use taskyard_shared::control::CANCELLED;
 use taskyard_shared::events::Events;
 use taskyard_shared::store::{Beside, Claim, Claimed, Guard};
-use taskyard_shared::{Envelope, State, TaskError, Timestamp, time};
+use taskyard_shared::{Envelope, State, TaskError, Timestamp, Usage, time};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
@@ -29,6 +29,7 @@ use crate::lane::ModelLane;
 use crate::leases::{Lease, Leases};
 use crate::long::{Long, until};
 use crate::meanwhile::{Meanwhile, Pump};
+use crate::metrics::Metrics;
 use crate::settle::{Outcome, Settlement, unrun};
 use crate::verdict::{Verdict, judge};
 
@@ -47,7 +48,21 @@ pub(crate) struct Yard {
     /// Takes what tasks say while they run.
     pub pump: Arc<Pump>,
     pub events: Events,
+    pub metrics: Metrics,
+    /// Those whose tokens are counted apart.
+    pub tenants: BTreeSet<String>,
 }
+
+impl Yard {
+    /// Counts what an attempt took, whatever became of it.
+    fn count(&self, lane: &ModelLane, envelope: &Envelope, usage: &Usage) {
+        let tenant = self.tenants.get(&envelope.tenant).map_or(OTHERS, String::as_str);
+        self.metrics.used(&lane.spec.name, tenant, usage);
+    }
+}
+
+/// Stands for tenants that the settings do not name: as a label each of them would be a series for ever.
+const OTHERS: &str = "_other";
 
 /// An attempt that was begun without a claim and still runs after this time is claimed then.
 const CLAIMED_LATE: Duration = Duration::from_millis(100);
@@ -185,7 +200,8 @@ async fn run(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, mut batch: Ve
     let started = Timestamp::now();
     let clock = Instant::now();
     for member in &batch {
-        let (envelope, run) = (&member.held.envelope, Run { attempt: member.attempt(), started, ran_ms: 0.0 });
+        let run = Run { attempt: member.attempt(), started, ran_ms: 0.0, usage: None };
+        let envelope = &member.held.envelope;
         let running = || run.begun(yard, lane, envelope);
         yard.events.state(Some(&lane.name), running, State::Running, envelope.traceparent.as_deref());
     }
@@ -194,9 +210,13 @@ async fn run(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, mut batch: Ve
     let ran = clock.elapsed();
     lane.ran(batch.len(), ran);
     let ran_ms = time::milliseconds(ran / batch.len() as u32);
-    for (member, answer) in batch.into_iter().zip(answers) {
+    for (member, (answer, usage)) in batch.into_iter().zip(answers) {
+        if let Some(usage) = &usage {
+            yard.count(lane, &member.held.envelope, usage);
+        }
         let verdict = judge(yard, lane, &member.held.envelope, member.attempt(), answer);
-        hand_over(yard, lane, member, verdict, started, ran_ms).await;
+        let run = Run { attempt: member.attempt(), started, ran_ms, usage };
+        hand_over(yard, lane, member, verdict, run).await;
     }
 }
 
@@ -317,7 +337,12 @@ fn right(yard: &Yard, lane: &ModelLane, held: &Held, nonce: u128, claimed: Claim
 }
 
 /// The handler's call: within the time limit, and ended when no member has a right to its task any more.
-async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &mut [Member]) -> VecDeque<Answer> {
+async fn execute(
+    yard: &Yard,
+    lane: &ModelLane,
+    handler: &dyn Handler,
+    batch: &mut [Member],
+) -> Vec<(Answer, Option<Usage>)> {
     let limit = batch
         .iter()
         .map(|member| member.held.envelope.timeout_ms.unwrap_or(lane.spec.timeout_ms))
@@ -338,7 +363,7 @@ async fn execute(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, batch: &m
     for line in &lines {
         line.meanwhile.end().await;
     }
-    answers
+    answers.into_iter().zip(&lines).map(|(answer, line)| (answer, line.meanwhile.usage())).collect()
 }
 
 /// What goes between a member and the yard while it runs.
@@ -487,8 +512,8 @@ async fn claim_late(yard: &Yard, lane: &ModelLane, batch: &mut [Member], lines: 
     }
 }
 
-async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdict, started: Timestamp, ran_ms: f64) {
-    let run = Run { attempt: member.attempt(), started, ran_ms };
+async fn hand_over(yard: &Yard, lane: &ModelLane, member: Member, verdict: Verdict, run: Run) {
+    let ran_ms = run.ran_ms;
     let Member { held, right } = member;
     let (guard, nonce, lease) = match right {
         Right::Claimed { attempt, lease } => (Guard::Fence { attempt, nonce: lease.nonce }, lease.nonce, Some(lease)),
@@ -546,6 +571,7 @@ struct Run {
     attempt: u32,
     started: Timestamp,
     ran_ms: f64,
+    usage: Option<Usage>,
 }
 
 impl Run {
@@ -565,6 +591,7 @@ impl Run {
         result.timings.finished = Some(Timestamp::now());
         result.timings.waited_ms = Some(self.started.ms_since(envelope.accepted).max(0.0));
         result.timings.ran_ms = Some(self.ran_ms);
+        result.usage = self.usage;
         result
     }
 }

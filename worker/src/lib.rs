@@ -28,6 +28,7 @@ mod orders;
 mod registrations;
 mod service;
 mod settle;
+mod sweep;
 mod verdict;
 
 pub use builder::{BuildError, Builder};

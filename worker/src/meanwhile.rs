@@ -15,7 +15,7 @@ use taskyard_shared::events::{Events, Topic};
 use taskyard_shared::progress::{MESSAGE_BYTES, Progress};
 use taskyard_shared::store::stream::STREAM_BYTES;
 use taskyard_shared::store::{Append, Appended, Said, Store, until_answered};
-use taskyard_shared::{TaskId, Timestamp};
+use taskyard_shared::{TaskId, Timestamp, Usage};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -63,6 +63,19 @@ impl Meanwhile {
             pending.said_bytes += body.len();
             pending.partials.push(body);
         });
+    }
+
+    /// Says what the task took of a model server that counts tokens. It goes into the result, and is counted whatever comes of the
+    /// attempt. Said twice, it adds up.
+    pub fn used(&self, usage: Usage) {
+        let Some(speaker) = &self.0 else { return };
+        let mut pending = speaker.pending();
+        let before = pending.usage.take();
+        pending.usage = Some(before.map_or(usage, |before| sum(before, usage)));
+    }
+
+    pub(crate) fn usage(&self) -> Option<Usage> {
+        self.0.as_ref().and_then(|speaker| speaker.pending().usage)
     }
 
     /// Waits until somebody wants the task stopped. A handler that heeds it says so by [`Handler::grace`](crate::Handler::grace).
@@ -113,6 +126,14 @@ impl Meanwhile {
     }
 }
 
+fn sum(one: Usage, other: Usage) -> Usage {
+    Usage {
+        prompt_tokens: one.prompt_tokens.saturating_add(other.prompt_tokens),
+        completion_tokens: one.completion_tokens.saturating_add(other.completion_tokens),
+        cost: one.cost.zip(other.cost).map(|(one, other)| one + other).or(one.cost).or(other.cost),
+    }
+}
+
 fn cut(text: &str, most_bytes: usize) -> String {
     let mut end = text.len().min(most_bytes);
     while !text.is_char_boundary(end) {
@@ -146,6 +167,8 @@ struct Pending {
     said_bytes: usize,
     /// Parts that were not handed on.
     left_out: u64,
+    /// What it took of a model server.
+    usage: Option<Usage>,
     /// The pump knows that there is something.
     is_known: bool,
     /// Some of it is on its way.

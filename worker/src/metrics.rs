@@ -1,13 +1,13 @@
-//! What a worker counts. Labels are its own models, priorities and states: closed sets.
+//! What a worker counts. Labels are its own models, priorities, states, and tenants that the settings name: closed sets.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use taskyard_shared::State;
 use taskyard_shared::broker::Missed;
 use taskyard_shared::load::ModelLoad;
-use taskyard_shared::process::metrics::{HistogramVec, IntCounterVec, IntGaugeVec};
+use taskyard_shared::process::metrics::{CounterVec, HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::process::metrics::{MetricsError, Registry};
+use taskyard_shared::{State, Usage};
 
 use crate::settle::{Outcome, Settlement, Told};
 
@@ -32,6 +32,9 @@ struct Inner {
     model_loads: IntCounterVec,
     model_unloads: IntCounterVec,
     model_load_seconds: HistogramVec,
+    tokens: IntCounterVec,
+    token_cost: CounterVec,
+    artifacts_removed: IntCounterVec,
 }
 
 const SECONDS: &[f64] =
@@ -120,6 +123,21 @@ impl Metrics {
                 &["model"],
                 SECONDS,
             )?,
+            tokens: registry.counters(
+                "tokens_total",
+                "Tokens that model servers counted, of the prompt or the completion, by model and tenant.",
+                &["model", "tenant", "kind"],
+            )?,
+            token_cost: registry.float_counters(
+                "token_cost_total",
+                "What these tokens cost, by the prices in the models' settings.",
+                &["model", "tenant"],
+            )?,
+            artifacts_removed: registry.counters(
+                "artifacts_removed_total",
+                "Artifacts and notes that were put long ago and were removed.",
+                &["what"],
+            )?,
         })))
     }
 
@@ -159,6 +177,22 @@ impl Metrics {
             }
             _ => {}
         }
+    }
+
+    /// What an attempt took. `tenant` is one that the settings name, or stands for all others.
+    pub fn used(&self, model: &str, tenant: &str, usage: &Usage) {
+        let Usage { prompt_tokens, completion_tokens, cost } = usage;
+        for (kind, tokens) in [("prompt", prompt_tokens), ("completion", completion_tokens)] {
+            self.0.tokens.with_label_values(&[model, tenant, kind]).inc_by(*tokens);
+        }
+        if let Some(cost) = cost.filter(|cost| *cost >= 0.0) {
+            self.0.token_cost.with_label_values(&[model, tenant]).inc_by(cost);
+        }
+    }
+
+    pub fn swept(&self, artifacts: u64, notes: u64) {
+        self.0.artifacts_removed.with_label_values(&["artifact"]).inc_by(artifacts);
+        self.0.artifacts_removed.with_label_values(&["note"]).inc_by(notes);
     }
 
     pub fn dead_lettered(&self, reason: &str) {

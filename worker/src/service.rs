@@ -1,8 +1,10 @@
 //! The worker service: serves its models until it is told to stop, finishes what runs, and gives back the rest.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
 use taskyard_shared::events::{Events, Publisher};
 use taskyard_shared::load::ModelSpec;
@@ -10,6 +12,7 @@ use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::WorkerSettings;
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::Store;
+use taskyard_shared::task::DEFAULT_TENANT;
 use taskyard_shared::{Topology, messages};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +34,7 @@ use crate::metrics::Metrics;
 use crate::orders;
 use crate::registrations::{self, Foundry};
 use crate::settle::Settler;
+use crate::sweep::Sweeper;
 
 /// Settlements that wait for the settler; attempts wait when there are more.
 const SETTLEMENTS: usize = 1024;
@@ -46,6 +50,8 @@ pub struct Worker {
     foundry: Option<Arc<dyn Foundry>>,
     metrics: Metrics,
     events: (Events, Publisher),
+    tenants: BTreeSet<String>,
+    sweeping: Option<(Artifacts, Duration)>,
 }
 
 impl Worker {
@@ -66,7 +72,9 @@ impl Worker {
         };
         let events = Events::new(&topology, registry)?;
         let metrics = Metrics::new(registry)?;
-        Ok(Self { broker, store, topology, settings, id, models: Vec::new(), foundry: None, metrics, events })
+        let (models, tenants) = (Vec::new(), BTreeSet::from([DEFAULT_TENANT.to_owned()]));
+        let (foundry, sweeping) = (None, None);
+        Ok(Self { broker, store, topology, settings, id, models, foundry, metrics, events, tenants, sweeping })
     }
 
     /// Serves one more model, for as long as it runs.
@@ -88,6 +96,18 @@ impl Worker {
         self
     }
 
+    /// What tasks of these take of model servers is counted apart, for each; that of all others together.
+    pub fn tenants(mut self, names: impl IntoIterator<Item = String>) -> Self {
+        self.tenants.extend(names);
+        self
+    }
+
+    /// It removes artifacts that were last put so long ago, and stand in no registered model.
+    pub fn sweeping(mut self, artifacts: Artifacts, keep: Duration) -> Self {
+        self.sweeping = Some((artifacts, keep));
+        self
+    }
+
     pub fn id(&self) -> &str {
         &self.id
     }
@@ -98,7 +118,7 @@ impl Worker {
     /// # Errors
     /// When a queue cannot be declared for a reason that trying again would not mend.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) -> Result<(), BrokerError> {
-        let Self { broker, store, topology, settings, id, models, foundry, metrics, events } = self;
+        let Self { broker, store, topology, settings, id, models, foundry, metrics, events, tenants, sweeping } = self;
         let (events, publisher) = events;
         let lanes = Lanes::new(models.iter().map(|(lane, _)| lane.clone()).collect());
         declare(&*broker, &topology, &lanes.all(), &stop).await?;
@@ -120,6 +140,10 @@ impl Worker {
         let settler = tokio::spawn(settler.run(queue));
         let renewing = CancellationToken::new();
         let renewer = tokio::spawn(leases.clone().renew_until(store.clone(), lease, renewing.clone()));
+        if let Some((artifacts, keep)) = sweeping {
+            let sweeper = Sweeper { artifacts, store: store.clone(), keep, metrics: metrics.clone() };
+            tokio::spawn(sweeper.run(closing.clone()));
+        }
         let pump = Pump::new(metrics.clone(), events.clone());
         tokio::spawn(pump.clone().run(store.clone(), closing.clone()));
         let yard = Arc::new(Yard {
@@ -141,6 +165,8 @@ impl Worker {
             },
             pump: pump.clone(),
             events,
+            metrics: metrics.clone(),
+            tenants,
             alone: Alone::new(Duration::from_secs(settings.alone_s)),
         });
         let reporting = CancellationToken::new();

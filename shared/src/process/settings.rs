@@ -36,6 +36,8 @@ pub struct Settings {
 pub struct ArtifactSettings {
     /// Empty: nowhere.
     pub url: String,
+    /// 0: for ever.
+    pub keep_hours: u64,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -321,6 +323,8 @@ pub struct ModelSettings {
     #[serde(default)]
     pub data: Option<DataSettings>,
     #[serde(default)]
+    pub search: Option<SearchSettings>,
+    #[serde(default)]
     pub simulated: Option<SimulatedSettings>,
 }
 
@@ -374,6 +378,17 @@ pub struct DataSettings {
     pub max_rows: usize,
 }
 
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SearchSettings {
+    /// Of one task.
+    #[serde(default = "default_max_candidates")]
+    pub max_candidates: usize,
+}
+
+fn default_max_candidates() -> usize {
+    1_000
+}
 fn default_data_max_rows() -> usize {
     1_000_000
 }
@@ -398,6 +413,12 @@ pub struct HttpSettings {
     /// `openai`: the model's name at the server; the model's own by default.
     #[serde(default)]
     pub model: Option<String>,
+    /// `openai`: what 1,000 tokens of the input cost, in a currency of one's own.
+    #[serde(default)]
+    pub prompt_price_per_1000: Option<f64>,
+    /// The same of the output.
+    #[serde(default)]
+    pub completion_price_per_1000: Option<f64>,
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
     #[serde(default = "default_http_connect_timeout_ms")]
@@ -543,6 +564,13 @@ impl Settings {
             unfinished_ms: self.store.unfinished_hours.saturating_mul(HOUR_MS),
             listed: self.store.listed_tasks,
         }
+    }
+}
+
+impl ArtifactSettings {
+    /// How long what nobody needs is kept, if not for ever.
+    pub fn keep(&self) -> Option<std::time::Duration> {
+        (self.keep_hours > 0).then(|| std::time::Duration::from_secs(self.keep_hours.saturating_mul(3600)))
     }
 }
 

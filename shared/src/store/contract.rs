@@ -43,7 +43,7 @@ use super::{
 };
 use crate::envelope::Reply;
 use crate::lifecycle::State;
-use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
+use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings, Usage};
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
 use crate::workflow::{StepOf, WorkflowId};
@@ -232,6 +232,7 @@ fn queued(id: TaskId) -> TaskResult {
             load_seconds: 0.0,
         }),
         workflow: Some(StepOf { id: WorkflowId(id.0), step: "clean".to_owned(), item: Some(7) }),
+        usage: Some(Usage { prompt_tokens: 12, completion_tokens: 300, cost: Some(0.25) }),
     }
 }
 

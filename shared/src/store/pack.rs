@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::journal::codec::{Malformed, Reader, put_f64, put_i64, put_option, put_str, put_u64, put_u128};
 use crate::lifecycle::State;
-use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
+use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings, Usage};
 use crate::task::{Kind, Priority, TaskId};
 use crate::time::Timestamp;
 use crate::workflow::{StepOf, WorkflowId};
@@ -42,6 +42,7 @@ pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
         metadata,
         choice,
         workflow,
+        usage,
     } = task;
     put_state(out, *state);
     out.push(Kind::ALL.iter().position(|one| one == kind).unwrap_or_default() as u8);
@@ -72,10 +73,26 @@ pub(super) fn put_task(out: &mut Vec<u8>, task: &TaskResult) {
         put_str(out, step);
         put_option(out, *item, |out, item| put_u64(out, item.into()));
     }
+    if let Some(Usage { prompt_tokens, completion_tokens, cost }) = usage {
+        out.push(USAGE);
+        put_u64(out, *prompt_tokens);
+        put_u64(out, *completion_tokens);
+        put_option(out, *cost, put_f64);
+    }
 }
 
 /// Stands before the step that a task is, where otherwise the reason of a choice stands.
 const STEP: u8 = 255;
+
+/// Stands before what it took, in the same place.
+const USAGE: u8 = 254;
+
+fn usage(reader: &mut Reader<'_>) -> Result<Usage, Malformed> {
+    if reader.u8()? != USAGE {
+        return Err(Malformed);
+    }
+    Ok(Usage { prompt_tokens: reader.u64()?, completion_tokens: reader.u64()?, cost: reader.option(Reader::f64)? })
+}
 
 fn step(reader: &mut Reader<'_>) -> Result<StepOf, Malformed> {
     if reader.u8()? != STEP {
@@ -160,9 +177,16 @@ pub(super) fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Re
         Some(json) if with_output => Some(RawValue::from_string(json.to_owned()).map_err(|_| Malformed)?),
         _ => None,
     };
-    let is_step = |reader: &Reader<'_>| reader.clone().u8().is_ok_and(|first| first == STEP);
-    let choice = if reader.is_empty() || is_step(reader) { None } else { Some(choice(reader)?) };
-    let workflow = if reader.is_empty() { None } else { Some(step(reader)?) };
+    let next = |reader: &Reader<'_>| reader.clone().u8().ok();
+    let choice = match next(reader) {
+        None | Some(STEP | USAGE) => None,
+        Some(_) => Some(choice(reader)?),
+    };
+    let workflow = match next(reader) {
+        None | Some(USAGE) => None,
+        Some(_) => Some(step(reader)?),
+    };
+    let usage = if reader.is_empty() { None } else { Some(usage(reader)?) };
     Ok(TaskResult {
         id,
         state,
@@ -178,6 +202,7 @@ pub(super) fn task(id: TaskId, reader: &mut Reader<'_>, with_output: bool) -> Re
         metadata,
         choice,
         workflow,
+        usage,
     })
 }
 

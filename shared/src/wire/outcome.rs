@@ -24,6 +24,7 @@ impl Put for TaskResult {
         }
         out.some(",\"choice\":", self.choice.as_ref(), Writer::any)?;
         out.some(",\"workflow\":", self.workflow.as_ref(), Writer::any)?;
+        out.some(",\"usage\":", self.usage.as_ref(), Writer::any)?;
         out.put("}");
         Some(())
     }
@@ -57,6 +58,7 @@ impl Get for TaskResult {
         let metadata = if from.skip("{}") { Default::default() } else { from.any()? };
         let choice = from.some(",\"choice\":", Reader::any)?;
         let workflow = from.some(",\"workflow\":", Reader::any)?;
+        let usage = from.some(",\"usage\":", Reader::any)?;
         from.want("}")?;
         Some(Self {
             id,
@@ -73,6 +75,7 @@ impl Get for TaskResult {
             metadata,
             choice,
             workflow,
+            usage,
         })
     }
 }

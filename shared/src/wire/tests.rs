@@ -13,7 +13,7 @@ use super::{Get, Put, Reader, read, read_all, write, write_all};
 use crate::envelope::{Envelope, Reply};
 use crate::lifecycle::State;
 use crate::load::Completion;
-use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings};
+use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings, Usage};
 use crate::task::{Alternative, Kind, Priority, Target, Task, TaskId, Webhook};
 use crate::time::Timestamp;
 use crate::workflow::{StepOf, WorkflowId};
@@ -94,6 +94,14 @@ fn any_choice() -> impl Strategy<Value = ModelChoice> {
     )
 }
 
+fn any_usage() -> impl Strategy<Value = Usage> {
+    (any::<u64>(), any::<u64>(), of(any_float())).prop_map(|(prompt_tokens, completion_tokens, cost)| Usage {
+        prompt_tokens,
+        completion_tokens,
+        cost,
+    })
+}
+
 fn any_step() -> impl Strategy<Value = StepOf> {
     (any_id(), any_text(), any::<Option<u32>>()).prop_map(|(id, step, item)| StepOf {
         id: WorkflowId(id.0),
@@ -113,12 +121,13 @@ prop_compose! {
         (output, error, metadata, choice) in (of(any_json()), of(any_error()), any_metadata(), of(any_choice())),
         (accepted, dispatched, started, finished) in
             (of(any_instant()), of(any_instant()), of(any_instant()), of(any_instant())),
-        (waited_ms, ran_ms, workflow) in (of(any_float()), of(any_float()), of(any_step())),
+        (waited_ms, ran_ms, workflow, usage) in (of(any_float()), of(any_float()), of(any_step()), of(any_usage())),
     ) -> TaskResult {
         let timings = Timings { accepted, dispatched, started, finished, waited_ms, ran_ms };
         let (state, kind) = (State::ALL[state], Kind::ALL[kind]);
         TaskResult {
             id, state, kind, model, tenant, priority, attempt, output, error, timings, worker, metadata, choice, workflow,
+            usage,
         }
     }
 }

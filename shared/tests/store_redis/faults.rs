@@ -38,6 +38,7 @@ pub fn task(id: TaskId) -> Accept {
         metadata: Default::default(),
         choice: None,
         workflow: None,
+        usage: None,
     };
     Accept { id, fingerprint: 0xf, alias: None, record, follower: None }
 }

@@ -332,6 +332,7 @@ fn simulated(made: &Made) -> ModelSettings {
         process: None,
         training: None,
         data: None,
+        search: None,
         simulated: Some(SimulatedSettings {
             service_ms: made.service_ms,
             distribution: taskyard_shared::process::settings::Distribution::Fixed,

@@ -4,6 +4,7 @@ pub mod data;
 pub mod http;
 pub mod onnx;
 pub mod process;
+pub mod search;
 pub mod simulated;
 pub mod training;
 
@@ -21,6 +22,7 @@ pub use self::onnx::ModelCache;
 use self::onnx::{OnnxError, OnnxHandler};
 use self::process::ProcessHandler;
 pub use self::registered::RecipeBook;
+use self::search::SearchHandler;
 use self::simulated::SimulatedHandler;
 use self::training::TrainingHandler;
 use crate::builder::{BuildError, Builder};
@@ -99,6 +101,10 @@ pub async fn build(
             let loaded = loading.await.unwrap_or_else(|_| Err(LoadError::settings(name, "loading it broke off")));
             Arc::new(loaded?)
         }
+        "search" => {
+            let search = settings.search.as_ref().ok_or_else(missing)?;
+            Arc::new(SearchHandler::new(search))
+        }
         "simulated" => {
             let simulated = settings.simulated.as_ref().ok_or_else(missing)?;
             Arc::new(SimulatedHandler::new(name, simulated)?)
@@ -138,7 +144,7 @@ impl Builder for Recipe {
 fn unknown_handler(name: &str, handler: &str) -> LoadError {
     LoadError::settings(
         name,
-        format!("handler must be one of onnx, http, process, training, data, simulated, not {handler:?}"),
+        format!("handler must be one of onnx, http, process, training, data, search, simulated, not {handler:?}"),
     )
 }
 
@@ -155,6 +161,7 @@ fn check(name: &str, settings: &ModelSettings) -> Result<(), LoadError> {
         ("process", settings.process.is_some()),
         ("training", settings.training.is_some()),
         ("data", settings.data.is_some()),
+        ("search", settings.search.is_some()),
         ("simulated", settings.simulated.is_some()),
     ];
     if tables.iter().all(|(table, _)| *table != settings.handler) {

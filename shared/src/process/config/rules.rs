@@ -41,6 +41,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("broker.publish_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("broker.in_flight", Bounds::Whole(1, 1_000_000)),
     ("store.timeout_ms", Bounds::Whole(1, HOUR_MS)),
+    ("artifacts.keep_hours", Bounds::Whole(0, TEN_YEARS_HOURS)),
     ("store.finished_hours", Bounds::Whole(1, TEN_YEARS_HOURS)),
     ("store.unfinished_hours", Bounds::Whole(1, TEN_YEARS_HOURS)),
     ("store.listed_tasks", Bounds::Whole(1, 100_000_000)),
@@ -102,10 +103,13 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.onnx.max_tokens", Bounds::Whole(1, 1_000_000)),
     ("models.*.http.connect_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("models.*.http.max_response_bytes", Bounds::Whole(1, 1 << 30)),
+    ("models.*.http.prompt_price_per_1000", Bounds::Number(0.0, 1e9)),
+    ("models.*.http.completion_price_per_1000", Bounds::Number(0.0, 1e9)),
     ("models.*.process.recycle_after_tasks", Bounds::Whole(1, 1_000_000_000_000)),
     ("models.*.process.recycle_above_mb", Bounds::Whole(1, 100_000_000)),
     ("models.*.training.max_tokens", Bounds::Whole(1, 1_000_000)),
     ("models.*.data.max_rows", Bounds::Whole(1, 100_000_000)),
+    ("models.*.search.max_candidates", Bounds::Whole(1, 100_000)),
     ("models.*.training.max_rows", Bounds::Whole(2, 10_000_000)),
     // Below this a program cannot even be loaded.
     ("models.*.process.cancel_grace_ms", Bounds::Whole(0, 600_000)),
@@ -131,7 +135,7 @@ const CHOICES: &[(&str, &[&str])] = &[
     ("scheduler.placement", &["demand", "none"]),
     ("scheduler.policy", &["cmu", "fair", "fifo", "strict", "edf", "wspt"]),
     ("log.format", &["text", "json"]),
-    ("models.*.handler", &["onnx", "http", "process", "training", "data", "simulated"]),
+    ("models.*.handler", &["onnx", "http", "process", "training", "data", "search", "simulated"]),
     ("models.*.onnx.task", &["text-classification", "text-embedding", "file-type"]),
     ("models.*.http.protocol", &["json", "open-inference", "openai"]),
     ("models.*.simulated.distribution", &["fixed", "exponential", "lognormal"]),
@@ -328,6 +332,7 @@ impl Check<'_> {
             ("process", model.process.is_some()),
             ("training", model.training.is_some()),
             ("data", model.data.is_some()),
+            ("search", model.search.is_some()),
             ("simulated", model.simulated.is_some()),
         ];
         for (table, present) in tables {

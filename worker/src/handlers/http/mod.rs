@@ -62,6 +62,7 @@ enum Protocol {
     OpenAi {
         /// The model's name at the server.
         model: String,
+        prices: openai::Prices,
     },
 }
 
@@ -93,11 +94,15 @@ impl HttpHandler {
             }
             HttpProtocol::OpenAi => {
                 url = openai::endpoint(url);
-                Protocol::OpenAi { model: settings.model.clone().unwrap_or_else(|| base(name).to_owned()) }
+                let model = settings.model.clone().unwrap_or_else(|| base(name).to_owned());
+                Protocol::OpenAi { model, prices: openai::Prices::new(settings) }
             }
         };
         if settings.model.is_some() && !matches!(protocol, Protocol::OpenAi { .. }) {
             return Err(invalid("http.model is of use to protocol openai alone".to_owned()));
+        }
+        if openai::Prices::new(settings).are_given() && !matches!(protocol, Protocol::OpenAi { .. }) {
+            return Err(invalid("http: prices of tokens are of use to protocol openai alone".to_owned()));
         }
         let mut headers = HeaderMap::new();
         for (key, value) in &settings.headers {
@@ -139,7 +144,16 @@ impl Handler for HttpHandler {
             Protocol::Json => join_all(batch.iter().map(|job| self.alone(job))).await,
             Protocol::JsonArray => self.array(&batch).await,
             Protocol::OpenInference => join_all(batch.iter().map(|job| self.infer(job))).await,
-            Protocol::OpenAi { model } => join_all(batch.iter().map(|job| self.complete(model, job))).await,
+            Protocol::OpenAi { model, prices } => {
+                join_all(batch.iter().map(|job| async move {
+                    let (output, usage) = self.complete(model, *prices, job).await?;
+                    if let Some(usage) = usage {
+                        job.meanwhile.used(usage);
+                    }
+                    Ok(output)
+                }))
+                .await
+            }
         }
     }
 }
@@ -157,12 +171,12 @@ impl HttpHandler {
         open_inference::response(text(&answer)?)
     }
 
-    async fn complete(&self, model: &str, job: &Job) -> Answer {
+    async fn complete(&self, model: &str, prices: openai::Prices, job: &Job) -> Result<openai::Completed, TaskError> {
         let openai::Request { url, body, streams } = openai::request(&self.exchange.url, model, job)?;
         let jobs = std::slice::from_ref(job);
         if !streams {
             let answer = self.exchange.post_to(&url, body, jobs).await.map_err(|failure| failure.error)?;
-            return openai::response(text(&answer)?);
+            return openai::response(text(&answer)?, prices);
         }
         let mut streamed = openai::Streamed::default();
         let take = |bytes: &[u8]| -> Result<(), TaskError> {
@@ -174,7 +188,7 @@ impl HttpHandler {
             Ok(())
         };
         self.exchange.stream(&url, body, jobs, take).await.map_err(|failure| failure.error)?;
-        streamed.finish()
+        streamed.finish(prices)
     }
 
     async fn array(&self, batch: &[Job]) -> Vec<Answer> {

@@ -3,13 +3,17 @@
 //! The input is the request without its model, which the settings name: with `messages` it goes to `/chat/completions`, with
 //! `prompt` to `/completions`, with `input` to `/embeddings`. The output is the response object, with its `usage`. With
 //! `"stream": true` the server streams, and what comes is put together to the response that it would have given otherwise.
+//!
+//! What the server says that it used becomes the attempt's usage, with its cost where the settings name prices.
 
 use reqwest::Url;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use taskyard_shared::TaskError;
+use taskyard_shared::process::settings::HttpSettings;
+use taskyard_shared::{TaskError, Usage};
 
 use super::{bad_answer, bad_input};
-use crate::handler::{Answer, Job};
+use crate::handler::Job;
 use crate::handlers::answer::{clean, written};
 
 /// Where a request goes, by what it must have.
@@ -64,12 +68,49 @@ pub(super) fn request(url: &Url, model: &str, job: &Job) -> Result<Request, Task
     Ok(Request { url, body: Value::Object(body).to_string(), streams })
 }
 
+/// What 1,000 tokens cost.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Prices {
+    prompt: Option<f64>,
+    completion: Option<f64>,
+}
+
+impl Prices {
+    pub fn new(settings: &HttpSettings) -> Self {
+        Self { prompt: settings.prompt_price_per_1000, completion: settings.completion_price_per_1000 }
+    }
+
+    pub fn are_given(self) -> bool {
+        self.prompt.is_some() || self.completion.is_some()
+    }
+
+    /// What a response says that it took. Nothing when it says nothing: servers may leave it out.
+    fn usage(self, response: &Map<String, Value>) -> Option<Usage> {
+        let usage = response.get("usage")?.as_object()?;
+        let tokens = |name: &str| usage.get(name).and_then(Value::as_u64);
+        let (prompt, completion, total) =
+            (tokens("prompt_tokens"), tokens("completion_tokens"), tokens("total_tokens"));
+        let completion_tokens = completion.unwrap_or_else(|| match (total, prompt) {
+            (Some(total), Some(prompt)) => total.saturating_sub(prompt),
+            _ => 0,
+        });
+        let prompt_tokens =
+            prompt.or(total.map(|total| total.saturating_sub(completion_tokens))).or(completion.and(Some(0)))?;
+        let price = |tokens: u64, price: Option<f64>| tokens as f64 * price.unwrap_or(0.0);
+        let cost = (price(prompt_tokens, self.prompt) + price(completion_tokens, self.completion)) / 1000.0;
+        Some(Usage { prompt_tokens, completion_tokens, cost: self.are_given().then_some(cost) })
+    }
+}
+
+/// An output, and what it took.
+pub(super) type Completed = (Box<RawValue>, Option<Usage>);
+
 /// # Errors
 /// When it is not what such a server answers.
-pub(super) fn response(text: &str) -> Answer {
+pub(super) fn response(text: &str, prices: Prices) -> Result<Completed, TaskError> {
     match serde_json::from_str::<Value>(text) {
         Ok(Value::Object(body)) if body.contains_key("choices") || body.contains_key("data") => {
-            crate::handlers::answer::output(text)
+            Ok((crate::handlers::answer::output(text)?, prices.usage(&body)))
         }
         _ => Err(bad_answer("the model server did not answer with choices or data")),
     }
@@ -154,7 +195,7 @@ impl Streamed {
     ///
     /// # Errors
     /// When it ended before its end.
-    pub fn finish(mut self) -> Answer {
+    pub fn finish(mut self, prices: Prices) -> Result<Completed, TaskError> {
         if !self.is_done {
             return Err(crate::handler::error(
                 crate::handler::codes::CRASHED,
@@ -167,7 +208,7 @@ impl Streamed {
         }
         let choices = self.choices.into_iter().map(Value::Object).collect();
         self.whole.insert("choices".to_owned(), Value::Array(choices));
-        written(&self.whole)
+        Ok((written(&self.whole)?, prices.usage(&self.whole)))
     }
 }
 
@@ -260,7 +301,9 @@ mod tests {
             let mut streamed = Streamed::default();
             let chunks: usize = stream.as_bytes().chunks(size).map(|bytes| streamed.take(bytes).unwrap().len()).sum();
             assert_eq!(chunks, 5);
-            let output: Value = serde_json::from_str(streamed.finish().unwrap().get()).unwrap();
+            let (output, usage) = streamed.finish(Prices { prompt: Some(1000.0), completion: None }).unwrap();
+            assert_eq!(usage, Some(Usage { prompt_tokens: 9, completion_tokens: 0, cost: Some(9.0) }));
+            let output: Value = serde_json::from_str(output.get()).unwrap();
             let call = json!({"index": 0, "id": "t", "function": {"name": "f", "arguments": "{\"a\":1}"}});
             let expected = json!({"id": "c1", "object": "chat.completion", "usage": {"total_tokens": 9}, "choices": [
                 {"index": 0, "message": {"role": "assistant", "content": "Hello é"}, "finish_reason": "length"},
@@ -274,11 +317,33 @@ mod tests {
     fn a_stream_that_breaks_off_is_no_answer() {
         let mut cut = Streamed::default();
         cut.take(b"data: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n\n").unwrap();
-        assert_eq!(cut.finish().unwrap_err().code, "crashed");
+        assert_eq!(cut.finish(Prices::default()).unwrap_err().code, "crashed");
         assert_eq!(Streamed::default().take(b"data: nonsense\n").unwrap_err().code, "bad_answer");
         let failed = Streamed::default().take(b"data: {\"error\":{\"message\":\"out of memory\"}}\n").unwrap_err();
         assert!(failed.message.contains("out of memory"));
+        let response = |text| response(text, Prices::default());
         assert!(response("{\"choices\":[]}").is_ok() && response("{\"data\":[]}").is_ok());
         assert!(response("{}").is_err() && response("[]").is_err() && response("<html>").is_err());
+    }
+
+    #[test]
+    fn what_was_used_is_counted_in_every_form_and_priced() {
+        let prices = Prices { prompt: Some(0.5), completion: Some(2.0) };
+        let usage = |usage: Value| {
+            let text = json!({"choices": [], "usage": usage}).to_string();
+            response(&text, prices).unwrap().1.map(|usage| (usage.prompt_tokens, usage.completion_tokens, usage.cost))
+        };
+        let chat = json!({"prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150});
+        assert_eq!(usage(chat), Some((100, 50, Some(0.15))));
+        // Embeddings make no tokens.
+        assert_eq!(usage(json!({"prompt_tokens": 8, "total_tokens": 8})), Some((8, 0, Some(0.004))));
+        assert_eq!(usage(json!({"total_tokens": 8})), Some((8, 0, Some(0.004))));
+        assert_eq!(usage(json!({"completion_tokens": 3})), Some((0, 3, Some(0.006))));
+        for none in [json!(null), json!({}), json!("many"), json!({"prompt_tokens": -1}), json!({"prompt_tokens": 1.5})]
+        {
+            assert_eq!(usage(none.clone()), None, "{none}");
+        }
+        let free = response("{\"choices\":[],\"usage\":{\"prompt_tokens\":1}}", Prices::default()).unwrap().1;
+        assert_eq!(free.and_then(|usage| usage.cost), None);
     }
 }
