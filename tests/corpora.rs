@@ -1,4 +1,4 @@
-//! What fuzzing found worth keeping, put through the same functions again: `fuzz/corpus` has a folder for each of them. How more is
+//! What is kept of what was fuzzed, put through the same functions again: `fuzz/corpus` has a folder for each of them. How more is
 //! looked for says docs/reliability.md.
 
 #[path = "../fuzz/src/lib.rs"]
