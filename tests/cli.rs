@@ -113,20 +113,113 @@ fn a_reader_that_stops_reading_is_no_error() {
     }
 }
 
+/// Every command, with what it cannot be given. Nothing listens at the API that these would ask: whatever gets so far is seen by
+/// its exit code, 3.
 #[test]
 fn a_wrong_command_is_a_usage_error_on_stderr() {
-    let cases: [(&[&str], &str); 6] = [
-        (&["dance"], "dance"),
+    const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let long = "x".repeat(10_000);
+    let cases: &[(&[&str], &str)] = &[
         (&[], "Usage"),
-        (&["task"], "Usage"),
-        (&["worker", "--modles", "a"], "--modles"),
+        (&["dance"], "dance"),
+        (&["--nonsense"], "--nonsense"),
+        (&["\u{1b}[2J"], "unrecognized"),
+        (&[&long], "unrecognized"),
         (&["demo", "--policy", "best"], "best"),
+        (&["dev", "--data"], "--data"),
+        (&["gateway", "now"], "now"),
+        (&["scheduler", "--policy", "fifo"], "--policy"),
+        (&["worker", "--modles", "a"], "--modles"),
+        (&["config"], "Usage"),
         (&["config", "mend"], "mend"),
+        (&["config", "show", "-o", "xml"], "xml"),
+        (&["schema"], "Usage"),
+        (&["keys"], "Usage"),
+        (&["keys", "new"], "--name"),
+        (&["doctor", "--heal"], "--heal"),
+        (&["task"], "Usage"),
+        (&["task", "submit"], "--model"),
+        (&["task", "submit", "--model", "m", "--capability", "c"], "cannot be used with"),
+        (&["task", "submit", "--model", "m", "--input", "hello"], "--input is not JSON"),
+        (&["task", "submit", "--model", "m", "--input", "{\"a\": 1"], "--input is not JSON"),
+        (&["task", "submit", "--model", "m", "--input", ""], "there is no input"),
+        (&["task", "submit", "--model", "m", "--input", "@/no/such/file"], "/no/such/file cannot be read"),
+        (&["task", "submit", "--model", "m", "--input", "@/"], "/ is not JSON"),
+        (&["task", "submit", "--model", "m", "--input", "1 2", "--id", ID], "several inputs"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--id", "7"], "7"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--priority", "10"], "0..=9"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--priority", "-1"], "-1"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--priority", "high"], "high"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--deadline-ms", "1e3"], "1e3"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--delay-ms", "-5"], "-5"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--cost", "much"], "much"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--max-attempts", "99999999999"], "99999999999"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--metadata", "label"], "label"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--wait", "soon"], "soon"),
+        (
+            &["task", "submit", "--model", "m", "--input", "1", "--wait", "99999999999999999999s"],
+            "99999999999999999999s",
+        ),
+        (&["task", "submit", "--model", "m", "--input", "1 2", "--follow"], "--follow is for one task"),
+        (&["task", "submit", "--tasks", "/no/such/file"], "/no/such/file cannot be read"),
+        (&["task", "quote", "--model", "m", "--input", "1 2"], "one task"),
+        (&["task", "get"], "ID"),
+        (&["task", "get", "7"], "7"),
+        (&["task", "get", "../models"], "../models"),
+        (&["task", "get", ID, "--api", "localhost"], "--api"),
+        (&["task", "get", ID, "--api", "ftp://127.0.0.1"], "only http and https"),
+        (&["task", "get", ID, "--api", ""], "--api"),
+        (&["task", "get", ID, "--api-key-file", "/no/such/key"], "/no/such/key cannot be read"),
+        (&["task", "get", ID, "--api-key-file", "/dev/null"], "holds no key"),
+        (&["task", "wait", ID, "--timeout", "-1s"], "-1s"),
+        (&["task", "wait", ID, ID, "--follow"], "--follow is for one task"),
+        (&["task", "list", "--state", "asleep"], "asleep"),
+        (&["task", "list", "--limit", "0"], "0"),
+        (&["task", "list", "--limit", "1e9"], "1e9"),
+        (&["task", "list", "--metadata", "=x"], "=x"),
+        (&["task", "cancel"], "ID"),
+        (&["task", "cancel", ID, "--model", "m"], "cannot be used with"),
+        (&["task", "retry", "7"], "7"),
+        (&["task", "reprioritize", ID], "--priority"),
+        (&["task", "reprioritize", ID, "--priority", "11"], "0..=9"),
+        (&["task", "explain", ID, ID], "unexpected"),
+        (&["workflow"], "Usage"),
+        (&["workflow", "submit"], "FILE"),
+        (&["workflow", "submit", "/no/such/file"], "/no/such/file cannot be read"),
+        (&["workflow", "get", "nightly"], "nightly"),
+        (&["workflow", "cancel"], "ID"),
+        (&["schedule"], "Usage"),
+        (&["schedule", "add", "nightly", "--model", "m", "--input", "1"], "--cron"),
+        (&["schedule", "add", "nightly", "--cron", "0 * * * *"], "--model"),
+        (&["schedule", "add", "nightly", "--cron", "0 * * * *", "--model", "m"], "--input"),
+        (&["schedule", "add", "nightly", "--cron", "0 * * * *", "--model", "m", "--input", "1 2"], "one input"),
+        (&["schedule", "add", "Night/ly", "--cron", "0 * * * *", "--model", "m", "--input", "1"], "Night/ly"),
+        (&["schedule", "add", "n", "--cron", "0 * * * *", "--model", "m", "--input", "1", "--until", "soon"], "soon"),
+        (&["schedule", "add", "n", "--cron", "0 * * * *", "--task", "/no/such/file"], "/no/such/file cannot be read"),
+        (&["schedule", "add", "n", "--cron", "0 * * * *", "--task", "/dev/null"], "/dev/null"),
+        (&["schedule", "show", ".."], ".."),
+        (&["schedule", "remove"], "NAME"),
+        (&["dead"], "Usage"),
+        (&["dead", "list", "--limit", "-1"], "-1"),
+        (&["dead", "show", "7"], "7"),
+        (&["dead", "replay"], "ID"),
+        (&["dead", "discard"], "ID"),
+        (&["models", "drop"], "drop"),
+        (&["workers", "shoot"], "shoot"),
+        (&["queues", "pause"], "MODEL"),
+        (&["queues", "-o", "csv"], "csv"),
+        (&["simulate"], "SCENARIO"),
+        (&["simulate", "--policy", "best", "scenario.toml"], "best"),
+        (&["simulate", "--load", "much", "scenario.toml"], "much"),
+        (&["bench", "--tasks", "many"], "many"),
     ];
     for (arguments, words) in cases {
-        let ran = taskyard(arguments, &[]);
-        assert_eq!(ran.code, Some(2), "{}: {}", ran.what, ran.err);
-        assert!(ran.out.is_empty() && ran.err.contains(words), "{}: {}", ran.what, ran.err);
+        let ran = taskyard(arguments, &[("TASKYARD_API", "http://127.0.0.1:1")]);
+        let what: String = ran.what.chars().take(200).collect();
+        assert_eq!(ran.code, Some(2), "{what}: {}", ran.err);
+        assert!(ran.out.is_empty(), "{what}: data is for stdout, words are for stderr: {}", ran.out);
+        assert!(ran.err.contains(words), "{what}: {words:?} is not in: {}", ran.err);
+        assert!(!ran.err.contains("panicked") && !ran.err.contains('\u{1b}'), "{what}: {}", ran.err);
     }
 }
 

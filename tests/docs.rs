@@ -85,7 +85,7 @@ fn word(value: impl serde::Serialize) -> String {
 #[test]
 fn codes_of_what_was_sent_are_those_of_the_decoder_and_of_the_intake() {
     let page = reference();
-    let decoder = after(&source("shared/src/decode.rs"), &["body(\"", "code: \""]);
+    let decoder = after(&source("shared/src/decode.rs"), &["body(\"", "Self::new(\""]);
     let intake = after(&source("scheduler/src/intake.rs"), &["code: \""]);
     assert!(decoder.contains("depth") && intake.contains("conflict"));
     assert_eq!(named(&page, "### Of what was sent"), &decoder | &intake);
@@ -142,14 +142,13 @@ fn codes_of_http_have_their_status() {
 
 #[test]
 fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with() {
-    let scheduler = after(&source("scheduler/src/returns.rs"), &["&acker, \""]);
-    let worker = after(&source("worker/src/lane.rs"), &["=> \""]);
+    let between = after(&source("shared/src/wire/envelopes.rs"), &["=> \""]);
     let webhooks = after(&source("producer/src/webhooks/mod.rs"), &["reason: \"", "over(\""]);
     let written: BTreeSet<String> = rows(section(&reference(), "## Dead letters"))
         .iter()
         .filter_map(|row| row[0].strip_prefix('`')?.strip_suffix('`').map(str::to_owned))
         .collect();
-    assert_eq!(written, &(&scheduler | &worker) | &webhooks);
+    assert_eq!(written, &between | &webhooks);
     let sources = source("shared/src/messages.rs") + &source("shared/src/dead.rs");
     let headers = after_any(&sources, "_HEADER: &str = \"");
     assert!(headers.len() == 15, "{headers:?}");

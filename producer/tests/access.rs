@@ -235,6 +235,9 @@ async fn told(door: &Door, key: &str, id: &str) -> Vec<(u16, Value)> {
         (Method::HEAD, path.clone(), None),
         (Method::GET, format!("{path}?wait=1ms"), None),
         (Method::GET, format!("{path}/explain"), None),
+        (Method::GET, format!("{path}/events"), None),
+        // What has the id of one is none of these either.
+        (Method::GET, format!("/v1/workflows/{id}"), None),
         (Method::POST, format!("{path}/cancel"), None),
         (Method::POST, format!("{path}/retry"), None),
         (Method::POST, format!("{path}/reprioritize"), Some(json!({"priority": 9}))),
@@ -286,6 +289,61 @@ async fn another_tenants_task_is_as_one_that_never_was() {
     // For whoever may see all there are both.
     assert_eq!(door.get("all", "/v1/tasks").await.json["tasks"].as_array().unwrap().len(), 2);
     assert_eq!(door.get("all", &format!("/v1/tasks/{id}")).await.status, 200);
+}
+
+#[tokio::test]
+async fn another_tenants_workflow_is_as_one_that_never_was() {
+    let yard = Yard::new();
+    let door = two_tenants(&yard).await;
+    let steps = json!([{"name": "a", "model": "echo", "input": "secret"}]);
+    let workflow = json!({"tasks": steps, "metadata": {"run": "1"}, "idempotency_key": "k"});
+    let blue = door.post("blue", "/v1/workflows", &workflow).await;
+    assert_eq!((blue.status, &blue.json["tenant"]), (202, &json!("blue")), "{blue:?}");
+    let id = blue.json["id"].as_str().unwrap();
+
+    let never = told_of_workflow(&door, "red", &TaskId::new().0.to_string()).await;
+    assert_eq!(told_of_workflow(&door, "red", id).await, never);
+    assert!(never.iter().all(|(status, _)| *status == 404), "{never:?}");
+    let record = door.get("blue", &format!("/v1/workflows/{id}")).await;
+    assert_eq!((record.status, &record.json), (200, &blue.json), "nothing of it was changed");
+    assert_eq!(door.get("all", &format!("/v1/workflows/{id}")).await.status, 200);
+
+    // Nor is it had by naming it: the key is each tenant's own, and an id is a conflict that tells nothing.
+    let red = door.post("red", "/v1/workflows", &workflow).await;
+    assert_eq!((red.status, &red.json["tenant"]), (202, &json!("red")));
+    assert_ne!(red.json["id"], blue.json["id"]);
+    let taken = door.post("red", "/v1/workflows", &json!({"tasks": steps, "id": id})).await;
+    assert_eq!((taken.status, taken.problem()), (409, "conflict"));
+    assert!(!taken.text.contains("secret") && !taken.text.contains("blue"), "{taken:?}");
+
+    // And nobody submits as another.
+    for (key, tenant, status) in [("blue", "red", 403), ("blue", "blue", 202), ("all", "red", 202)] {
+        let got = door.post(key, "/v1/workflows", &json!({"tasks": steps, "tenant": tenant})).await;
+        assert_eq!(got.status, status, "{key} as {tenant}: {got:?}");
+    }
+    // What a tenant's key may not send alone, it may not send as a step.
+    let deploys = json!([{"name": "a", "model": "echo", "kind": "deployment", "input": {"action": "retire"}}]);
+    let got = door.post("blue", "/v1/workflows", &json!({"tasks": deploys})).await;
+    assert_eq!((got.status, got.problem(), &got.json["field"]), (403, "forbidden", &json!("tasks[0].kind")));
+}
+
+/// As [`told`], of a workflow.
+async fn told_of_workflow(door: &Door, key: &str, id: &str) -> Vec<(u16, Value)> {
+    let path = format!("/v1/workflows/{id}");
+    let mut told = Vec::new();
+    for (method, path) in [
+        (Method::GET, path.clone()),
+        (Method::HEAD, path.clone()),
+        (Method::GET, format!("{path}?wait=1ms")),
+        (Method::POST, format!("{path}/cancel")),
+        (Method::GET, format!("/v1/tasks/{id}")),
+        (Method::GET, format!("/v1/tasks/{id}/events")),
+        (Method::POST, format!("/v1/tasks/{id}/cancel")),
+    ] {
+        let got = door.call(key, method, &path, None).await;
+        told.push((got.status, got.json));
+    }
+    told
 }
 
 #[tokio::test]

@@ -89,6 +89,131 @@ async fn bodies() {
     still_well(&gateway).await;
 }
 
+/// Of the calls that read something else than tasks.
+#[tokio::test]
+async fn bodies_of_the_other_calls() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let task = gateway.post("/v1/tasks", &json!({"model": "echo", "input": 1})).await;
+    assert_eq!(yard.drain(&yard.topology.intake()).await.len(), 1);
+    let reprioritize = format!("/v1/tasks/{}/reprioritize", task.json["id"].as_str().unwrap());
+    let deep = "[".repeat(100_000);
+    let long = format!(r#"{{"{}": 1}}"#, "x".repeat(1 << 20));
+    let step = |more: &str| format!(r#"{{"tasks": [{{"name": "a", "model": "echo", "input": 1{more}}}]}}"#);
+    let scheduled = |more: &str| format!(r#"{{"cron": "0 * * * *", "task": {{"model": "echo", "input": 1}}{more}}}"#);
+    let workflow = "/v1/workflows";
+    let schedule = "PUT /v1/schedules/nightly";
+    let cases: Vec<(&str, String, u16, &str, &str)> = vec![
+        ("/v1/quote", "[]".into(), 400, "empty", "body"),
+        ("/v1/quote", r#"[{"model": "echo", "input": 1}]"#.into(), 400, "shape", "body"),
+        ("/v1/quote", r#"{"model": "echo"}"#.into(), 422, "invalid_field", "input"),
+        (&reprioritize, "{}".into(), 422, "invalid_field", "body"),
+        (&reprioritize, "[9]".into(), 400, "shape", "body"),
+        (&reprioritize, r#"{"priority": 10}"#.into(), 422, "invalid_field", "body"),
+        (&reprioritize, r#"{"priority": -1}"#.into(), 422, "invalid_field", "body"),
+        (&reprioritize, r#"{"priority": "high"}"#.into(), 422, "invalid_field", "body"),
+        (&reprioritize, r#"{"priority": 5, "priority": 6}"#.into(), 422, "invalid_field", "body"),
+        (&reprioritize, r#"{"priority": 5, "now": true}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/tasks/cancel", "{}".into(), 422, "invalid_field", "body"),
+        ("/v1/tasks/cancel", r#"["echo"]"#.into(), 400, "shape", "body"),
+        ("/v1/tasks/cancel", r#"{"modle": "echo"}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/tasks/cancel", r#"{"model": "echo", "stat": "queued"}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/tasks/cancel", r#"{"model": "echo", "state": "succeeded"}"#.into(), 422, "invalid_field", "state"),
+        ("/v1/tasks/cancel", r#"{"model": "echo", "limit": 0}"#.into(), 422, "invalid_field", "limit"),
+        ("/v1/tasks/cancel", r#"{"model": "echo", "limit": -1}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/tasks/cancel", r#"{"model": "echo", "cursor": "x"}"#.into(), 400, "invalid_parameter", "cursor"),
+        ("/v1/tasks/reprioritize", r#"{"model": "echo"}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/tasks/reprioritize", r#"{"priority": 5}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/tasks/reprioritize", r#"[5, "echo"]"#.into(), 400, "shape", "body"),
+        (
+            "/v1/tasks/reprioritize",
+            r#"{"priority": 5, "model": "echo", "stat": "queued"}"#.into(),
+            422,
+            "invalid_field",
+            "body",
+        ),
+        ("/v1/dead/discard", "{}".into(), 422, "invalid_field", "body"),
+        ("/v1/dead/discard", r#"[null, null, null, true]"#.into(), 400, "shape", "body"),
+        ("/v1/dead/discard", r#"{"all": false}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/dead/discard", r#"{"all": true, "reason": "json"}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/dead/discard", r#"{"all": 1}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/dead/discard", r#"{"raeson": "json"}"#.into(), 422, "invalid_field", "body"),
+        ("/v1/dead/replay", "{}".into(), 422, "invalid_field", "body"),
+        (workflow, "[]".into(), 400, "shape", "body"),
+        (workflow, "{}".into(), 422, "invalid_field", "tasks"),
+        (workflow, r#"{"tasks": []}"#.into(), 422, "invalid_field", "tasks"),
+        (workflow, r#"{"tasks": {"a": {}}}"#.into(), 422, "invalid_field", "tasks"),
+        (workflow, step(r#", "depends_on": ["a"]"#), 422, "invalid_field", "tasks[0].depends_on[0]"),
+        (workflow, step(r#", "priority": 10"#), 422, "invalid_field", "tasks[0].priority"),
+        (workflow, step(r#", "when": 3"#), 422, "invalid_field", "tasks[0].when"),
+        (workflow, step(r#", "for_each": "abc""#), 422, "invalid_field", "tasks[0].for_each"),
+        (schedule, "[]".into(), 400, "shape", "body"),
+        (schedule, "{}".into(), 422, "invalid_field", "cron"),
+        (schedule, scheduled(r#", "cron": "0 * * * *""#), 422, "invalid_field", "cron"),
+        (schedule, r#"{"cron": "* *", "task": {"model": "echo", "input": 1}}"#.into(), 422, "invalid_field", "cron"),
+        (
+            schedule,
+            r#"{"cron": "61 * * * *", "task": {"model": "echo", "input": 1}}"#.into(),
+            422,
+            "invalid_field",
+            "cron",
+        ),
+        (schedule, r#"{"cron": "0 * * * *"}"#.into(), 422, "invalid_field", "task"),
+        (schedule, scheduled(r#", "time_zone": "Mars/Base""#), 422, "invalid_field", "time_zone"),
+        (schedule, scheduled(r#", "time_zone": "../../etc/passwd""#), 422, "invalid_field", "time_zone"),
+        (schedule, scheduled(r#", "corn": 1"#), 422, "invalid_field", "corn"),
+        (schedule, scheduled(r#", "name": "other""#), 422, "invalid_field", "name"),
+        (schedule, scheduled(r#", "tenant": "a\nb""#), 422, "invalid_field", "tenant"),
+        (schedule, scheduled(r#", "until": "soon""#), 422, "invalid_field", "until"),
+        (schedule, r#"{"cron": "0 * * * *", "task": {"model": "echo"}}"#.into(), 422, "invalid_field", "task.input"),
+        (
+            schedule,
+            r#"{"cron": "0 * * * *", "task": {"model": "echo", "input": 1, "colour": 1}}"#.into(),
+            422,
+            "invalid_field",
+            "task.colour",
+        ),
+        ("PUT /v1/schedules/Nightly", scheduled(""), 422, "invalid_field", "name"),
+        ("PUT /v1/schedules/..%2f..", scheduled(""), 422, "invalid_field", "name"),
+    ];
+    let every = ["/v1/quote", &reprioritize, "/v1/tasks/cancel", "/v1/tasks/reprioritize", "/v1/dead/discard"];
+    let every = every.into_iter().chain(["/v1/dead/replay", workflow, schedule, "/v1/batches"]);
+    // What nobody can read is refused alike by all that read anything.
+    let unreadable = every.flat_map(|call| {
+        [
+            (call, b"".to_vec(), 400, &["empty"][..]),
+            (call, b" \r\n".to_vec(), 400, &["empty"]),
+            (call, b"not json".to_vec(), 400, &["json"]),
+            (call, b"{".to_vec(), 400, &["json"]),
+            (call, b"{\"a\": \"\xff\"}".to_vec(), 400, &["utf8"]),
+            (call, b"\xef\xbb\xbf{}".to_vec(), 400, &["json"]),
+            (call, b"null".to_vec(), 400, &["shape"]),
+            (call, b"42".to_vec(), 400, &["shape"]),
+            (call, deep.clone().into_bytes(), 400, &["depth", "json"]),
+        ]
+    });
+    let named = cases.iter().map(|(call, body, status, code, field)| {
+        (*call, body.clone().into_bytes(), *status, vec![*code], Some(*field))
+    });
+    let unreadable = unreadable.map(|(call, body, status, codes)| (call, body, status, codes.to_vec(), None));
+    let long = ["/v1/tasks/cancel", "/v1/dead/discard", schedule, &reprioritize]
+        .map(|call| (call, long.clone().into_bytes(), 422, vec!["invalid_field"], None));
+    for (call, body, status, codes, field) in named.chain(unreadable).chain(long) {
+        let shown = format!("{call}: {}", String::from_utf8_lossy(&body[..body.len().min(80)]));
+        let (method, path) = call.split_once(' ').unwrap_or(("POST", call));
+        let request = gateway.http.request(method.parse().unwrap(), gateway.url(path));
+        let got = gateway.send(request.header("content-type", "application/json").body(body)).await;
+        assert_eq!(got.status, status, "{shown}: {got:?}");
+        assert!(codes.contains(&got.problem()), "{shown}: {got:?}");
+        if let Some(field) = field {
+            assert_eq!(got.json["field"], field, "{shown}: {got:?}");
+        }
+        assert!(got.text.len() < 1200, "{shown}: the body is not told back: {} bytes", got.text.len());
+    }
+    assert_eq!(yard.depth(&yard.topology.intake()).await, 0, "something bad was published");
+    still_well(&gateway).await;
+}
+
 #[tokio::test]
 async fn content_types() {
     let yard = Yard::new();

@@ -7,7 +7,7 @@ use taskyard_shared::broker::{Acker, Broker, BrokerError, Consumer, Delivery, Ne
 use taskyard_shared::dead::Letter;
 use taskyard_shared::load::Completion;
 use taskyard_shared::store::{Accept, Accepted, Store};
-use taskyard_shared::{Envelope, State, Topology, envelope, messages, wire};
+use taskyard_shared::{State, Topology, messages, wire};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -64,26 +64,23 @@ impl Returns {
             let mut running = Vec::new();
             for delivery in deliveries {
                 let runs = delivery.properties.headers.contains_key(messages::RUNS_HEADER);
-                match wire::read::<Envelope>(&delivery.body) {
-                    Ok(envelope) if envelope.v == envelope::VERSION => {
-                        let receipt = Receipt::split(delivery.tag, &acker, 1).pop();
-                        let task = Held {
-                            envelope: Box::new(envelope),
-                            receipt,
-                            since: Instant::now(),
-                            is_known: true,
-                            page: None,
-                            expected: None,
-                            model: String::new(),
-                        };
-                        if runs { running.push(task) } else { tasks.push(task) }
+                match wire::read_envelopes(&delivery.body) {
+                    Ok(envelopes) => {
+                        let receipts = Receipt::split(delivery.tag, &acker, envelopes.len());
+                        for (envelope, receipt) in envelopes.into_iter().zip(receipts) {
+                            let task = Held {
+                                envelope: Box::new(envelope),
+                                receipt: Some(receipt),
+                                since: Instant::now(),
+                                is_known: true,
+                                page: None,
+                                expected: None,
+                                model: String::new(),
+                            };
+                            if runs { running.push(task) } else { tasks.push(task) }
+                        }
                     }
-                    Ok(envelope) => {
-                        let detail =
-                            format!("an envelope of version {}, of which this scheduler knows nothing", envelope.v);
-                        self.bury(delivery, &acker, "unsupported_version", &detail).await;
-                    }
-                    Err(failure) => self.bury(delivery, &acker, "unreadable", &failure.to_string()).await,
+                    Err(reason) => self.bury(delivery, &acker, reason.code(), &reason.to_string()).await,
                 }
             }
             if !running.is_empty() && self.events.send(Event::Runs(running)).await.is_err() {

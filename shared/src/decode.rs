@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fmt::Display;
+use std::fmt::{self, Display, Write as _};
 
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
@@ -25,18 +25,54 @@ pub struct Invalid {
 }
 
 impl Invalid {
+    /// What a reader says of a value may quote it, and a value may be as long as a body: both are cut.
+    pub fn new(code: &'static str, field: impl Into<Cow<'static, str>>, message: impl Display) -> Self {
+        let field = match field.into() {
+            long if long.len() > FIELD_BYTES => brief(long, FIELD_BYTES).into(),
+            short => short,
+        };
+        Self { code, field, message: brief(message, MESSAGE_BYTES), id: None }
+    }
+
     /// A field that cannot be taken.
-    pub fn field(name: &'static str, message: impl Display) -> Self {
-        field(name, message)
+    pub fn field(name: impl Into<Cow<'static, str>>, message: impl Display) -> Self {
+        Self::new("invalid_field", name, message)
     }
 }
 
+const FIELD_BYTES: usize = 200;
+const MESSAGE_BYTES: usize = 300;
+
+/// On one line, and cut after so many bytes.
+fn brief(text: impl Display, most: usize) -> String {
+    struct Brief {
+        text: String,
+        most: usize,
+    }
+    impl fmt::Write for Brief {
+        fn write_str(&mut self, more: &str) -> fmt::Result {
+            for character in more.chars() {
+                if self.text.len() + character.len_utf8() > self.most {
+                    self.text.push('…');
+                    // Of what follows nothing is written, nor made.
+                    return Err(fmt::Error);
+                }
+                self.text.push(if character.is_control() { ' ' } else { character });
+            }
+            Ok(())
+        }
+    }
+    let mut brief = Brief { text: String::new(), most };
+    let _cut = write!(brief, "{text}");
+    brief.text
+}
+
 pub(crate) fn body(code: &'static str, message: impl Display) -> Invalid {
-    Invalid { code, field: "body".into(), message: message.to_string(), id: None }
+    Invalid::new(code, "body", message)
 }
 
 fn field(name: &'static str, message: impl Display) -> Invalid {
-    Invalid { code: "invalid_field", field: name.into(), message: message.to_string(), id: None }
+    Invalid::field(name, message)
 }
 
 /// Reads one task, or a JSON array of tasks of which each is judged by itself.
@@ -221,11 +257,28 @@ fn typed(fields: RawFields<'_>, id: Option<TaskId>) -> Result<Task, Invalid> {
         max_attempts: read("max_attempts", fields.max_attempts)?,
         idempotency_key: read("idempotency_key", fields.idempotency_key)?,
         metadata: read("metadata", fields.metadata)?,
-        webhook: read("webhook", fields.webhook)?,
+        webhook: read("webhook", fields.webhook.map(|raw| object("webhook", raw)).transpose()?)?,
         min_quality: read("min_quality", fields.min_quality)?,
-        alternatives: read("alternatives", fields.alternatives)?,
+        alternatives: alternatives(fields.alternatives)?,
     };
     fields.task().ok_or_else(|| field("model", ONE_TARGET))
+}
+
+/// A type of ours would also be read from an array, field by field in their order.
+fn object<'a>(name: &'static str, raw: &'a RawValue) -> Result<&'a RawValue, Invalid> {
+    match raw.get().as_bytes().first() {
+        Some(b'{') => Ok(raw),
+        _ => Err(field(name, "must be an object")),
+    }
+}
+
+fn alternatives(raw: Option<&RawValue>) -> Result<Option<Vec<Alternative>>, Invalid> {
+    let Some(members) = read::<Vec<&RawValue>>("alternatives", raw)? else { return Ok(None) };
+    let member = |raw: &&RawValue| {
+        let alternative = read("alternatives", Some(object("alternatives", raw)?))?;
+        alternative.ok_or_else(|| field("alternatives", "must be objects"))
+    };
+    members.iter().map(member).collect::<Result<_, _>>().map(Some)
 }
 
 /// Whether each value may be.

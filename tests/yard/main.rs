@@ -1,6 +1,7 @@
 //! Scheduler and workers on the embedded broker and store: what a task goes through, with models written for the test.
 
 mod alone;
+mod bad_input;
 mod choice;
 mod control;
 mod dead;

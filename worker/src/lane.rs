@@ -7,14 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use serde::Deserialize;
 use taskyard_shared::broker::{
     Acker, Broker, BrokerError, Consumer, Delivery, Need, QueueSpec, Receipt, Tag, Verdict, publish_surely, settle,
 };
 use taskyard_shared::dead::Letter;
 use taskyard_shared::load::{LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::retry::Backoff;
-use taskyard_shared::{Envelope, Timestamp, Topology, envelope, messages, wire};
+use taskyard_shared::{Timestamp, Topology, messages, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -376,7 +375,7 @@ impl Serving {
 
     async fn receive(&self, delivery: Delivery, acker: &Arc<dyn Acker>, waiting: &mut VecDeque<Held>) {
         let received = Instant::now();
-        match decode(&delivery.body) {
+        match wire::read_envelopes(&delivery.body) {
             Ok(envelopes) => {
                 self.lane.held.fetch_add(envelopes.len() as u32, Ordering::Relaxed);
                 if self.lane.spec.max_batch > 1 {
@@ -407,7 +406,7 @@ impl Serving {
     }
 
     /// What cannot be read never blocks the queue.
-    async fn bury(&self, delivery: Delivery, acker: &Arc<dyn Acker>, reason: &Unreadable) {
+    async fn bury(&self, delivery: Delivery, acker: &Arc<dyn Acker>, reason: &wire::Unreadable) {
         warn!(task.model = %self.lane.spec.name, %reason, "a message in the ready queue cannot be read");
         self.metrics.dead_lettered(reason.code());
         let dead = Letter::of_internal(reason.code(), &reason.to_string(), delivery.body);
@@ -458,54 +457,5 @@ async fn acquire(slots: Arc<Semaphore>) -> OwnedSemaphorePermit {
         Ok(permit) => permit,
         // The semaphore is never closed.
         Err(_) => std::future::pending().await,
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum Unreadable {
-    #[error("not an envelope: {0}")]
-    Json(#[from] serde_json::Error),
-    #[error("an envelope of version {0}, of which this worker knows nothing")]
-    Version(u32),
-    #[error("no envelope in it")]
-    Empty,
-}
-
-impl Unreadable {
-    fn code(&self) -> &'static str {
-        match self {
-            Self::Json(_) | Self::Empty => "unreadable",
-            Self::Version(_) => "unsupported_version",
-        }
-    }
-}
-
-/// One envelope, or an array of them.
-fn decode(body: &[u8]) -> Result<Vec<Envelope>, Unreadable> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Version {
-        One { v: u32 },
-        Many(Vec<MemberVersion>),
-    }
-    #[derive(Deserialize)]
-    struct MemberVersion {
-        v: u32,
-    }
-    match wire::read_all::<Envelope>(body) {
-        Ok(envelopes) => match envelopes.iter().find(|envelope| envelope.v != envelope::VERSION) {
-            Some(other) => Err(Unreadable::Version(other.v)),
-            None if envelopes.is_empty() => Err(Unreadable::Empty),
-            None => Ok(envelopes),
-        },
-        // A later major version need not have these fields at all: say so rather than what is missing.
-        Err(failure) => match serde_json::from_slice(body) {
-            Ok(Version::One { v }) if v != envelope::VERSION => Err(Unreadable::Version(v)),
-            Ok(Version::Many(members)) => match members.iter().find(|member| member.v != envelope::VERSION) {
-                Some(other) => Err(Unreadable::Version(other.v)),
-                None => Err(failure.into()),
-            },
-            _ => Err(failure.into()),
-        },
     }
 }

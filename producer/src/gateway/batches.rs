@@ -91,8 +91,7 @@ fn decode_lines(body: &[u8], most: usize) -> Result<Vec<Result<Task, Invalid>>, 
 }
 
 fn decode_line(line: &[u8]) -> Result<Task, Invalid> {
-    let shape =
-        || Invalid { code: "shape", field: "body".into(), message: "a line must be one object".to_owned(), id: None };
+    let shape = || Invalid::new("shape", "body", "a line must be one object");
     let mut tasks = decode_tasks(line)?;
     if line.first() == Some(&b'[') {
         return Err(shape());

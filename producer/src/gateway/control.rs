@@ -104,11 +104,21 @@ pub(super) struct Selection {
     cursor: Option<String>,
 }
 
+/// The same, and what they are to have. Not a [`Selection`] within: whoever mistypes a field that narrows is told.
 #[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct SelectionAndPriority {
     priority: Priority,
-    #[serde(flatten)]
-    selection: Selection,
+    model: Option<String>,
+    tenant: Option<String>,
+    /// One in which a task has not ended.
+    state: Option<State>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    /// Most tasks in this call: 1,000 unless it says less.
+    limit: Option<usize>,
+    /// As the call before answered it.
+    cursor: Option<String>,
 }
 
 /// What came of a call by filter.
@@ -188,7 +198,8 @@ pub(super) async fn reprioritize_selected(
     let (parts, body) = request.into_parts();
     media(&parts.headers, &[Media::Json])?;
     let held = gateway.read_body(&parts.headers, body).await?;
-    let SelectionAndPriority { priority, selection } = read_json(&held.bytes)?;
+    let SelectionAndPriority { priority, model, tenant, state, metadata, limit, cursor } = read_json(&held.bytes)?;
+    let selection = Selection { model, tenant, state, metadata, limit, cursor };
     let (ids, cursor) = gateway.select(&Caller::of(&parts)?, selection).await?;
     Ok(Json(counts(gateway.reprioritize(ids, priority).await?, cursor)))
 }

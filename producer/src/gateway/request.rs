@@ -171,8 +171,16 @@ fn short(name: &str) -> String {
 
 /// A body that is one JSON object of ours.
 pub(super) fn read_json<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
-    if body.iter().all(u8::is_ascii_whitespace) {
-        return Err(Problem::new(Code::Empty, "the body is empty"));
+    if let Err(error) = std::str::from_utf8(body) {
+        return Err(Problem::new(Code::Utf8, format!("body: {error}")).at("body"));
+    }
+    // Of a type of ours serde also reads an array, field by field in their order.
+    let is_object = match body.trim_ascii_start().first() {
+        None => return Err(Problem::new(Code::Empty, "body: is empty").at("body")),
+        Some(first) => *first == b'{',
+    };
+    if !is_object && serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
+        return Err(Problem::new(Code::Shape, "body: must be an object").at("body"));
     }
     serde_json::from_slice(body).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => Problem::new(Code::InvalidField, error.to_string()).at("body"),

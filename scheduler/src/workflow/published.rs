@@ -7,7 +7,7 @@ use taskyard_shared::broker::{Acker, Delivery, Message, Need, Receipt, Verdict, 
 use taskyard_shared::dead::Letter;
 use taskyard_shared::store::{WorkflowAccepted, WorkflowWrite};
 use taskyard_shared::workflow::WorkflowOrder;
-use taskyard_shared::{Carried, Envelope, Invalid, TaskId, Timestamp, envelope, messages, wire};
+use taskyard_shared::{Carried, Invalid, TaskId, Timestamp, messages, wire};
 use tracing::warn;
 
 use super::shard_of;
@@ -99,13 +99,11 @@ impl Intake {
 
     /// Steps that are to run now.
     pub async fn take_steps(&self, delivery: Delivery, acker: &Arc<dyn Acker>, taken: &mut Vec<Taken>) {
-        let read = wire::read_all::<Envelope>(&delivery.body);
-        let known = read.map_err(|failure| failure.to_string()).and_then(|envelopes| {
-            match envelopes.iter().find(|envelope| envelope.v != envelope::VERSION || envelope.workflow.is_none()) {
-                Some(strange) => Err(format!("an envelope of version {} that is no step", strange.v)),
-                None => Ok(envelopes),
-            }
-        });
+        let known = match wire::read_envelopes(&delivery.body) {
+            Ok(envelopes) if envelopes.iter().all(|envelope| envelope.workflow.is_some()) => Ok(envelopes),
+            Ok(_) => Err(("unreadable", "an envelope that is no step".to_owned())),
+            Err(unreadable) => Err((unreadable.code(), unreadable.to_string())),
+        };
         match known {
             Ok(envelopes) => {
                 let receipts = Receipt::split(delivery.tag, acker, envelopes.len());
@@ -117,10 +115,10 @@ impl Intake {
                     is_counted: true,
                 }));
             }
-            Err(detail) => {
-                warn!(detail, "steps of workflows cannot be read");
-                self.metrics.dead_lettered("unreadable");
-                let dead = Letter::of_internal("unreadable", &detail, delivery.body).message(&self.topology);
+            Err((code, detail)) => {
+                warn!(code, detail, "steps of workflows cannot be read");
+                self.metrics.dead_lettered(code);
+                let dead = Letter::of_internal(code, &detail, delivery.body).message(&self.topology);
                 if publish_surely(&*self.broker, vec![(dead, Need::Work)], &self.closing).await.is_ok() {
                     acker.settle(vec![delivery.tag], Verdict::Ack).await;
                 }

@@ -26,7 +26,7 @@ struct RawSchedule<'a> {
 }
 
 fn refused(name: impl Into<String>, message: impl std::fmt::Display) -> Invalid {
-    Invalid { code: "invalid_field", field: name.into().into(), message: message.to_string(), id: None }
+    Invalid::field(name.into(), message)
 }
 
 /// Whether a schedule can have this name.

@@ -7,6 +7,7 @@
 
 mod completion;
 mod envelope;
+mod envelopes;
 mod outcome;
 mod read;
 mod task;
@@ -17,6 +18,7 @@ mod write;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub use envelopes::{Unreadable, read_envelopes};
 pub use read::Reader;
 pub(crate) use task::NAMES as TASK_FIELDS;
 pub use write::Writer;

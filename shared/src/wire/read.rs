@@ -128,6 +128,11 @@ impl<'a> Reader<'a> {
         serde_json::from_str(self.take(end)?).ok()
     }
 
+    /// The same of an object: serde would read a type of ours from an array, too.
+    pub fn object<T: DeserializeOwned>(&mut self) -> Option<T> {
+        self.rest.starts_with('{').then(|| self.any())?
+    }
+
     /// A value behind its name, if the name comes next.
     pub fn some<T>(&mut self, name: &str, get: impl FnOnce(&mut Self) -> Option<T>) -> Option<Option<T>> {
         if self.skip(name) { get(self).map(Some) } else { Some(None) }

@@ -76,9 +76,9 @@ impl Reader<'_> {
                     "max_attempts" => fields.max_attempts = Some(self.small()?),
                     "idempotency_key" => fields.idempotency_key = Some(self.owned()?),
                     "metadata" => fields.metadata = Some(self.any()?),
-                    "webhook" => fields.webhook = Some(self.any()?),
+                    "webhook" => fields.webhook = Some(self.object()?),
                     "min_quality" => fields.min_quality = Some(self.float()?),
-                    "alternatives" => fields.alternatives = Some(self.any()?),
+                    "alternatives" => fields.alternatives = Some(self.array(Self::object)?),
                     _ => return None,
                 }
             }

@@ -49,7 +49,7 @@ struct RawStep<'a> {
 }
 
 fn refused(name: impl Into<String>, message: impl std::fmt::Display) -> Invalid {
-    Invalid { code: "invalid_field", field: name.into().into(), message: message.to_string(), id: None }
+    Invalid::field(name.into(), message)
 }
 
 /// Reads one workflow.

@@ -45,8 +45,7 @@ pub struct Plan {
 }
 
 fn refused(at: usize, field: &str, message: impl std::fmt::Display) -> Invalid {
-    let field = format!("tasks[{at}].{field}").into();
-    Invalid { code: "invalid_field", field, message: message.to_string(), id: None }
+    Invalid::field(format!("tasks[{at}].{field}"), message)
 }
 
 impl Plan {

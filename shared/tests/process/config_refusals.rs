@@ -92,6 +92,38 @@ fn what_is_not_toml_is_named_with_its_line() {
     assert_eq!(sentence, format!("{}:2:14: not TOML: not UTF-8", path.display()));
 }
 
+/// Whatever is in a file, it is answered by a sentence that can be printed.
+#[test]
+fn what_nobody_would_write_is_refused_too() {
+    let cases: Vec<(&str, String)> = vec![
+        ("a zero", "broker.namespace = 'a\0'".into()),
+        ("a zero that is written", "broker.namespace = \"a\\u0000\"".into()),
+        ("a key of two lines", "\"a\\nb\" = 1".into()),
+        ("a key that rings", "broker.\"\\u0007\" = 1".into()),
+        ("a model of two lines", "[models.\"a\\r\\nb\"]\nhandler = 'simulated'".into()),
+        ("a tenant that clears the screen", "[tenants.\"\\u001b[2J\"]\nweight = 1.0".into()),
+        ("an empty key", "\"\" = 1".into()),
+        ("no value", "broker.url =".into()),
+        ("half a table", "[broker".into()),
+        ("a number that is none", "worker.lease_ms = 1_".into()),
+        ("a date", "worker.lease_ms = 2030-01-01".into()),
+        ("arrays in arrays", format!("a = {}", "[".repeat(100_000))),
+        ("tables in tables", format!("a = {}", "{b = ".repeat(100_000))),
+        ("dots without end", format!("a{} = 1", ".a".repeat(100_000))),
+        ("headings without end", format!("[a{}]", ".a".repeat(100_000))),
+        ("many unknown keys", (0..100_000).map(|number| format!("k{number} = 1\n")).collect()),
+        ("a long key", format!("{} = 1", "k".repeat(1_000_000))),
+        ("a long value", format!("broker.namespace = '{}'", "n".repeat(1_000_000))),
+        ("a reversed word", "\u{202e}broker = 1".into()),
+    ];
+    for (name, toml) in cases {
+        let sentence = refusal(&toml, &[]);
+        assert!(!sentence.chars().any(char::is_control), "{name}: {sentence:?}");
+        assert!(sentence.starts_with("taskyard.toml:"), "{name}: {}", &sentence[..sentence.len().min(200)]);
+        assert!(sentence.len() < 1000, "{name}: {} bytes", sentence.len());
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let folder = TempDir::new().unwrap();

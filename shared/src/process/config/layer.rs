@@ -20,6 +20,9 @@ use super::shape::{Key, Names, SETTINGS, Shape, Type, nearest};
 const FILE_BYTES: u64 = 4 << 20;
 const SECRET_BYTES: u64 = 64 << 10;
 
+/// Of an unknown key as much is told.
+const KEY_CHARACTERS: usize = 200;
+
 const PREFIX: &str = "TASKYARD__";
 /// `url_file` says which file holds `url`.
 const FROM_FILE: &str = "_file";
@@ -171,7 +174,12 @@ fn find<'a, 'b>(children: &'a BTreeMap<String, Shape>, name: &'b str) -> Option<
 
 fn unknown(key: &Key, name: &str, origin: Origin, known: &BTreeMap<String, Shape>) -> ConfigError {
     let suggestion = nearest(name, known.keys()).map(|near| key.child(near).to_string());
-    ConfigError::UnknownKey { key: key.child(name).to_string(), origin, suggestion }
+    let mut named = key.child(name).to_string();
+    if let Some((end, _)) = named.char_indices().nth(KEY_CHARACTERS) {
+        named.truncate(end);
+        named.push('…');
+    }
+    ConfigError::UnknownKey { key: named, origin, suggestion }
 }
 
 fn wrong_type(key: &Key, origin: Origin, expected: impl ToString, found: &DeValue<'_>) -> ConfigError {
