@@ -324,7 +324,7 @@ async fn fields() {
         ("alternatives", r#"[null]"#.into()),
         ("alternatives", r#"[{"model": "M", "wait_ms": 1}]"#.into()),
         ("alternatives", r#"[{"model": "m", "wait_ms": -1}]"#.into()),
-        ("alternatives", format!("[{}]", vec![r#"{"model": "m", "wait_ms": 1}"#; 9].join(","))),
+        ("alternatives", format!("[{}]", [r#"{"model": "m", "wait_ms": 1}"#; 9].join(","))),
     ] {
         let body = match field {
             "model" => format!(r#"{{"model": {value}, "input": {{}}}}"#),
