@@ -317,6 +317,6 @@ fn parse_alternative(text: &str) -> Result<Alternative, String> {
 }
 
 fn parse_label(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
+    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("must be KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

@@ -320,7 +320,7 @@ fn a_model_that_makes_no_sense_is_refused_with_the_reason() {
         ("[models.m]\nslots = 1".to_owned(), "taskyard.toml:1: models.m.handler must be given"),
         (
             "[models.m]\nhandler = 'magic'".to_owned(),
-            "taskyard.toml:2: models.m.handler must be one of onnx, http, process, training, data, simulated, not \"magic\"",
+            "taskyard.toml:2: models.m.handler must be one of onnx, http, process, training, data, search, simulated, not \"magic\"",
         ),
         (
             "[models.m]\nhandler = 'simulated'".to_owned(),
