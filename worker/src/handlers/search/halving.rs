@@ -109,7 +109,7 @@ pub(super) fn report(order: Report) -> Result<Reported, String> {
         .collect();
     let mut climbed = Vec::new();
     for (scores, rung) in rungs.iter().zip(&planned) {
-        let mut work = 0;
+        let mut work = 0u64;
         for (rank, score) in scores.iter().enumerate() {
             let number = score.candidate.number;
             let Some((outcome, last_rank)) = outcomes.get_mut(number as usize) else {
@@ -121,7 +121,7 @@ pub(super) fn report(order: Report) -> Result<Reported, String> {
             outcome.work = outcome.work.saturating_add(spent);
             outcome.ended_early |= score.score.is_some() && spent < rung.more;
             *last_rank = rank;
-            work += spent;
+            work = work.saturating_add(spent);
         }
         let count = |is: fn(&Score) -> bool| scores.iter().filter(|score| is(score)).count();
         climbed.push(Climbed {
@@ -137,11 +137,13 @@ pub(super) fn report(order: Report) -> Result<Reported, String> {
     let Some(best) = candidates.first().filter(|best| matches!(best.scores.last(), Some(Some(_)))).cloned() else {
         return Err("no candidate has a score in the last rung".into());
     };
-    let done = candidates.iter().map(|outcome| outcome.work).sum();
+    // Numbers are what trainings say: however large, they are no reason to fail.
+    let sum = |all: &mut dyn Iterator<Item = u64>| all.fold(0, u64::saturating_add);
+    let done = sum(&mut candidates.iter().map(|outcome| outcome.work));
     // What ended by itself, or failed, would have done so in a full grid, too.
     let is_through = |outcome: &Outcome| outcome.ended_early || outcome.scores.contains(&None);
     let full = |outcome: &Outcome| if is_through(outcome) { outcome.work } else { whole };
-    let full_grid_at_most = candidates.iter().map(full).sum();
+    let full_grid_at_most = sum(&mut candidates.iter().map(full));
     Ok(Reported { seed, best, candidates, rungs: climbed, work: Work::new(done, full_grid_at_most) })
 }
 
@@ -237,6 +239,11 @@ mod tests {
             reported(&plan, json!([silent["scores"]])).unwrap()["work"],
             json!({"done": 40, "full_grid_at_most": 40, "part": 1.0})
         );
+
+        let vast = json!({"do": "halve", "candidates": plan["candidates"], "by": "/m", "work": "/n",
+            "results": [{"m": 1, "n": u64::MAX}, {"m": 2, "n": u64::MAX}, null, null]});
+        let told = reported(&plan, json!([halved(vast).unwrap()["scores"]])).unwrap();
+        assert_eq!(told["work"]["done"], u64::MAX);
 
         let strange = json!([[{"number": 7, "parameters": {}, "score": 1, "work": 1, "kept": true}]]);
         assert!(reported(&plan, strange).unwrap_err().contains("not the plan's"));
