@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use taskyard_shared::broker::Receipt;
-use taskyard_shared::{Envelope, Priority, TaskId};
+use taskyard_shared::store::Accept;
+use taskyard_shared::{Envelope, Priority, State, TaskId};
 
 use crate::planner::Estimate;
 
@@ -31,6 +32,19 @@ pub(crate) struct Held {
 impl Held {
     pub fn bytes(&self) -> usize {
         self.envelope.input.get().len() + EACH_BYTES
+    }
+
+    /// To ask what its record says of a task that was accepted before.
+    pub fn accept_again(&self) -> Accept {
+        let Self { envelope, .. } = self;
+        Accept {
+            id: envelope.id,
+            fingerprint: envelope.fingerprint(),
+            // It was accepted once, whatever its key leads to now.
+            alias: None,
+            record: envelope.result(State::Queued),
+            follower: None,
+        }
     }
 }
 

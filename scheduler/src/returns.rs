@@ -6,7 +6,7 @@ use std::time::Instant;
 use taskyard_shared::broker::{Acker, Broker, BrokerError, Consumer, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::dead::Letter;
 use taskyard_shared::load::Completion;
-use taskyard_shared::store::{Accept, Accepted, Store};
+use taskyard_shared::store::{Accepted, Store};
 use taskyard_shared::{State, Topology, messages, wire};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -98,15 +98,7 @@ impl Returns {
 
     /// What was asked of a task while nobody read it stands in its record: its priority, and whether it is wanted.
     async fn as_asked(&self, mut tasks: Vec<Held>) -> (Vec<Held>, Vec<Held>) {
-        let accepts = tasks.iter().map(|Held { envelope, .. }| Accept {
-            id: envelope.id,
-            fingerprint: envelope.fingerprint(),
-            // It was accepted once, whatever its key leads to now.
-            alias: None,
-            record: envelope.result(State::Queued),
-            follower: None,
-        });
-        let accepted = match self.store.accept(accepts.collect()).await {
+        let accepted = match self.store.accept(tasks.iter().map(Held::accept_again).collect()).await {
             Ok(accepted) => accepted,
             Err(failure) => {
                 debug!(%failure, "tasks come back without a look at their records");

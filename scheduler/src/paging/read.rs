@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt;
 use taskyard_shared::broker::{self, Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::dead::{self, Letter};
-use taskyard_shared::store::{Accept, Accepted, Store};
-use taskyard_shared::{Envelope, State, Topology, envelope, messages, wire};
+use taskyard_shared::store::{Accepted, Store};
+use taskyard_shared::{Envelope, Topology, envelope, messages, wire};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -166,15 +166,7 @@ impl Reader {
         if all.tasks.is_empty() {
             return;
         }
-        let accepts = all.tasks.iter().map(|Held { envelope, .. }| Accept {
-            id: envelope.id,
-            fingerprint: envelope.fingerprint(),
-            // It was accepted once, whatever its key leads to now.
-            alias: None,
-            record: envelope.result(State::Queued),
-            follower: None,
-        });
-        let accepted = match self.store.accept(accepts.collect()).await {
+        let accepted = match self.store.accept(all.tasks.iter().map(Held::accept_again).collect()).await {
             Ok(accepted) => accepted,
             Err(failure) => {
                 debug!(%failure, "tasks come back without a look at their records");
