@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use taskyard_shared::Priority;
 use taskyard_shared::broker::Properties;
 use taskyard_shared::messages::PAGE_HEADER;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::planner::{Away, Estimate};
 
@@ -34,8 +35,7 @@ impl Whose {
 
 /// A number for a tenant's name: the same in every process.
 pub(super) fn number(tenant: &str) -> u64 {
-    // FNV-1a.
-    tenant.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    xxh3_64(tenant.as_bytes())
 }
 
 /// A line of which the head is in memory and the rest in the broker.
