@@ -154,7 +154,7 @@ impl Models {
     }
 
     /// The models whose next tasks are on their way here; no others are. Answers those for which that is a change.
-    pub(super) fn set_awaited(&mut self, awaited: Vec<u32>) -> Vec<u32> {
+    pub(super) fn set_awaited(&mut self, awaited: &BTreeSet<u32>) -> Vec<u32> {
         let was = |(number, model): (u32, &Model)| (model.is_awaited != awaited.contains(&number)).then_some(number);
         let changed: Vec<u32> = (0..).zip(&self.models).filter_map(was).collect();
         for &number in &changed {

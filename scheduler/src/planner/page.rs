@@ -4,7 +4,7 @@
 //! What stays is, of every priority and tenant of a model, the beginning of its line, so that each decision compares the same heads
 //! as if all were here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use taskyard_shared::{Priority, TaskId};
@@ -213,8 +213,8 @@ impl Planner {
     /// The next tasks of some models are on their way here, and what is here of them would not be in order: until they are said no
     /// longer, nothing of theirs is dispatched.
     pub fn handle_awaited<'a>(&mut self, models: impl Iterator<Item = &'a str>) {
-        let awaited: Vec<u32> = models.filter_map(|model| self.models.find(model)).collect();
-        for number in self.models.set_awaited(awaited) {
+        let awaited: BTreeSet<u32> = models.filter_map(|model| self.models.find(model)).collect();
+        for number in self.models.set_awaited(&awaited) {
             self.models.refresh_ready(number);
             self.models.handle_came(number);
         }
