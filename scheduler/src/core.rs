@@ -333,6 +333,8 @@ impl Core {
         // Groups under way end by themselves, bounded by the publish time-out; what they acked is handed on.
         while self.dispatching.join_next().await.is_some() {}
         while self.acking.join_next().await.is_some() {}
+        // They end at once when closing, and ack what they have told.
+        while self.finishing.join_next().await.is_some() {}
         self.paging.finish().await;
         while self.keeping.join_next().await.is_some() {}
         while self.signalling.join_next().await.is_some() {}

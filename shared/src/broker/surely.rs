@@ -47,6 +47,8 @@ pub async fn publish_surely(
     let mut tries = 0;
     while !pending.is_empty() {
         let answers = tokio::select! {
+            biased;
+            // First: what is done is done, also when closing, and whoever asked can ack.
             answers = broker.publish(pending.iter().map(|(message, _)| message.clone()).collect()) => answers,
             () = closing.cancelled() => return Err(Closing),
         };
