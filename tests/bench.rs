@@ -60,6 +60,7 @@ fn what_cannot_be_measured_is_refused_in_one_sentence() {
         (&["--own"], mixed, "store.url"),
         (&["--own", "--mode", "drain", "--duration", "3"], &[], "--tasks"),
         (&["--own", "--overtake", "3"], &[], "--mode drain"),
+        (&["--own", "--mode", "drain", "--restart-after", "1"], &[], "RabbitMQ"),
         (&["--mode", "drain"], &rabbitmq, "--own"),
         (&["--baseline", "priority"], &rabbitmq, "--own"),
         (&["--own", "--data", "x"], &rabbitmq, "--data"),
@@ -157,6 +158,15 @@ fn the_relay_is_measured_in_turns_and_both_leave_nothing_behind() {
     let priority = report(&[&few[..], &drain, &["--baseline", "priority"]].concat(), &environment);
     all_succeeded(&priority, &["taskyard", "priority queue"], 400);
     assert_eq!(priority["turns"][1]["overtaking"]["tasks"], 2);
+
+    // Whether it is back within so short a drain is the machine's affair.
+    let drain = ["--mode", "drain", "--slots", "2", "--service-ms", "10", "--restart-after", "0.2"];
+    let killed = report(&[&few[..], &drain].concat(), &environment);
+    let turn = &killed["turns"][0];
+    assert_eq!((&turn["states"]["succeeded"], &turn["missing"]), (&400.into(), &0.into()), "{turn}");
+    let restart = &turn["restart"];
+    assert!(restart["tasks_per_second_before"].as_f64().unwrap() > 0.0, "{restart}");
+    assert!(restart["listens_after_s"].as_f64().unwrap() > 0.0, "{restart}");
     assert_eq!(place.queues(), []);
 }
 

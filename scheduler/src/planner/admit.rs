@@ -3,7 +3,7 @@
 use taskyard_shared::{Kind, Priority, TaskId};
 
 use super::estimator::Estimate;
-use super::policy::Waiting;
+use super::policy::{CostBucket, Waiting};
 
 /// A task as the planner is given it. Times are microseconds on the caller's clock.
 #[derive(Clone, Debug)]
@@ -15,7 +15,8 @@ pub struct Arrival {
     pub kind: Kind,
     /// Declared size, in the model's own unit; above 0.
     pub cost: Option<f64>,
-    /// What it is expected to take, when the caller knows better than the planner; else that is estimated.
+    /// What it is expected to take, when the caller knows better than the planner; else that is estimated. Of one that was taken out
+    /// for a while, what was expected of it.
     pub expected: Option<Estimate>,
     /// When a result is of no more use.
     pub deadline_us: Option<u64>,
@@ -61,12 +62,17 @@ impl Arrival {
         self.not_before_us.filter(|&start_us| start_us > now_us)
     }
 
-    pub(super) fn waiting(&self, expected: Estimate, now_us: u64, sequence: u64) -> Waiting {
+    /// `is_told`: what is expected was told by somebody who knows better.
+    pub(super) fn waiting(&self, expected: Estimate, is_told: bool, now_us: u64, sequence: u64) -> Waiting {
         let since_us = self.start_us(now_us).unwrap_or(now_us);
+        let cost = match (self.cost, is_told) {
+            (None, false) => CostBucket::typical(self.kind),
+            _ => expected.mean_seconds.into(),
+        };
         Waiting {
             id: self.id,
             priority: self.priority,
-            cost: expected.mean_seconds.into(),
+            cost,
             kind: self.kind,
             q95_seconds: rounded_up(expected.q95_seconds),
             arrival_us: self.arrived_us.unwrap_or(since_us),

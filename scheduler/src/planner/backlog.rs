@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use taskyard_shared::Priority;
+use taskyard_shared::{Kind, Priority};
 
 use super::decision::DispatchReason;
 use super::fair::{BAND_STARTS, BANDS, Fairness};
@@ -12,7 +12,7 @@ use super::line::Rank;
 use super::oldest::Oldest;
 use super::pace::Pace;
 use super::page::AwayByPriority;
-use super::policy::{CostBucket, Moment, Policy, Stage, Waiting};
+use super::policy::{CostBucket, Moment, Policy, Stage, Typical, Waiting};
 use super::predict::Foresight;
 use super::shares::{Begin, Shares, Tables};
 use super::tasks::{Handle, Place, Record, Tasks};
@@ -24,6 +24,9 @@ pub(super) struct Backlog {
     pub(super) floors: Floors,
     pub(super) pace: Pace,
     pub(super) foresight: Foresight,
+    pub(super) typical: Typical,
+    /// Kinds of which tasks came that declare no cost.
+    pub(super) typical_kinds: [bool; Kind::ALL.len()],
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
     /// The oldest of the tasks that their lanes do not keep in the order of arrival.
@@ -172,7 +175,8 @@ impl Backlog {
 
     /// This moment, as a policy sees it.
     pub(super) fn moment(&self, now_us: u64) -> Moment {
-        Moment { now_us, mean_wait_us: self.pace.mean_wait_us(self.queued + self.away()).max(self.shares.mean_us()) }
+        let mean_wait_us = self.pace.mean_wait_us(self.queued + self.away()).max(self.shares.mean_us());
+        Moment { now_us, mean_wait_us, typical: self.typical }
     }
 
     /// The task to dispatch now. Floors count where a credit is free.

@@ -32,13 +32,15 @@ impl Planner {
                 backlog.weighted_seconds(),
                 if *is_paused { ", paused" } else { "" },
             )?;
+            // Of how long it waits nothing is said.
+            let at = backlog.moment(0);
             let lanes = backlog.shares.waiting().flat_map(|flow| {
                 let tenant = self.tenants.name(flow.tenant);
                 flow.lanes.iter().map(move |(class, lane)| ((*class, tenant), (flow.standing, lane)))
             });
             for ((Class { priority, cost, stage }, tenant), (standing, lane)) in lanes.collect::<BTreeMap<_, _>>() {
                 let priority = priority.get();
-                write!(out, "  priority {priority}, about {:.3e} s, stage {stage}, {tenant}", cost.seconds())?;
+                write!(out, "  priority {priority}, about {:.3e} s, stage {stage}, {tenant}", at.seconds(cost))?;
                 match standing {
                     Standing::Idle | Standing::Eligible => writeln!(out)?,
                     Standing::Parked => writeln!(out, ", over its share")?,

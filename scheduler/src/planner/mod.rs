@@ -155,7 +155,8 @@ impl Planner {
         };
         // What was expected of one that comes back may have been a guess as well.
         let is_guess = (arrival.expected.is_none() || !is_new) && !self.estimator.knows(&arrival.model);
-        let waiting = arrival.waiting(expected, now_us, self.next_sequence);
+        let is_told = is_new && arrival.expected.is_some();
+        let waiting = arrival.waiting(expected, is_told, now_us, self.next_sequence);
         let start_us = arrival.start_us(now_us);
         if !arrival.is_known
             && start_us.is_none()
@@ -164,11 +165,13 @@ impl Planner {
         {
             if let Some(model) = self.models.find(&arrival.model) {
                 self.models.get_mut(model).overload.handle_offer(&waiting);
+                self.learn_typical(model, None);
             }
             return Err(Refusal::Overloaded { seconds });
         }
         self.next_sequence += 1;
         let model = self.models.acquire(&arrival.model);
+        self.learn_typical(model, waiting.cost.typical_of());
         if is_new {
             self.models.get_mut(model).overload.handle_offer(&waiting);
         }
@@ -213,6 +216,18 @@ impl Planner {
         }
     }
 
+    /// Tasks of a kind that declare no cost are compared by what is expected of them now, not by what was when they came.
+    fn learn_typical(&mut self, model: u32, came: Option<Kind>) {
+        let name = self.models.name(model).clone();
+        let backlog = &mut self.models.get_mut(model).backlog;
+        if let Some(kind) = came {
+            backlog.typical_kinds[kind as usize] = true;
+        }
+        for kind in Kind::ALL.into_iter().filter(|kind| backlog.typical_kinds[*kind as usize]) {
+            backlog.typical.set(kind, self.estimator.estimate(&name, kind, None).mean_seconds);
+        }
+    }
+
     /// How many dispatched tasks of a model its live workers can hold together. 0 when none is alive.
     pub fn handle_load(&mut self, model: &str, room: impl Into<Room>) {
         self.models.set_room(model, room.into());
@@ -231,6 +246,9 @@ impl Planner {
     /// What a model's settings say of it. Told anew when they change.
     pub fn handle_model(&mut self, model: &str, prior: Prior) {
         self.estimator.set_prior(model, prior);
+        if let Some(model) = self.models.find(model) {
+            self.learn_typical(model, None);
+        }
     }
 
     /// A dispatched task is no longer with a worker, which ran it so long, if it is known: its
@@ -240,6 +258,7 @@ impl Planner {
         if let (Some(ran), Some(record)) = (ran, self.tasks.get(task)) {
             let (model, kind) = (self.models.name(record.model), record.waiting.kind);
             self.estimator.handle_ran(model, kind, record.cost(), record.expected(), ran);
+            self.learn_typical(record.model, None);
         }
         if let Some(record) = self.tasks.get(task)
             && record.has_claim()

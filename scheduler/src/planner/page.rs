@@ -225,7 +225,7 @@ impl Planner {
         let mut all = Vec::new();
         for (name, model) in self.models.by_name() {
             let Some(number) = self.models.find(name) else { continue };
-            let from = all.len();
+            let (from, at) = (all.len(), model.backlog.moment(now_us));
             for (flow, of_flow) in model.backlog.shares.numbered_waiting() {
                 let tenant = self.tenants.name(of_flow.tenant);
                 let mut lines: BTreeMap<Priority, (Ends, Takes)> = BTreeMap::new();
@@ -253,9 +253,9 @@ impl Planner {
                         }
                         Takes::Nothing => 0,
                     };
-                    ends.own_seconds += line.len() as f64 * class.cost.seconds();
+                    ends.own_seconds += line.len() as f64 * at.seconds(class.cost);
                     let head = line.first().and_then(|(_, task)| self.tasks.get(task));
-                    let score = head.map(|head| self.policy.score(&head.waiting, model.backlog.moment(now_us)));
+                    let score = head.map(|head| self.policy.score(&head.waiting, at));
                     ends.score = ends.score.max(score.unwrap_or(f64::NEG_INFINITY));
                 }
                 for (mut ends, takes) in lines.into_values() {

@@ -5,12 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use taskyard_scheduler::planner::policy::{Policy, Waiting, by_name};
+use taskyard_scheduler::planner::policy::{CostBucket, Moment, Policy, Waiting, by_name};
 use taskyard_scheduler::planner::{
-    Arrival, BANDS, Decision, DispatchReason, Estimate, Fairness, Late, Planner, Ran, Refusal, ShedReason,
+    Arrival, BANDS, Decision, DispatchReason, Estimate, Fairness, Late, Planner, Prior, Ran, Refusal, ShedReason,
     TenantLimits, WaitReason,
 };
-use taskyard_shared::{Priority, TaskId};
+use taskyard_shared::{Kind, Priority, TaskId};
 
 use super::{POLICIES, arrival};
 
@@ -195,6 +195,9 @@ impl Naive {
         let mut planner = Planner::with_seed(by_name(policy, Some(1.0)).unwrap(), seed).with_fairness(fairness);
         // Claims are not in the list: see `deadlines.rs`.
         planner.set_late(Late::Keep);
+        for model in ["m0", "m1"] {
+            planner.handle_model(model, Prior { expected_seconds: Some(0.1) });
+        }
         Self {
             planner,
             policy: by_name(policy, Some(1.0)).unwrap(),
@@ -220,13 +223,22 @@ impl Naive {
                 let after = |ms: u16| self.now_us + u64::from(ms) * 1000;
                 let number = self.tasks.len() as u128;
                 let seconds = 0.05 * f64::powf(2.0, f64::from(cost) / 5.0);
+                // Some are said to take so long, and some are what the planner takes them for.
+                let told = arrival(number, priority, seconds);
+                let (kind, expected) = match cost {
+                    6 => (Kind::Training, None),
+                    7 => (Kind::Prediction, None),
+                    _ => (told.kind, told.expected),
+                };
                 self.arrive(Arrival {
+                    kind,
+                    expected,
                     model: format!("m{model}"),
                     tenant: format!("t{tenant}"),
                     deadline_us: deadline_ms.map(after),
                     due_us: deadline_ms.filter(|ms| ms % 3 == 0).map(|ms| after(ms / 2)),
                     not_before_us: delay_ms.map(after),
-                    ..arrival(number, priority, seconds)
+                    ..told
                 })?;
             }
             Event::Retry { task, delay_ms } => {
@@ -396,26 +408,30 @@ impl Naive {
         Ok(())
     }
 
-    fn arrive(&mut self, arrival: Arrival) -> Result<(), TestCaseError> {
+    fn arrive(&mut self, told: Arrival) -> Result<(), TestCaseError> {
+        let expected = told.expected.unwrap_or_else(|| self.planner.expected(&told.model, told.kind, None));
+        let cost = told.expected.map_or(CostBucket::typical(told.kind), |told| told.mean_seconds.into());
+        let arrival = Arrival { expected: Some(expected), ..told.clone() };
+        let arrive = |naive: &mut Self| naive.planner.handle_arrival(told.clone(), naive.now_us);
         if self.has_too_many_waiting(&arrival) {
-            prop_assert_eq!(self.planner.handle_arrival(arrival, self.now_us), Err(Refusal::TooManyWaiting));
+            prop_assert_eq!(arrive(self), Err(Refusal::TooManyWaiting));
             return Ok(());
         }
         if self.is_least_of_too_many(&arrival) {
-            let refused = self.planner.handle_arrival(arrival, self.now_us);
+            let refused = arrive(self);
             prop_assert!(matches!(refused, Err(Refusal::Overloaded { .. })), "instead of a refusal: {refused:?}");
             return Ok(());
         }
-        prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Ok(()));
-        prop_assert_eq!(self.planner.handle_arrival(arrival.clone(), self.now_us), Err(Refusal::Duplicate));
-        let expected_seconds = arrival.expected.map_or(f64::NAN, |expected| expected.mean_seconds);
+        prop_assert_eq!(arrive(self), Ok(()));
+        prop_assert_eq!(arrive(self), Err(Refusal::Duplicate));
+        let expected_seconds = expected.mean_seconds;
         let start_us = arrival.not_before_us.map_or(self.now_us, |at_us| at_us.max(self.now_us));
         let waiting = Waiting {
             id: arrival.id,
             priority: arrival.priority,
-            cost: expected_seconds.into(),
+            cost,
             kind: arrival.kind,
-            q95_seconds: expected_seconds as f32,
+            q95_seconds: expected.q95_seconds as f32,
             arrival_us: arrival.arrived_us.unwrap_or(start_us),
             deadline_us: arrival.deadline_us,
             due_us: arrival.due_us,
@@ -774,11 +790,21 @@ impl Naive {
         (0..self.tasks.len()).filter(|&task| may_go(&self.tasks[task])).collect()
     }
 
+    /// Now, with what the model's tasks that say nothing of themselves take by now.
+    fn moment(&self, model: &str) -> Moment {
+        let mut at = Moment::from(self.now_us);
+        for kind in Kind::ALL {
+            at.typical.set(kind, self.planner.expected(model, kind, None).mean_seconds);
+        }
+        at
+    }
+
     fn best_of(&self, tasks: impl Iterator<Item = usize>) -> Option<usize> {
         tasks.max_by(|&one, &other| {
+            let score =
+                |task: usize| self.policy.score(&self.tasks[task].waiting, self.moment(&self.tasks[task].model));
+            let by_score = score(one).total_cmp(&score(other));
             let (one, other) = (&self.tasks[one].waiting, &self.tasks[other].waiting);
-            let by_score =
-                self.policy.score(one, self.now_us.into()).total_cmp(&self.policy.score(other, self.now_us.into()));
             by_score.then((other.arrival_us, other.sequence).cmp(&(one.arrival_us, one.sequence)))
         })
     }
@@ -802,8 +828,13 @@ impl Naive {
     /// By how much the true expected time would have scored the best task over this one.
     pub fn regret_by_own_time(&self, chosen: TaskId, model: &str) -> f64 {
         let score = |task: &Task| {
-            self.policy.score(&task.waiting, self.now_us.into()) * task.waiting.cost.seconds()
-                / task.waiting.expected_seconds
+            let at = self.moment(model);
+            let score = self.policy.score(&task.waiting, at);
+            // Of those that say nothing of themselves none is known to be longer than another.
+            match task.waiting.cost.typical_of() {
+                Some(_) => score,
+                None => score * at.seconds(task.waiting.cost) / task.waiting.expected_seconds,
+            }
         };
         let may_have = |task: &&Task| {
             let could_go = task.state == State::Queued && !self.is_limited(&task.tenant);

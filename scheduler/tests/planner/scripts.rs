@@ -1,7 +1,9 @@
 //! What the planner does, told step by step.
 
 use taskyard_scheduler::planner::policy::{Cmu, by_name};
-use taskyard_scheduler::planner::{Arrival, Decision, DispatchReason, Late, Planner, Refusal, Room, WaitReason};
+use taskyard_scheduler::planner::{
+    Arrival, Decision, DispatchReason, Late, Planner, Prior, Ran, Refusal, Room, WaitReason,
+};
 use taskyard_shared::TaskId;
 
 use super::{POLICIES, SECOND, arrival, dispatched, drain, id, planner};
@@ -58,6 +60,39 @@ fn an_urgent_late_comer_overtakes_the_whole_backlog() {
     assert_eq!(planner.explain(id(99_999)).unwrap().reason, WaitReason::NoCredit);
     planner.handle_completion(running, None);
     assert_eq!(dispatched(&mut planner, SECOND), id(99_999));
+}
+
+#[test]
+fn equal_tasks_leave_as_they_came_though_the_estimate_moved() {
+    let mut planner = planner("cmu");
+    planner.handle_load("m", 1);
+    planner.handle_model("m", Prior { expected_seconds: Some(1.0) });
+    let like = |number: u128, priority: u8| Arrival { expected: None, ..arrival(number, priority, 0.0) };
+    // Each run is half as long as the one before, so of each that comes less is expected than of those that wait.
+    for number in 0..20 {
+        planner.handle_arrival(like(2 * number, 4), number as u64).unwrap();
+        planner.handle_arrival(like(2 * number + 1, 4), number as u64).unwrap();
+        assert_eq!(dispatched(&mut planner, number as u64), id(number));
+        let ran = Ran { seconds: 0.5_f64.powi(number as i32), whole: true };
+        assert!(planner.handle_completion(id(number), Some(ran)));
+    }
+}
+
+#[test]
+fn a_backlog_that_was_taken_for_short_does_not_go_before_an_urgent_task() {
+    let mut planner = planner("cmu");
+    planner.handle_load("m", 1);
+    planner.handle_model("m", Prior { expected_seconds: Some(0.001) });
+    let like = |number: u128, priority: u8| Arrival { expected: None, ..arrival(number, priority, 0.0) };
+    for number in 0..1000 {
+        planner.handle_arrival(like(number, 0), number as u64).unwrap();
+    }
+    for _ in 0..50 {
+        let ran = dispatched(&mut planner, SECOND);
+        assert!(planner.handle_completion(ran, Some(Ran { seconds: 0.1, whole: true })));
+    }
+    planner.handle_arrival(like(1000, 9), SECOND).unwrap();
+    assert_eq!(dispatched(&mut planner, SECOND), id(1000));
 }
 
 #[test]

@@ -97,6 +97,15 @@ impl Child {
         Source { role: self.role.clone(), kind }
     }
 
+    pub fn role(&self) -> &str {
+        &self.role
+    }
+
+    /// Kills it with SIGKILL.
+    pub async fn kill(mut self) -> Result<(), Failure> {
+        Ok(self.process.kill().await?)
+    }
+
     /// Asks it to end, and kills it when it does not.
     pub async fn stop(mut self) {
         if let (Ok(None), Ok(pid)) = (self.process.try_wait(), i32::try_from(self.pid)) {

@@ -16,6 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::latency::{Latencies, Latency, Schedule};
+use super::restart::Pulse;
 use super::tasks::{Answer, RunTimings, Shape, Tasks};
 use crate::failure::Failure;
 
@@ -77,6 +78,7 @@ pub struct Outcome {
     pub latency: Option<Latency>,
     /// When asked for.
     pub runs: Runs,
+    pub pulse: Pulse,
 }
 
 /// When the tasks of a load ran.
@@ -165,6 +167,11 @@ impl Running {
     pub async fn answered(&self) {
         let mut answered = self.ledger.answered.subscribe();
         let _answered = answered.wait_for(|answered| *answered).await;
+    }
+
+    /// The time since it began.
+    pub fn elapsed(&self) -> Duration {
+        self.ledger.began.elapsed()
     }
 
     /// Waits for the last result.
@@ -373,6 +380,7 @@ impl Receiver {
         drop(due);
         if fresh > 0 {
             outcome.answered += fresh;
+            outcome.pulse.count(received, fresh);
             if self.first.is_none() {
                 self.first = Some(now);
                 self.ledger.answered.send_replace(true);

@@ -9,6 +9,7 @@ mod children;
 mod latency;
 mod load;
 mod report;
+mod restart;
 mod roles;
 pub(in crate::commands) mod stage;
 mod tasks;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 pub use self::baseline::{HopArgs, SlotsArgs, hop, slots};
 use self::load::{Plan, Running};
 use self::report::{Overtaking, Report, Turn};
+use self::restart::Restart;
 use self::stage::{Made, Stage};
 use self::tasks::Shape;
 use crate::failure::Failure;
@@ -116,6 +118,10 @@ pub struct BenchArgs {
     /// Seconds between two of those.
     #[arg(long, default_value = "0.3", value_parser = positive, value_name = "SECONDS", requires = "overtake")]
     overtake_every: f64,
+    /// In drain mode: kill the schedulers so many seconds after the first result, start others, and tell when results come as fast as
+    /// before.
+    #[arg(long, value_parser = positive, value_name = "SECONDS", requires = "own")]
+    restart_after: Option<f64>,
     /// Measure something else on the same broker too, in turns.
     #[arg(long, value_enum, value_name = "WHAT")]
     baseline: Option<Baseline>,
@@ -254,6 +260,9 @@ impl BenchArgs {
         if self.overtake.is_some() && self.mode != Mode::Drain {
             return refuse("--overtake needs --mode drain: something to overtake");
         }
+        if self.restart_after.is_some() && (self.mode != Mode::Drain || embedded || self.baseline.is_some()) {
+            return refuse("--restart-after needs --mode drain and schedulers of their own: RabbitMQ, and no baseline");
+        }
         if matches!(self.baseline, Some(Baseline::Priority | Baseline::PriorityUnconfirmed)) && !self.own {
             return refuse("--baseline priority needs --own: both have the same slots");
         }
@@ -376,7 +385,24 @@ impl Bench {
                 Some(Running::start(stage.target.clone(), &urgent, self.stop.child_token()).await?)
             }
         };
+        let restarted = match self.args.restart_after {
+            None => None,
+            Some(seconds) => {
+                let served = async {
+                    running.answered().await;
+                    tokio::time::sleep(Duration::from_secs_f64(seconds)).await;
+                };
+                tokio::select! {
+                    () = served => {}
+                    () = self.stop.cancelled() => return Err(interrupted()),
+                }
+                let killed = running.elapsed();
+                stage.restart_schedulers().await?;
+                Some((killed, running.elapsed()))
+            }
+        };
         let outcome = running.finish().await?;
+        let restart = restarted.map(|(killed, listening)| Restart::of(&outcome.pulse, killed, listening));
         let overtaking = match urgent {
             None => None,
             Some(urgent) => Some(Overtaking::of(&outcome, urgent.finish().await?, self.slots())),
@@ -395,7 +421,7 @@ impl Bench {
             System::Relay => report::RELAY,
             System::Priority => report::PRIORITY,
         };
-        Ok(Turn { overtaking, ..Turn::new(name, number, outcome, usage, drain) })
+        Ok(Turn { overtaking, restart, ..Turn::new(name, number, outcome, usage, drain) })
     }
 
     fn slots(&self) -> f64 {

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::latency::Latency;
 use super::load::Outcome;
+use super::restart::Restart;
 use super::roles::Usage;
 use crate::failure::Failure;
 use crate::output::{Format, Output, colour};
@@ -34,6 +35,7 @@ pub struct Turn {
     /// From when a task was due to its result. Not in drain mode.
     pub latency_ms: Option<Latency>,
     pub overtaking: Option<Overtaking>,
+    pub restart: Option<Restart>,
     pub roles: Vec<Usage>,
 }
 
@@ -103,6 +105,7 @@ impl Turn {
             tasks_per_second: if seconds > 0.0 { tasks as f64 / seconds } else { 0.0 },
             latency_ms: latency.filter(|_| !drain),
             overtaking: None,
+            restart: None,
             roles,
         }
     }
@@ -142,7 +145,9 @@ impl Report {
     /// When tasks were lost, did not succeed or were answered twice.
     pub fn judge(&self) -> Result<(), Failure> {
         let sum = |count: fn(&Turn) -> u64| self.turns.iter().map(count).sum::<u64>();
-        let (missing, duplicates) = (sum(|turn| turn.missing), sum(|turn| turn.duplicates));
+        // Results are told at least once: again when a scheduler was killed before it knew that they were.
+        let twice = |turn: &Turn| if turn.restart.is_some() { 0 } else { turn.duplicates };
+        let (missing, duplicates) = (sum(|turn| turn.missing), sum(twice));
         let (unconfirmed, failed) = (sum(|turn| turn.unconfirmed), sum(Turn::not_succeeded));
         if missing + duplicates + unconfirmed + failed == 0 {
             return Ok(());
@@ -176,6 +181,7 @@ impl Report {
             self.turns.iter().map(turn_row).chain(self.shown_medians().map(median_row)).collect();
         output.rows(&headers, &rows, Clone::clone)?;
         self.overtaking_table(output)?;
+        self.restart_table(output)?;
         writeln!(output.out)?;
         self.role_table(output)?;
         let Some(ratios) = &self.ratios else { return Ok(()) };
@@ -216,6 +222,22 @@ impl Report {
         }
         writeln!(output.out)?;
         let headers = ["turn", "system", "urgent", "wait p50 ms", "wait p90 ms", "wait max ms", "slots busy"];
+        output.rows(&headers, &rows, Clone::clone)
+    }
+
+    fn restart_table(&self, output: &mut Output<'_>) -> io::Result<()> {
+        let row = |turn: &Turn| {
+            let Restart { listens_after_s, tasks_per_second_before, stood_still_s, back_after_s } = turn.restart?;
+            let back = back_after_s.map_or_else(|| "never".to_owned(), |seconds| format!("{seconds:.1}"));
+            let numbers = [format!("{tasks_per_second_before:.0}"), format!("{listens_after_s:.1}")];
+            Some([vec![turn.turn.to_string()], numbers.to_vec(), vec![format!("{stood_still_s:.1}"), back]].concat())
+        };
+        let rows: Vec<Vec<String>> = self.turns.iter().filter_map(row).collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        writeln!(output.out)?;
+        let headers = ["turn", "tasks/s before the kill", "listens after s", "stood still s", "as fast after s"];
         output.rows(&headers, &rows, Clone::clone)
     }
 

@@ -27,6 +27,7 @@ use crate::yard::{Served, Yard, YardWorker};
 const LOAD_IN_FLIGHT: usize = 8_192;
 /// A broker that is flooded confirms late, which is no reason to give up measuring it.
 const LOAD_PUBLISH_TIMEOUT_MS: u64 = 60_000;
+const SCHEDULER: &str = "scheduler";
 /// So often in a row, a moment apart, a queue is as long as before when it moves no more.
 const STILL: u32 = 10;
 
@@ -90,7 +91,7 @@ impl Stage {
         queues.extend(models.iter().map(|model| QueueSpec::durable(topology.ready(model))));
         stage.queues = queues.iter().map(|queue| queue.name.clone()).collect();
         stage.exchanges = vec![topology.tasks_exchange(), topology.events_exchange()];
-        let roles = (0..made.schedulers).map(|_| "scheduler");
+        let roles = (0..made.schedulers).map(|_| SCHEDULER);
         let started = stage.own_children(&name, &queues, roles).await;
         stage.consumers = (0..made.workers).map(|_| ("worker".to_owned(), vec!["worker".to_owned()])).collect();
         stage.or_end(started).await
@@ -218,6 +219,21 @@ impl Stage {
             for number in running.len()..*workers as usize {
                 running.push(yard.worker(&format!("bench-{number}"))?);
             }
+        }
+        Ok(())
+    }
+
+    /// Kills all schedulers and starts as many; back once they listen.
+    pub async fn restart_schedulers(&mut self) -> Result<(), Failure> {
+        let children = std::mem::take(&mut self.children);
+        let (killed, others): (Vec<_>, Vec<_>) = children.into_iter().partition(|child| child.role() == SCHEDULER);
+        self.children = others;
+        let schedulers = killed.len();
+        for child in killed {
+            child.kill().await?;
+        }
+        for _ in 0..schedulers {
+            self.child(SCHEDULER, &[SCHEDULER.to_owned()]).await?;
         }
         Ok(())
     }

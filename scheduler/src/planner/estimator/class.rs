@@ -66,6 +66,15 @@ impl Class {
         }
     }
 
+    /// As [`Self::estimate`] after an arrival that has not come: while none has run, what the model's tasks take by now.
+    pub(super) fn estimate_by(&self, cost: Option<f64>, (prior_seconds, is_said): (f64, bool)) -> Estimate {
+        if self.completions > 0 {
+            return self.estimate(cost);
+        }
+        let (origin, level) = (prior_origin(prior_seconds), prior_level(is_said));
+        Self { origin, level, ..self.clone() }.estimate(cost)
+    }
+
     pub(super) fn estimate(&self, cost: Option<f64>) -> Estimate {
         let (middle, variance) = self.expected(cost.map(log_cost));
         let shares = self.tail.shares(variance);

@@ -111,7 +111,7 @@ impl Estimator {
         let model = self.find(model);
         let class = model.and_then(|model| model.classes.iter().find(|class| class.is_of(kind, cost.is_some())));
         match class {
-            Some(class) => class.estimate(cost),
+            Some(class) => class.estimate_by(cost, model.map_or((UNKNOWN_SECONDS, false), Model::prior_seconds)),
             None => {
                 let (seconds, is_said) = model.map_or((UNKNOWN_SECONDS, false), Model::prior_seconds);
                 Class::new(kind, cost.is_some(), seconds, is_said).estimate_typical()

@@ -59,7 +59,7 @@ impl Policy for Cmu {
             0 => 1.0,
             step => STEPS[usize::from(step) - 1].1,
         };
-        steeper * slope * task.cost.rate()
+        steeper * slope * at.rate(task.cost)
     }
 
     fn stage(&self, task: &Waiting, now_us: u64) -> Stage {

@@ -80,12 +80,48 @@ pub struct Moment {
     pub now_us: u64,
     /// What a task of the model waits, as it goes, or one run of it if that is more. Microseconds.
     pub mean_wait_us: f64,
+    pub typical: Typical,
 }
 
-/// A time at which nothing is known of waits.
+/// A time at which nothing is known of waits, nor of a model.
 impl From<u64> for Moment {
     fn from(now_us: u64) -> Self {
-        Self { now_us, mean_wait_us: 0.0 }
+        Self { now_us, mean_wait_us: 0.0, typical: Typical::default() }
+    }
+}
+
+impl Moment {
+    /// How many tasks of a class run one after the other in a second.
+    pub fn rate(&self, cost: CostBucket) -> f64 {
+        match cost.typical_of() {
+            Some(kind) => 1.0 / self.typical.seconds(kind),
+            None => cost.rate(),
+        }
+    }
+
+    /// What a task of a class takes, in seconds.
+    pub fn seconds(&self, cost: CostBucket) -> f64 {
+        1.0 / self.rate(cost)
+    }
+}
+
+/// What a model's tasks that declare no cost take, by kind, as is known by now: in seconds, above 0.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Typical([f64; Kind::ALL.len()]);
+
+impl Default for Typical {
+    fn default() -> Self {
+        Self([1.0; Kind::ALL.len()])
+    }
+}
+
+impl Typical {
+    pub fn seconds(&self, kind: Kind) -> f64 {
+        self.0[kind as usize]
+    }
+
+    pub fn set(&mut self, kind: Kind, seconds: f64) {
+        self.0[kind as usize] = seconds;
     }
 }
 
@@ -167,7 +203,8 @@ impl Waiting {
     }
 }
 
-/// Expected execution times that lie within a factor of √2 of each other count as one.
+/// Expected execution times that lie within a factor of √2 of each other count as one; and tasks of a kind that declare no cost are
+/// all alike, whatever was expected of them when they came.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct CostBucket(i8);
 
@@ -178,13 +215,21 @@ impl From<f64> for CostBucket {
 }
 
 impl CostBucket {
-    /// The middle of the bucket, in seconds: no time in it is further away than a factor of 2^¼.
-    pub fn seconds(self) -> f64 {
-        1.0 / self.rate()
+    /// Times are from 1e-6 to 1e9 seconds, which end at 60.
+    const TYPICAL: i8 = 100;
+
+    /// Of tasks of a kind that declare no cost.
+    pub fn typical(kind: Kind) -> Self {
+        Self(Self::TYPICAL + kind as i8)
     }
 
-    /// How many run one after the other in a second.
-    pub fn rate(self) -> f64 {
+    /// The kind, for tasks that declare no cost.
+    pub fn typical_of(self) -> Option<Kind> {
+        Kind::ALL.get(usize::try_from(self.0.checked_sub(Self::TYPICAL)?).ok()?).copied()
+    }
+
+    /// How many run one after the other in a second, in the middle of the bucket: no time in it is further away than a factor of 2^¼.
+    fn rate(self) -> f64 {
         // 2^-¼ and 2^-¾, times a whole power of two made from its exponent's bits.
         const FACTORS: [f64; 2] = [0.840_896_415_253_714_6, 0.594_603_557_501_360_5];
         let power = f64::from_bits(((1023 - i64::from(self.0 >> 1)) as u64) << 52);
@@ -200,7 +245,7 @@ mod tests {
     fn a_bucket_is_no_further_from_its_times_than_the_fourth_root_of_two() {
         let mut seconds = 1e-6;
         while seconds <= 1e9 {
-            let ratio = CostBucket::from(seconds).seconds() / seconds;
+            let ratio = 1.0 / CostBucket::from(seconds).rate() / seconds;
             assert!((0.840..=1.190).contains(&ratio), "{seconds} s: {ratio}");
             seconds *= 1.01;
         }

@@ -420,7 +420,7 @@ impl Planner {
         let model = self.models.find(&arrival.model)?;
         let expected =
             arrival.expected.unwrap_or_else(|| self.expected(&arrival.model, arrival.kind, arrival.cost)).bounded();
-        let waiting = arrival.waiting(expected, now_us, self.next_sequence);
+        let waiting = arrival.waiting(expected, arrival.expected.is_some(), now_us, self.next_sequence);
         let flow =
             self.tenants.find(&arrival.tenant).and_then(|tenant| self.models.get(model).backlog.shares.find(tenant));
         let raw = self.view(model, now_us).raw(&waiting, flow, false)?;
