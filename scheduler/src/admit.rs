@@ -1,8 +1,9 @@
 //! Takes tasks into the planner, or refuses them with a reason.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::{ChoiceReason, Kind, State, Target, TaskId, Timestamp};
+use tokio::time::Instant;
 
 use crate::choose::Chosen;
 use crate::core::Core;

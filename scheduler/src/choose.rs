@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::deployment::base;
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::{ChoiceReason, Envelope, Kind, ModelChoice, Target, TaskId, Timestamp};
+use tokio::time::Instant;
 
 use crate::core::Core;
 use crate::held::Holdings;

@@ -1,9 +1,10 @@
 //! The planner's clock: microseconds since the Unix epoch that never go back, whatever is done to the wall clock.
 
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::Timestamp;
+use tokio::time::Instant;
 
 #[derive(Clone, Copy)]
 pub(crate) struct Clock {

@@ -6,13 +6,14 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Consumer, Delivery, Verdict};
 use taskyard_shared::control::{Answer, Ask, CANCELLED, Fate, Place, Question, Told, VERSION, Waiting};
 use taskyard_shared::{Priority, Reply, State, TaskId, Timestamp, messages};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -58,8 +59,9 @@ impl Desk {
         let mut answering: JoinSet<()> = JoinSet::new();
         loop {
             let deliveries = tokio::select! {
-                deliveries = consumer.next_batch(usize::from(PREFETCH)) => deliveries?,
+                biased;
                 () = self.closing.cancelled() => return Ok(()),
+                deliveries = consumer.next_batch(usize::from(PREFETCH)) => deliveries?,
             };
             for delivery in &deliveries {
                 while answering.len() >= AT_ONCE {

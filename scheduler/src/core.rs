@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
 use taskyard_shared::control::Told;
@@ -17,6 +17,7 @@ use taskyard_shared::store::Store;
 use taskyard_shared::{State, TaskId, Timestamp, Topology};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -139,7 +140,7 @@ pub(crate) struct Core {
     pub allocation_regret: AllocationRegret,
     /// Tasks whose model is not known, in the first moments.
     pub unknown: Vec<Held>,
-    pub models: HashMap<String, Arc<ModelSpec>>,
+    pub models: BTreeMap<String, Arc<ModelSpec>>,
     pub offers: Offers,
     pub last_completion: HashMap<String, Instant>,
     depths: Depths,
@@ -181,7 +182,7 @@ pub(crate) struct Parts {
     pub tenants: BTreeMap<String, TenantSettings>,
     pub metrics: Metrics,
     pub room: Room,
-    pub models: HashMap<String, Arc<ModelSpec>>,
+    pub models: BTreeMap<String, Arc<ModelSpec>>,
     pub shard: Shard,
     pub learnt: Learnt,
     pub deployed: Deployed,
@@ -669,7 +670,7 @@ fn shed_message(reason: ShedReason) -> &'static str {
 
 async fn sleep_until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use serde_json::value::RawValue;
@@ -14,6 +14,7 @@ use taskyard_shared::load::{LoadReport, LoadState, ModelSpec};
 use taskyard_shared::store::{Store, StoreError};
 use taskyard_shared::{State, Target, TaskId, Timestamp};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::core::Core;

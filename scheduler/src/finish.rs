@@ -153,6 +153,7 @@ impl Finisher {
             return;
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(RUNS) => {}
             // Not acked: it comes again.
             () = self.closing.cancelled() => return,

@@ -1,11 +1,11 @@
 //! What the scheduler holds of a task beside its place in the planner.
 
 use std::collections::HashMap;
-use std::time::Instant;
 
 use taskyard_shared::broker::Receipt;
 use taskyard_shared::store::Accept;
 use taskyard_shared::{Envelope, Priority, State, TaskId};
+use tokio::time::Instant;
 
 use crate::planner::Estimate;
 

@@ -4,7 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Need, Properties, Receipt, Verdict, publish_surely,
@@ -19,6 +19,7 @@ use taskyard_shared::{
     Topology, decode_tasks,
 };
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -118,8 +119,9 @@ impl Intake {
         let mut came = Instant::now();
         loop {
             let most = tokio::select! {
-                most = self.room.some(READ) => most,
+                biased;
                 () = self.closing.cancelled() => return Ok(None),
+                most = self.room.some(READ) => most,
             };
             if unread.is_empty() {
                 replaced.retain(|source| source.counting.unsettled() > 0);
@@ -130,8 +132,9 @@ impl Intake {
                     return Ok(Some(prefetch));
                 }
                 unread.extend(tokio::select! {
-                    deliveries = consumer.next_batch(most) => deliveries?,
+                    biased;
                     () = self.closing.cancelled() => return Ok(None),
+                    deliveries = consumer.next_batch(most) => deliveries?,
                     () = tokio::time::sleep(LOOK) => {
                         // While others wait to be settled it stays, so that it can get more again.
                         if came.elapsed() >= QUIET
@@ -434,6 +437,7 @@ fn refusal(invalid: &Invalid, carried: &Carried) -> TaskResult {
 pub(crate) async fn wait_after(failure: &BrokerError, tries: u32, closing: &CancellationToken) {
     warn!(%failure, "the scheduler's queues are taken up again");
     tokio::select! {
+        biased;
         () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
         () = closing.cancelled() => {}
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::broker::Broker;
 use taskyard_shared::control::Told;
@@ -10,6 +10,7 @@ use taskyard_shared::load::{LoadReport, LoadState};
 use taskyard_shared::store::Store;
 use taskyard_shared::{TaskId, Topology};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -68,6 +69,8 @@ impl LoadWatch {
         let (mut count, mut failing) = (0u32, false);
         loop {
             tokio::select! {
+                biased;
+                () = self.closing.cancelled() => return,
                 _ = ticks.tick() => {}
                 Some(models) = requests.recv() => {
                     let loads = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -80,7 +83,6 @@ impl LoadWatch {
                     self.read_paused(answer).await;
                     continue;
                 }
-                () = self.closing.cancelled() => return,
             }
             let event = match self.read(count).await {
                 Ok(event) => event,

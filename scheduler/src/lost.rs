@@ -1,9 +1,10 @@
 //! Finds dispatched tasks that nobody holds any more: a completion that never came keeps its credit taken.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::TaskId;
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::core::{Core, GROUP};
@@ -35,10 +36,13 @@ impl Core {
         }
     }
 
-    /// Tasks of a model that had been out at `at` for so long that they may be lost.
+    /// Tasks of a model that had been out at `at` for so long that they may be lost, the longest out first.
     fn out_since_before(&self, model: &str, at: Instant) -> impl Iterator<Item = TaskId> {
         let before = at.checked_sub(LOST_AFTER).unwrap_or(at);
-        self.outstanding.iter().filter(move |(_, task)| task.model == model && task.at < before).map(|(&id, _)| id)
+        let out = self.outstanding.iter().filter(|(_, task)| task.model == model && task.at < before);
+        let mut out: Vec<_> = out.map(|(&id, task)| (task.at, id)).collect();
+        out.sort_unstable();
+        out.into_iter().map(|(_, id)| id)
     }
 
     /// Credits whose completion never came are given back, once neither queue nor workers hold the tasks, or they have ended.

@@ -1,6 +1,6 @@
 //! What the live workers offer for each model, and what that is room for.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use taskyard_shared::load::LoadReport;
 
@@ -27,13 +27,13 @@ struct Offer {
 
 #[derive(Default)]
 pub(crate) struct Offers {
-    by_model: HashMap<String, Offer>,
+    by_model: BTreeMap<String, Offer>,
 }
 
 impl Offers {
     /// Takes the newest reports for all that there is, and answers the models of which something changed.
     pub fn update(&mut self, loads: &[LoadReport]) -> Vec<String> {
-        let mut by_model: HashMap<String, Offer> = HashMap::new();
+        let mut by_model: BTreeMap<String, Offer> = BTreeMap::new();
         for report in loads.iter().filter(|report| !report.draining) {
             // One that holds a model in its file alone offers nothing of it.
             for (model, load) in report.models.iter().filter(|(_, load)| load.slots > 0) {

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use taskyard_shared::load::{LoadReport, LoadState, ModelLoad, Placement};
 use taskyard_shared::store::{Store, StoreError};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, info};
 
 use crate::core::Core;

@@ -30,7 +30,7 @@ impl Core {
             }
         };
         let model = chosen.spec.name.clone();
-        let (envelope, since) = (Box::new(envelope), std::time::Instant::now());
+        let (envelope, since) = (Box::new(envelope), tokio::time::Instant::now());
         let held = Held { envelope, receipt: None, since, model, is_known: false, page: None, expected: None };
         let prediction = self.planner.quote(&self.arrival(&held), self.clock.now_us());
         let problem = match prediction {

@@ -1,7 +1,6 @@
 //! Reads what comes back to the scheduler: envelopes to be tried again or held on, and completions.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use taskyard_shared::broker::{Acker, Broker, BrokerError, Consumer, Delivery, Need, Receipt, Verdict, publish_surely};
 use taskyard_shared::dead::Letter;
@@ -9,6 +8,7 @@ use taskyard_shared::load::Completion;
 use taskyard_shared::store::{Accepted, Store};
 use taskyard_shared::{State, Topology, messages, wire};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -57,8 +57,9 @@ impl Returns {
         let acker = consumer.acker();
         loop {
             let deliveries = tokio::select! {
-                deliveries = consumer.next_batch(READ) => deliveries?,
+                biased;
                 () = self.closing.cancelled() => return Ok(()),
+                deliveries = consumer.next_batch(READ) => deliveries?,
             };
             let mut tasks = Vec::with_capacity(deliveries.len());
             let mut running = Vec::new();
@@ -128,8 +129,9 @@ impl Returns {
         let acker = consumer.acker();
         loop {
             let deliveries = tokio::select! {
-                deliveries = consumer.next_batch(READ) => deliveries?,
+                biased;
                 () = self.closing.cancelled() => return Ok(()),
+                deliveries = consumer.next_batch(READ) => deliveries?,
             };
             let mut all = Vec::new();
             for delivery in &deliveries {

@@ -3,7 +3,7 @@
 //! A session ends when one of its consumers is cut. Everything it held comes again from the broker, so the next session
 //! starts from nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ use crate::shard::Shard;
 use crate::workflow::Coordinator;
 
 /// The models by name, and what deployments came to.
-type Known = (HashMap<String, Arc<ModelSpec>>, Deployed);
+type Known = (BTreeMap<String, Arc<ModelSpec>>, Deployed);
 
 /// How often a standby asks whether it is its turn.
 const STANDBY: Duration = Duration::from_millis(500);
@@ -279,6 +279,7 @@ impl Scheduler {
                 told = true;
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(STANDBY) => {}
                 () = stop.cancelled() => return Ok(None),
             }
@@ -329,6 +330,7 @@ impl Scheduler {
                 return None;
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(STANDBY) => {}
                 () = stop.cancelled() => return None,
             }

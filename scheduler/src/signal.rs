@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::signal::{ModelSignal, Overload, Signal, TenantSignal, Times, VERSION};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Kind, Timestamp};
+use tokio::time::Instant;
 use tracing::debug;
 
 use crate::core::Core;

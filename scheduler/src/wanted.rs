@@ -4,9 +4,10 @@
 //! stopped too soon is started again.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::process::settings::SchedulerSettings;
+use tokio::time::Instant;
 
 use crate::planner::Demand;
 
@@ -119,9 +120,10 @@ impl Trend {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use taskyard_shared::process::settings::{SchedulerSettings, Settings};
+    use tokio::time::Instant;
 
     use super::{Outlook, Wanted};
     use crate::planner::Demand;

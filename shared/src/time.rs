@@ -1,10 +1,15 @@
 //! Instants as they cross the wire: RFC 3339, UTC, to the microsecond.
 
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+
+thread_local! {
+    static SIMULATED: Cell<Option<fn() -> Timestamp>> = const { Cell::new(None) };
+}
 
 /// Microseconds since the Unix epoch. The clock is read elsewhere; this is only the value.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -21,7 +26,15 @@ impl Timestamp {
 
     /// The wall clock, for the shells around the planner.
     pub fn now() -> Self {
-        Self(jiff::Timestamp::now().as_microsecond())
+        match SIMULATED.get() {
+            None => Self(jiff::Timestamp::now().as_microsecond()),
+            Some(clock) => clock(),
+        }
+    }
+
+    /// Has [`now`](Self::now) read another clock on this thread from here on: one that a simulation moves. `None`: the wall clock again.
+    pub fn simulate(clock: Option<fn() -> Self>) {
+        SIMULATED.set(clock);
     }
 
     /// As it is written on the wire, if that has a short way.

@@ -2,9 +2,10 @@
 //! so is run with nothing beside it, so that it can be told from those that were merely there.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+use tokio::time::Instant;
 
 /// After a place was waited for in vain, none is waited for again for so many times as long: who waits holds up the whole worker.
 const RESTS: u32 = 10;

@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::select_all;
@@ -19,6 +19,7 @@ use taskyard_shared::events::Events;
 use taskyard_shared::store::{Beside, Claim, Claimed, Guard};
 use taskyard_shared::{Envelope, State, TaskError, Timestamp, Usage, time};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use crate::alone::Alone;
@@ -429,7 +430,7 @@ async fn call(
         tokio::select! {
             biased;
             answers = &mut call => break answers,
-            () = tokio::time::sleep_until((begun + CLAIMED_LATE).into()), if unclaimed => {
+            () = tokio::time::sleep_until(begun + CLAIMED_LATE), if unclaimed => {
                 unclaimed = false;
             }
             () = until(hand_on_at), if hand_on_at.is_some() => hands_on = true,

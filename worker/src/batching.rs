@@ -5,7 +5,9 @@
 //! So it is waited for while (n + 1)·g + n·b is less than a: never for long when tasks come seldom, nor at all when calls
 //! have little to share. Within `max_delay_ms`, and not while another slot is free.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// Weight of what was measured before, after each call.
 const KEPT: f64 = 0.98;

@@ -1,10 +1,11 @@
 //! A task in hand.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::Envelope;
 use taskyard_shared::broker::Receipt;
+use tokio::time::Instant;
 
 use crate::leases::Lease;
 

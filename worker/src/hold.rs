@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use taskyard_shared::deployment::Registration;
 use taskyard_shared::load::{LoadState, REASON_BYTES};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -163,6 +164,7 @@ impl Holder {
         loop {
             let again_at = self.step();
             tokio::select! {
+                biased;
                 orders = heard(&mut self.orders) => self.hear(orders),
                 registered = newly_registered(&mut self.founding) => self.found(registered),
                 Some(built) = self.loads.join_next(), if !self.loads.is_empty() => self.loaded(built).await,

@@ -1,9 +1,10 @@
 //! Which of its models a worker holds, which it is to hold, and what it does next about that. No clock, and nothing that acts.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::load::{LoadState, ModelSpec};
 use taskyard_shared::retry::Backoff;
+use tokio::time::Instant;
 
 /// Where a model is on its way in or out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

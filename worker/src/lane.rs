@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use taskyard_shared::broker::{
@@ -16,6 +16,7 @@ use taskyard_shared::retry::Backoff;
 use taskyard_shared::{Timestamp, Topology, messages, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{error, info, warn};
 
@@ -233,6 +234,7 @@ impl Serving {
                 }
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
                 () = self.draining.cancelled() => {}
             }
@@ -360,6 +362,7 @@ impl Serving {
             lane.busy.fetch_add(1, Ordering::Relaxed);
             metrics.batch(&lane.spec.name, size);
             let not_begun = tokio::select! {
+                biased;
                 not_begun = attempt(&yard, &lane, &*handler, batch) => not_begun,
                 // The deliveries are not acked, and their leases run out: they come again.
                 () = closing.cancelled() => Vec::new(),
@@ -429,7 +432,7 @@ impl Serving {
 async fn closed(closes: Option<Instant>) {
     // The runtime's timer counts in whole milliseconds: even what is due would wait for the next.
     if let Some(closes) = closes.filter(|closes| *closes > Instant::now()) {
-        tokio::time::sleep_until(closes.into()).await;
+        tokio::time::sleep_until(closes).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Leases of the attempts that run here, renewed together: one call of the store for all of them.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tracing::warn;
 /// How often it is looked whether anything was to be cancelled: one number, however many tasks run.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-type Table = Mutex<HashMap<u128, Entry>>;
+type Table = Mutex<BTreeMap<u128, Entry>>;
 
 struct Entry {
     id: TaskId,
@@ -48,7 +48,7 @@ impl Drop for Lease {
     }
 }
 
-fn lock(table: &Table) -> std::sync::MutexGuard<'_, HashMap<u128, Entry>> {
+fn lock(table: &Table) -> std::sync::MutexGuard<'_, BTreeMap<u128, Entry>> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -75,6 +75,7 @@ impl Leases {
         let mut cancellations = None;
         loop {
             tokio::select! {
+                biased;
                 _ = ticks.tick() => {}
                 _ = looks.tick() => {
                     if lock(&self.table).is_empty() {

@@ -42,10 +42,11 @@ impl Reporter {
         let (mut count, mut failing) = (0u32, false);
         loop {
             tokio::select! {
+                biased;
+                () = done.cancelled() => break,
                 _ = ticks.tick() => {}
                 // A model that is new here is announced at once.
                 Ok(()) = changes.changed() => count = 0,
-                () = done.cancelled() => break,
             }
             let lanes = self.lanes.all();
             for lane in &lanes {

@@ -1,10 +1,11 @@
 //! Has the scheduler watch over attempts that last, so that no delivery is kept unacked for longer than the broker bears.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::broker::{self, Broker, Need, Verdict, publish_surely};
 use taskyard_shared::{Topology, messages};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -13,7 +14,7 @@ use crate::held::Held;
 /// Never, without a time.
 pub(crate) async fn until(at: Option<Instant>) {
     match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
+        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

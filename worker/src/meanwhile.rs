@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::value::RawValue;
@@ -17,6 +17,7 @@ use taskyard_shared::store::stream::STREAM_BYTES;
 use taskyard_shared::store::{Append, Appended, Said, Store, until_answered};
 use taskyard_shared::{TaskId, Timestamp, Usage};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -288,9 +289,10 @@ impl Pump {
         loop {
             let due = later.iter().filter_map(|speaker| speaker.pending().due()).min();
             tokio::select! {
+                biased;
+                () = closing.cancelled() => return,
                 () = self.wake.notified() => {}
                 () = crate::long::until(due), if due.is_some() => {}
-                () = closing.cancelled() => return,
             }
             let mut speakers = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
             speakers.append(&mut later);

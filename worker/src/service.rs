@@ -206,6 +206,7 @@ impl Worker {
         info!(worker.id = %id, models = lanes.all().len(), "serving");
 
         tokio::select! {
+            biased;
             () = stop.cancelled() => info!(worker.id = %id, "draining"),
             () = kill.cancelled() => {}
             () = holder.keep() => {}
@@ -215,6 +216,7 @@ impl Worker {
         let mut left = Vec::new();
         let patience = Duration::from_secs(settings.drain_s);
         let in_time = tokio::select! {
+            biased;
             () = holder.drained(&mut left) => true,
             () = tokio::time::sleep(patience) => false,
             () = kill.cancelled() => false,
@@ -265,6 +267,7 @@ async fn declare(
                 tries += 1;
                 warn!(%failure, "the queues cannot be declared yet");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
                     () = stop.cancelled() => return Err(failure),
                 }

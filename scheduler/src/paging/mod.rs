@@ -11,7 +11,7 @@ mod write;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
 use taskyard_shared::control::{ExpectedTime, Place, Told, Waiting};
@@ -19,6 +19,7 @@ use taskyard_shared::store::Store;
 use taskyard_shared::{State, TaskId, TaskResult, Timestamp, Topology};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -185,6 +186,7 @@ impl Paging {
     pub async fn next(&mut self) -> Ended {
         loop {
             tokio::select! {
+                biased;
                 Some(written) = self.writing.join_next() => return Ended::Written(written.ok()),
                 Some(found) = self.looking.join_next() => if let Ok((record, answer)) = found {
                     return Ended::Found(record.map(Box::new), answer);

@@ -3,7 +3,7 @@
 //! The prefetch is what bounds it. What was read and is not wanted yet waits here, and goes back when the broker would lose patience.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use taskyard_shared::broker::{self, Acker, Broker, BrokerError, Delivery, Need, Receipt, Verdict, publish_surely};
@@ -11,6 +11,7 @@ use taskyard_shared::dead::{self, Letter};
 use taskyard_shared::store::{Accepted, Store};
 use taskyard_shared::{Envelope, Topology, envelope, messages, wire};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -61,8 +62,9 @@ impl Reader {
         let acker = consumer.acker();
         loop {
             let mut pages = tokio::select! {
-                pages = consumer.next_batch(READ) => pages?,
+                biased;
                 () = self.closing.cancelled() => break,
+                pages = consumer.next_batch(READ) => pages?,
             };
             match self.is_wanted().await {
                 Some(true) => {}
@@ -88,6 +90,7 @@ impl Reader {
     /// Waits until more may come in; `false` when that takes too long, and nothing when it is over.
     async fn is_wanted(&mut self) -> Option<bool> {
         tokio::select! {
+            biased;
             wanted = self.wanted.wait_for(|wanted| *wanted) => wanted.ok().map(|_| true),
             () = tokio::time::sleep(self.patience) => Some(false),
             () = self.closing.cancelled() => None,

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Instant;
 
 use taskyard_shared::Priority;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::label::{Line, Whose, number};
 use crate::planner::{Away, AwayByPriority, Takes};

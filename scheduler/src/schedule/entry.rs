@@ -1,11 +1,12 @@
 //! The schedules that are kept, and which of them is due next.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use taskyard_shared::Timestamp;
 use taskyard_shared::broker::Receipt;
 use taskyard_shared::schedule::{Schedule, ScheduleOrder};
+use tokio::time::Instant;
 use tracing::warn;
 
 /// Tenant and name.

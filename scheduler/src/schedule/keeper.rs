@@ -1,7 +1,7 @@
 //! Keeps the schedules of a yard: holds their messages, and writes down what changes of them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use taskyard_shared::broker::{
@@ -13,6 +13,7 @@ use taskyard_shared::schedule::{ScheduleOrder, limits};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Timestamp, Topology};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use uuid::Uuid;
@@ -76,8 +77,9 @@ impl Keeper {
         loop {
             let deliveries = match is_read {
                 false => tokio::select! {
-                    deliveries = consumer.next_batch(READ) => deliveries?,
+                    biased;
                     () = self.closing.cancelled() => return Ok(false),
+                    deliveries = consumer.next_batch(READ) => deliveries?,
                 },
                 // Beside the mark there may be what came by other channels.
                 true => match consumer.next_batch(READ).now_or_never() {

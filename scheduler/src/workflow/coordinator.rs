@@ -1,8 +1,8 @@
 //! Runs the workflows of a shard: sends their steps, takes in how these end, writes down how far each has come.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use taskyard_shared::broker::{
@@ -15,6 +15,7 @@ use taskyard_shared::workflow::{Machine, WorkflowId, WorkflowOrder, WorkflowStat
 use taskyard_shared::{Envelope, Reply, State, TaskId, TaskResult, Timestamp, Topology, messages, wire};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -64,7 +65,7 @@ pub(crate) struct Coordinator {
 
 /// What happens to a workflow that runs, beside its steps.
 struct Board {
-    runs: HashMap<WorkflowId, Run>,
+    runs: BTreeMap<WorkflowId, Run>,
     /// Deliveries that wait for room.
     waiting: VecDeque<(Delivery, Instant)>,
     /// Being written and told of.
@@ -87,7 +88,7 @@ impl Coordinator {
         let mut orders = self.broker.consume(&self.topology.workflows(self.shard), prefetch).await?;
         let result_acker = results.acker();
         let mut board = Board {
-            runs: HashMap::new(),
+            runs: BTreeMap::new(),
             waiting: VecDeque::new(),
             finishing: HashSet::new(),
             ended: VecDeque::new(),

@@ -1,7 +1,7 @@
 //! One workflow that runs here: its machine, the delivery that owns it, and what is to be sent for it.
 
 use std::collections::HashMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use taskyard_shared::broker::Receipt;
@@ -10,6 +10,7 @@ use taskyard_shared::workflow::{
     Command, Ended, Machine, StepError, StepOf, StepState, StepTimings, WorkflowOrder, WorkflowState,
 };
 use taskyard_shared::{Carried, Envelope, Reply, State, Task, TaskError, TaskId, TaskResult, Timestamp};
+use tokio::time::Instant;
 
 /// Its record is written no more often than this, and no more of the time than a part.
 const WRITTEN_EVERY: Duration = Duration::from_millis(300);

@@ -46,6 +46,7 @@ impl Teller {
                         warn!(workflow.id = %write.id.0, %failure, "the end of a workflow waits for the store");
                     }
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
                         () = self.closing.cancelled() => return None,
                     }

@@ -73,6 +73,7 @@ pub async fn publish_surely(
                 warn!(%failure, messages = pending.len(), "messages wait for the broker");
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
                 () = closing.cancelled() => return Err(Closing),
             }

@@ -22,6 +22,7 @@ pub async fn until_answered<T, F: Future<Output = Result<T, StoreError>>>(
                     warn!(%failure, "{what} wait for the store");
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(Backoff::RECONNECT.delay(tries, fastrand::f64())) => {}
                     () = closing.cancelled() => return None,
                 }

@@ -1,7 +1,9 @@
 //! Buckets of tokens. They are not kept: after a restart each is full, as it is after a while anyway.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::store::{TakeTokens, TokensTaken};
 

@@ -19,10 +19,10 @@ mod streams;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use self::buckets::Buckets;
 use self::entry::Entry;
@@ -81,8 +81,7 @@ struct Clock {
 
 impl Clock {
     fn new() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { start_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), start: Instant::now() }
+        Self { start_ms: u64::try_from(Timestamp::now().as_micros() / 1000).unwrap_or(0), start: Instant::now() }
     }
 
     fn now_ms(self) -> u64 {
