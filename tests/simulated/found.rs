@@ -1,0 +1,1 @@
+//! The shortest history of each fault that was found, and what was broken.
