@@ -539,12 +539,18 @@ impl Core {
         if !failed.is_empty() {
             self.paused_until = Some(Instant::now() + PAUSE);
         }
-        for task in failed {
+        for mut task in failed {
             let id = task.envelope.id;
-            self.outstanding.remove(&id);
-            self.planner.handle_dispatch_failed(id);
-            self.held.insert(id, task);
-            self.carry_out_wish(id);
+            if self.planner.handle_dispatch_failed(id) {
+                self.outstanding.remove(&id);
+                self.held.insert(id, task);
+                self.carry_out_wish(id);
+            } else {
+                // It arrived after all, and was heard of since: a worker claims it before it runs it again, or it waits already, as a copy
+                // that came back.
+                task.envelope.attempts = task.envelope.attempts.max(1);
+                self.take_back(task);
+            }
         }
         for (task, message) in unwritable {
             self.outstanding.remove(&task.envelope.id);

@@ -33,6 +33,8 @@ pub enum Rule {
     WrongDeadLetter,
     /// Something is left in a queue.
     Stray,
+    /// It did not come to rest.
+    GaveUp,
     /// A role ended by itself, or did not when it was told to.
     WrongExit,
     Panicked,
@@ -57,6 +59,9 @@ pub fn check(history: &History, seen: &Seen) -> Vec<Broken> {
     checker.dead_letters();
     for (queue, ready, unacked) in &seen.left {
         checker.broke(Rule::Stray, format!("{queue}: {ready} ready, {unacked} unacked"));
+    }
+    if seen.gave_up && checker.broken.is_empty() {
+        checker.broke(Rule::GaveUp, format!("at {} ms", seen.ended_ms));
     }
     for end in &seen.wrong_ends {
         checker.broke(Rule::WrongExit, end.clone());
@@ -182,13 +187,18 @@ impl<'a> Checker<'a> {
         if task.meant == Meant::Refused && !own.is_empty() {
             self.broke(Rule::RefusedAndRan, format!("{task:?}"));
         }
-        self.repeats(&format!("{task:?}"), &own);
+        // A copy that comes just as the first one ends, or to another scheduler at the same time, is run too; one of them is settled.
+        if task.again_ms.is_none() {
+            self.repeats(&format!("{task:?}"), &own);
+        }
     }
 
     /// How often it ran, and why.
     fn repeats(&mut self, what: &str, own: &[&Execution]) {
         let (Some(first), Some(last)) = (own.first(), own.last()) else { return };
-        let allowed = MAX_ATTEMPTS as usize + self.faults_until(first.at_ms, last.at_ms);
+        // Counted anew after a flush.
+        let lives = 1 + self.history.faults.iter().filter(|fault| fault.kind == Kind::Flush).count();
+        let allowed = MAX_ATTEMPTS as usize * lives + self.faults_until(first.at_ms, last.at_ms);
         if own.len() > allowed {
             self.broke(Rule::TooManyAttempts, format!("{what} ran {} times of {allowed}", own.len()));
         }
@@ -265,7 +275,9 @@ impl<'a> Checker<'a> {
                 self.broke(Rule::WrongDeadLetter, what);
             }
         }
-        if self.history.faults.is_empty() && dead.len() < self.seen.dead.len() {
+        // What is published again may be buried again.
+        let is_quiet = self.history.faults.is_empty() && self.history.tasks.iter().all(|task| task.again_ms.is_none());
+        if is_quiet && dead.len() < self.seen.dead.len() {
             self.broke(Rule::WrongDeadLetter, "one came twice");
         }
     }

@@ -48,7 +48,9 @@ impl Long {
         }
         if publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok() {
             info!(tasks = sent.len(), "run for long: their scheduler watches over them");
-            broker::settle(sent.into_iter().filter_map(|held| held.receipt.take()).collect(), Verdict::Ack).await;
+            let receipts = sent.into_iter().filter_map(|held| held.receipt.take()).collect();
+            // By itself: the attempt may end meanwhile, with which this is dropped, and nobody else has the receipts.
+            tokio::spawn(broker::settle(receipts, Verdict::Ack));
         }
     }
 }
