@@ -269,7 +269,11 @@ impl<'a> Checker<'a> {
                 State::Rejected => result.error.as_ref().is_some_and(|error| error.code == "unknown_model"),
                 _ => false,
             };
-            let buried: BTreeSet<bool> = results.map(|result| is_to_be_buried(&result)).collect();
+            let mut buried: BTreeSet<bool> = results.map(|result| is_to_be_buried(&result)).collect();
+            if task.meant == Meant::Refused && self.history.faults.iter().any(|fault| is_unmarked(fault.kind)) {
+                // What comes again unmarked is taken for the same task published again, whose letter is there.
+                buried.insert(false);
+            }
             if !buried.is_empty() && !buried.contains(&dead.contains(&id)) {
                 let what = format!("{task:?}: {}", if dead.contains(&id) { "has one" } else { "has none" });
                 self.broke(Rule::WrongDeadLetter, what);
@@ -281,4 +285,8 @@ impl<'a> Checker<'a> {
             self.broke(Rule::WrongDeadLetter, "one came twice");
         }
     }
+}
+
+fn is_unmarked(kind: Kind) -> bool {
+    matches!(kind, Kind::Cut { back, .. } if back.unmarked)
 }
