@@ -28,12 +28,14 @@ pub enum Way {
     Single,
     Batch,
     Http,
+    /// Many to a request.
+    HttpBatch,
 }
 
 impl Way {
     /// Whether its result comes to the reply queue. Over HTTP it is looked up.
     pub fn is_told(self) -> bool {
-        self != Self::Http
+        !matches!(self, Self::Http | Self::HttpBatch)
     }
 }
 
@@ -122,6 +124,11 @@ impl Suffered {
     /// Records are gone afterwards: what had ended is not known any more.
     pub fn loses_records(&self) -> bool {
         self.kind == "store_flush"
+    }
+
+    /// Whether attempts may be cut by it. What the time is said to be is no reason to run anything again.
+    pub fn cuts_attempts(&self) -> bool {
+        self.kind != "role_clock"
     }
 }
 

@@ -1,10 +1,11 @@
 //! The load: what is published, by whom, and what is written down about it. Whatever is not confirmed is published again under
 //! its id, until it is.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use taskyard_shared::broker::{Broker, Destination, Message, Properties};
 use taskyard_shared::messages::RESULTS_HEADER;
@@ -52,7 +53,7 @@ impl Tasks {
         Self { random: fastrand::Rng::with_seed(seed ^ (way as u64 + 1) << 32), way, slow_per_mille }
     }
 
-    fn next(&mut self, n: usize) -> Task {
+    pub fn next(&mut self, n: usize) -> Task {
         let random = &mut self.random;
         let id = Uuid::from_u128(random.u128(..));
         let (mut meant, mut max_attempts) = (Meant::Succeeds, MAX_ATTEMPTS);
@@ -69,7 +70,7 @@ impl Tasks {
                 input["fails"] = json!(1_000);
             }
             10..50 => input["fails"] = json!(random.u32(1..3)),
-            50..60 if self.way.is_told() => {
+            50..60 => {
                 meant = Meant::Refused;
                 body["model"] = json!("nowhere");
             }
@@ -99,6 +100,8 @@ pub struct Known {
     pub to_be_told: HashSet<Uuid>,
     /// Accepted over HTTP.
     pub to_be_found: HashSet<Uuid>,
+    /// Those of them that nobody asks about at the moment.
+    pub to_be_asked: VecDeque<Uuid>,
     /// Those of them that may end without having run.
     pub may_not_run: HashSet<Uuid>,
     pub told: HashSet<Uuid>,
@@ -127,8 +130,12 @@ impl Books {
         let lines: Vec<Accepted> = ids.iter().map(|id| Accepted { at: now_ms(), id: *id }).collect();
         self.files.write(ACCEPTED, &lines);
         let mut known = self.known.lock().unwrap();
-        let set = if way.is_told() { &mut known.to_be_told } else { &mut known.to_be_found };
-        set.extend(ids);
+        if way.is_told() {
+            known.to_be_told.extend(ids);
+        } else {
+            known.to_be_found.extend(ids);
+            known.to_be_asked.extend(ids);
+        }
     }
 
     fn not_accepted(&self, ids: Vec<Uuid>, why: String) {
@@ -225,33 +232,45 @@ pub fn http() -> reqwest::Client {
     reqwest::Client::builder().no_proxy().timeout(HTTP_LIMIT).build().unwrap()
 }
 
-/// A client over HTTP.
+/// A client over HTTP, one task to a request or `BATCH` of them.
 pub struct Caller {
     pub api: String,
+    pub http: reqwest::Client,
     pub books: Books,
+    pub way: Way,
 }
 
 impl Caller {
-    pub async fn run(self, tasks: Tasks, count: usize, duration: Duration) {
-        let http = http();
-        evenly(tasks, count, duration, 16, async |tasks| {
-            self.books.attempted(Way::Http, &tasks);
-            futures_util::future::join_all(tasks.iter().map(|task| self.put(&http, task))).await;
-        })
-        .await;
+    pub fn new(api: &str, books: &Books, way: Way) -> Self {
+        Self { api: api.to_owned(), http: http(), books: books.clone(), way }
     }
 
-    /// Until it is accepted.
-    async fn put(&self, http: &reqwest::Client, task: &Task) {
+    pub async fn run(self, tasks: Tasks, count: usize, duration: Duration) {
+        evenly(tasks, count, duration, BATCH, async |tasks| self.publish(&tasks).await).await;
+    }
+
+    /// Until all are accepted.
+    pub async fn publish(&self, tasks: &[Task]) {
+        self.books.attempted(self.way, tasks);
+        match self.way {
+            Way::HttpBatch => {
+                for tasks in tasks.chunks(BATCH) {
+                    self.post(tasks).await;
+                }
+            }
+            _ => drop(futures_util::future::join_all(tasks.iter().map(|task| self.put(task))).await),
+        }
+    }
+
+    async fn put(&self, task: &Task) {
         let url = format!("{}/v1/tasks/{}", self.api, task.id);
         loop {
-            let why = match http.put(&url).json(&task.body).send().await {
+            let why = match self.http.put(&url).json(&task.body).send().await {
                 Ok(answer) if answer.status().is_success() => break,
                 Ok(answer) => {
                     let status = answer.status();
                     let text = answer.text().await.unwrap_or_default();
-                    let is_for_later = status.is_server_error() || status.as_u16() == 429;
-                    assert!(is_for_later, "{status} to a task that is in order: {text}");
+                    assert!(is_for_later(status.as_u16()), "{status} to a task that is in order: {text}");
                     format!("{status}: {text}")
                 }
                 Err(error) => error.to_string(),
@@ -259,13 +278,55 @@ impl Caller {
             self.books.not_accepted(vec![task.id], why);
             tokio::time::sleep(AGAIN_AFTER).await;
         }
-        self.books.accepted(Way::Http, &[task.id]);
-        if matches!(task.meant, Meant::MayBeCancelled | Meant::MayBeLate) {
-            self.books.known.lock().unwrap().may_not_run.insert(task.id);
+        self.accepted(&[task]).await;
+    }
+
+    async fn post(&self, tasks: &[Task]) {
+        /// What is said of one task.
+        #[derive(Deserialize)]
+        struct Answer {
+            status: u16,
         }
-        if task.meant == Meant::MayBeCancelled {
-            // Whether it comes in time, or at all, is not what this is about.
-            let _asked = http.post(format!("{url}/cancel")).send().await;
+        let mut left: Vec<&Task> = tasks.iter().collect();
+        while !left.is_empty() {
+            let body: Vec<&Value> = left.iter().map(|task| &task.body).collect();
+            let asked = self.http.post(format!("{}/v1/batches", self.api)).json(&body).send().await;
+            let (why, text) = match asked {
+                Ok(answer) => (answer.status().to_string(), answer.text().await.unwrap_or_default()),
+                Err(error) => (error.to_string(), String::new()),
+            };
+            // Where it was refused as a whole, or torn off, there is no answer for each.
+            let answers: Vec<Answer> = serde_json::from_str(&text).unwrap_or_default();
+            let is_accepted = |at: usize| answers.get(at).is_some_and(|answer| answer.status < 300);
+            for answer in answers.iter().filter(|answer| answer.status >= 300) {
+                assert!(is_for_later(answer.status), "tasks that are in order: {text}");
+            }
+            let (mut accepted, mut again) = (Vec::new(), Vec::new());
+            for (at, task) in left.into_iter().enumerate() {
+                if is_accepted(at) { &mut accepted } else { &mut again }.push(task);
+            }
+            self.accepted(&accepted).await;
+            if !again.is_empty() {
+                self.books.not_accepted(again.iter().map(|task| task.id).collect(), format!("{why}: {text}"));
+                tokio::time::sleep(AGAIN_AFTER).await;
+            }
+            left = again;
         }
     }
+
+    async fn accepted(&self, tasks: &[&Task]) {
+        self.books.accepted(self.way, &tasks.iter().map(|task| task.id).collect::<Vec<_>>());
+        let may_not_run = |task: &&&Task| !matches!(task.meant, Meant::Succeeds | Meant::Fails);
+        let ids = tasks.iter().filter(may_not_run).map(|task| task.id);
+        self.books.known.lock().unwrap().may_not_run.extend(ids);
+        for task in tasks.iter().filter(|task| task.meant == Meant::MayBeCancelled) {
+            // Whether it comes in time, or at all, is not what this is about.
+            let _asked = self.http.post(format!("{}/v1/tasks/{}/cancel", self.api, task.id)).send().await;
+        }
+    }
+}
+
+/// Whether a refusal says that the same may be taken later.
+pub fn is_for_later(status: u16) -> bool {
+    status >= 500 || status == 429
 }

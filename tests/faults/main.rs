@@ -7,17 +7,23 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod ask;
 mod check;
+mod disk;
+mod embedded;
 mod ledger;
 mod load;
 mod nemesis;
 mod observe;
+mod overtake;
 mod plan;
 mod relay;
 mod roles;
 mod run;
 mod schedule;
 mod servers;
+mod tweaks;
+mod verdict;
 mod workflows;
 mod yard;
 
@@ -43,6 +49,20 @@ fn number(name: &str, otherwise: u64) -> u64 {
     value.parse().unwrap_or_else(|error| panic!("{name}={value}: {error}"))
 }
 
+/// What of these kinds is not left out by the settings, and can be done here.
+fn menu(kinds: &[(&'static str, u32)]) -> plan::Menu {
+    let without = std::env::var("TASKYARD_FAULTS_WITHOUT").unwrap_or_default();
+    let mut without: Vec<&str> = without.split(',').filter(|kind| !kind.is_empty()).collect();
+    for kind in &without {
+        assert!(plan::is_kind(kind), "TASKYARD_FAULTS_WITHOUT: there is no fault {kind}");
+    }
+    if !servers::has_program("cc") {
+        eprintln!("no slow disks and no wrong clocks: there is no C compiler");
+        without.extend(plan::NEED_A_COMPILER);
+    }
+    kinds.iter().copied().filter(|(kind, _)| !without.contains(kind)).collect()
+}
+
 fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64) -> Plan {
     let queue_type = match std::env::var("TASKYARD_FAULTS_QUEUE_TYPE").as_deref() {
         Err(_) | Ok("auto") => QueueType::Auto,
@@ -50,11 +70,6 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64)
         Ok("quorum") => QueueType::Quorum,
         Ok(other) => panic!("TASKYARD_FAULTS_QUEUE_TYPE={other}: auto, classic or quorum"),
     };
-    let without = std::env::var("TASKYARD_FAULTS_WITHOUT").unwrap_or_default();
-    let without: Vec<String> = without.split(',').filter(|kind| !kind.is_empty()).map(str::to_owned).collect();
-    for kind in &without {
-        assert!(plan::is_kind(kind), "TASKYARD_FAULTS_WITHOUT: there is no fault {kind}");
-    }
     let tasks = number("TASKYARD_FAULTS_TASKS", tasks);
     Plan {
         seed: number("TASKYARD_FAULTS_SEED", seed),
@@ -64,14 +79,25 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64)
         every_ms: number("TASKYARD_FAULTS_EVERY_MS", every_ms),
         queue_type,
         window_tasks: number("TASKYARD_FAULTS_WINDOW", window_tasks),
-        without,
+        menu: menu(&plan::UPON_SERVERS),
     }
 }
+
+fn planned_embedded(seed: u64, tasks: u64, faults: u64, every_ms: u64, megabytes: u32) -> embedded::Plan {
+    let Plan { seed, tasks, workflows, faults, every_ms, window_tasks, .. } =
+        planned(seed, tasks, faults, every_ms, 100);
+    let menu = menu(&plan::UPON_ONE_PROCESS);
+    embedded::Plan { seed, tasks, workflows, faults, every_ms, window_tasks, menu, megabytes }
+}
+
+/// Runs take the machine to themselves.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_thousand_tasks_survive_every_kind_of_fault() {
     let Some(programs) = programs("the short run of faults") else { return };
-    run(planned(1, 3_000, 15, 1_500, 100), programs).await;
+    let _alone = ALONE.lock().await;
+    run(planned(1, 3_000, 20, 1_500, 100), programs).await;
 }
 
 /// `cargo test --release --test faults -- --ignored --nocapture long`
@@ -80,6 +106,19 @@ async fn three_thousand_tasks_survive_every_kind_of_fault() {
 async fn a_long_run_of_half_a_million_tasks_and_two_hundred_faults() {
     let Some(programs) = programs("the long run of faults") else { return };
     run(planned(now_seed(), 500_000, 200, 5_000, 1_000), programs).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_hundred_tasks_of_one_process_survive_its_kills_and_a_full_disk() {
+    let _alone = ALONE.lock().await;
+    embedded::run(planned_embedded(1, 500, 10, 1_000, 64)).await;
+}
+
+/// `cargo test --release --test faults -- --ignored --nocapture one_process`
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes ten minutes"]
+async fn fifty_thousand_tasks_of_one_process_survive_a_hundred_faults() {
+    embedded::run(planned_embedded(now_seed(), 50_000, 100, 5_000, 512)).await;
 }
 
 /// Another one each time; it is printed.

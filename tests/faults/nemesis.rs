@@ -12,7 +12,8 @@ use crate::ledger::{FAULTS, Files, Suffered, now_ms};
 use crate::plan::{Fault, Planned, Victim};
 use crate::relay::Weather;
 use crate::roles::Order;
-use crate::yard::{ROLES, Yard};
+use crate::tweaks::Tweaks;
+use crate::yard::Yard;
 
 /// RabbitMQ is to be up for so long between two ends of it, whatever they took.
 const BETWEEN_BROKER_ENDS: Duration = Duration::from_secs(45);
@@ -25,13 +26,14 @@ pub struct Nemesis {
     files: Arc<Files>,
     /// One fault at a time upon each process; the servers have locks of their own.
     roles: Vec<Mutex<()>>,
+    disk: Mutex<()>,
     broker_ended: Mutex<Option<Instant>>,
 }
 
 impl Nemesis {
     pub fn new(yard: Arc<Yard>, files: Arc<Files>) -> Arc<Self> {
-        let roles = (0..ROLES).map(|_| Mutex::new(())).collect();
-        Arc::new(Self { yard, files, roles, broker_ended: Mutex::new(None) })
+        let roles = yard.roles.iter().map(|_| Mutex::new(())).collect();
+        Arc::new(Self { yard, files, roles, disk: Mutex::new(()), broker_ended: Mutex::new(None) })
     }
 
     /// Does all of it, and ends when all is healed.
@@ -61,6 +63,7 @@ impl Nemesis {
             }
             Victim::Broker => self.upon_broker(fault).await,
             Victim::Store => self.upon_store(fault).await,
+            Victim::Disk => self.upon_disk(fault).await,
         }
     }
 
@@ -84,23 +87,28 @@ impl Nemesis {
                 wait(for_ms).await;
                 role.order(Order::Signal(Signal::SIGCONT)).await;
             }
-            Fault::LinkCut { server, .. } => self.yard.link(index, server).cut(),
-            Fault::LinkHole { server, for_ms, .. } => {
-                self.yard.link(index, server).set(Weather::Hole);
+            Fault::RoleClock { by_ms, for_ms, .. } => {
+                role.tweaks().set_clock_ms(by_ms);
                 wait(for_ms).await;
-                self.yard.link(index, server).set(Weather::Clear);
+                role.tweaks().set_clock_ms(0);
+            }
+            Fault::LinkCut { server, .. } => self.yard.servers().link(index, server).cut(),
+            Fault::LinkHole { server, for_ms, .. } => {
+                self.yard.servers().link(index, server).set(Weather::Hole);
+                wait(for_ms).await;
+                self.yard.servers().link(index, server).set(Weather::Clear);
             }
             Fault::LinkDelay { server, each_ms, for_ms, .. } => {
-                self.yard.link(index, server).set(Weather::Delay(Duration::from_millis(each_ms)));
+                self.yard.servers().link(index, server).set(Weather::Delay(Duration::from_millis(each_ms)));
                 wait(for_ms).await;
-                self.yard.link(index, server).set(Weather::Clear);
+                self.yard.servers().link(index, server).set(Weather::Clear);
             }
             _ => unreachable!("{fault} is not upon a process"),
         }
     }
 
     async fn upon_broker(&self, fault: Fault) {
-        let mut rabbit = self.yard.rabbit.lock().await;
+        let mut rabbit = self.yard.servers().rabbit.lock().await;
         if matches!(fault, Fault::BrokerKill | Fault::BrokerRestart) {
             let mut ended = self.broker_ended.lock().await;
             if let Some(before) = *ended {
@@ -122,6 +130,12 @@ impl Nemesis {
                 wait(for_ms).await;
                 rabbit.control(&["set_vm_memory_high_watermark", "absolute", "2GB"]).await;
             }
+            Fault::BrokerDiskAlarm { for_ms } => {
+                rabbit.control(&["set_disk_free_limit", "1000TB"]).await;
+                wait(for_ms).await;
+                rabbit.control(&["set_disk_free_limit", "50MB"]).await;
+            }
+            Fault::BrokerSlow { each_ms, for_ms } => slow(rabbit.tweaks(), each_ms, for_ms).await,
             Fault::BrokerCloseConnections => {
                 rabbit.control(&["close_all_connections", "an operator closes them"]).await;
             }
@@ -131,7 +145,7 @@ impl Nemesis {
     }
 
     async fn upon_store(&self, fault: Fault) {
-        let mut redis = self.yard.redis.lock().await;
+        let mut redis = self.yard.servers().redis.lock().await;
         let from = now_ms();
         match fault {
             Fault::StoreKill { away_ms } => {
@@ -143,6 +157,14 @@ impl Nemesis {
                 redis.command(&["CLIENT", "PAUSE", &for_ms.to_string(), "ALL"]).await;
                 wait(for_ms).await;
             }
+            Fault::StoreFull { for_ms } => {
+                redis.fill_disk();
+                wait(for_ms).await;
+                // It ends itself with the first write, for it promised to have written what it answers.
+                redis.kill();
+                redis.begin().await;
+            }
+            Fault::StoreSlow { each_ms, for_ms } => slow(redis.tweaks(), each_ms, for_ms).await,
             Fault::StoreFlush => {
                 redis.command(&["FLUSHALL"]).await;
             }
@@ -150,6 +172,28 @@ impl Nemesis {
         }
         self.healed(fault, "store", from);
     }
+
+    async fn upon_disk(&self, fault: Fault) {
+        let _alone = self.disk.lock().await;
+        let from = now_ms();
+        match fault {
+            Fault::DiskFull { for_ms } => {
+                let disk = self.yard.disk.as_ref().expect("a disk that can be full");
+                disk.fill();
+                wait(for_ms).await;
+                disk.free();
+            }
+            Fault::DiskSlow { each_ms, for_ms } => slow(self.yard.roles[0].tweaks(), each_ms, for_ms).await,
+            _ => unreachable!("{fault} is not upon the disk"),
+        }
+        self.healed(fault, "disk", from);
+    }
+}
+
+async fn slow(tweaks: &Tweaks, each_ms: u64, for_ms: u64) {
+    tweaks.set_flush_ms(each_ms);
+    wait(for_ms).await;
+    tweaks.set_flush_ms(0);
 }
 
 async fn wait(for_ms: u64) {

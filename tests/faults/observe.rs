@@ -24,7 +24,7 @@ fn run_of(result: &TaskResult) -> Option<String> {
     Some(serde_json::from_str::<Output>(output.get()).unwrap().run)
 }
 
-fn told(result: &TaskResult) -> Told {
+pub fn told(result: &TaskResult) -> Told {
     let mut digest = DefaultHasher::new();
     digest.write(serde_json::to_string(result).unwrap().as_bytes());
     Told {

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use crate::harness::root;
 use crate::ledger::{ENDED, Ended, Files, now_ms};
 use crate::servers::Group;
+use crate::tweaks::Tweaks;
 
 /// From SIGTERM to the end, with `worker.drain_s` of 10 and servers that may be away.
 const TERM_PATIENCE: Duration = Duration::from_secs(45);
@@ -45,6 +46,10 @@ pub enum Order {
 /// How to start it, and how to see that it works.
 pub struct Recipe {
     pub name: String,
+    /// What comes before the program, as in `nice taskyard`; mostly nothing.
+    pub before: Vec<String>,
+    /// `None` where they cannot be had.
+    pub tweaks: Option<Arc<Tweaks>>,
     pub arguments: Vec<String>,
     pub environment: Vec<(String, String)>,
     /// In a line of its log, any of them.
@@ -54,6 +59,7 @@ pub struct Recipe {
 
 pub struct Role {
     pub name: String,
+    tweaks: Option<Arc<Tweaks>>,
     orders: mpsc::Sender<Order>,
     keeper: JoinHandle<()>,
 }
@@ -62,11 +68,15 @@ impl Role {
     /// Starts it and waits until it works.
     pub async fn start(recipe: Recipe, files: Arc<Files>) -> Self {
         let (orders, receiver) = mpsc::channel(16);
-        let name = recipe.name.clone();
+        let (name, tweaks) = (recipe.name.clone(), recipe.tweaks.clone());
         let mut keeper = Keeper { recipe, files, starts: 0, child: None, group: Group::new() };
         keeper.spawn();
         assert!(keeper.ready().await, "{name} does not start; see {}", keeper.log().display());
-        Self { name, orders, keeper: tokio::spawn(keeper.keep(receiver)) }
+        Self { name, tweaks, orders, keeper: tokio::spawn(keeper.keep(receiver)) }
+    }
+
+    pub fn tweaks(&self) -> &Tweaks {
+        self.tweaks.as_deref().expect("its faults are only done where there is a compiler")
     }
 
     pub async fn order(&self, order: Order) {
@@ -97,9 +107,14 @@ impl Keeper {
     fn spawn(&mut self) {
         self.starts += 1;
         let log = std::fs::File::create(self.log()).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_taskyard"))
-            .args(&self.recipe.arguments)
-            .envs(self.recipe.environment.iter().cloned())
+        let recipe = &self.recipe;
+        let words = recipe.before.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_taskyard")]);
+        let words: Vec<&str> = words.chain(recipe.arguments.iter().map(String::as_str)).collect();
+        let tweaks = recipe.tweaks.iter().flat_map(|tweaks| tweaks.environment());
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .envs(recipe.environment.iter().cloned())
+            .envs(tweaks)
             .env("NO_COLOR", "1")
             .current_dir(root())
             .stdin(Stdio::null())

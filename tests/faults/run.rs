@@ -1,29 +1,25 @@
 //! One run, from the start of the servers to the verdict.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
 use taskyard_shared::broker::{Broker, QueueSpec};
-use taskyard_shared::messages::work_queues;
 use taskyard_shared::process::settings::QueueType;
 use taskyard_shared::{TaskId, Topology};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::check::{Verdict, check};
-use crate::ledger::Way;
-use crate::ledger::{EXECUTED, Executed, Files, LEFT, Left, Meant, Overtaking, RECORDED, What, now_ms};
+use crate::ledger::{EXECUTED, Executed, Files, LEFT, Left, Overtaking, RECORDED, Way, What};
 use crate::load::{Books, Caller, Known, Publisher, Task, Tasks};
 use crate::nemesis::Nemesis;
 use crate::observe::{bury, observe, recorded};
-use crate::plan::{self, Planned};
+use crate::overtake::overtake;
+use crate::plan::{self, Menu, Planned};
 use crate::roles::panics;
-use crate::yard::{MAX_ATTEMPTS, NAMESPACE, ROLES, Yard};
-use crate::{schedule, workflows};
+use crate::yard::{NAMESPACE, ROLES, Servers, Yard};
+use crate::{schedule, verdict, workflows};
 
 /// After the last fault is healed something must end in this time, until all has.
 const QUIET_PATIENCE: Duration = Duration::from_secs(60);
@@ -32,6 +28,9 @@ const QUIET_PATIENCE: Duration = Duration::from_secs(60);
 const EMPTY_PATIENCE: Duration = Duration::from_secs(60);
 
 const POLL: Duration = Duration::from_millis(500);
+
+/// Tasks that are published before there is a yard.
+const EARLY: usize = 50;
 
 /// Records asked for at once.
 const RECORDS: usize = 500;
@@ -47,27 +46,20 @@ pub struct Plan {
     pub queue_type: QueueType,
     /// Tasks that a scheduler has in memory; more wait in the broker.
     pub window_tasks: u64,
-    /// Kinds of faults that are left out.
-    pub without: Vec<String>,
-}
-
-/// Where the ledger of a run is.
-fn folder(seed: u64) -> PathBuf {
-    let base = std::env::var_os("TASKYARD_FAULTS_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    let folder = base.join(format!("taskyard-faults-{seed}-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).unwrap();
-    folder
+    pub menu: Menu,
 }
 
 /// Runs it and prints the table. Panics when a promise was broken, with the seed and where the ledger is.
 pub async fn run(plan: Plan, programs: PathBuf) {
-    let folder = folder(plan.seed);
-    eprintln!("seed {}: the ledger and the logs are in {}", plan.seed, folder.display());
     let begun = Instant::now();
-    let files = Arc::new(Files::new(&folder));
-    let planned = plan::plan(plan.seed, plan.faults, ROLES, plan.every_ms, &plan.without);
-    let yard = Arc::new(Yard::start(programs, plan.queue_type, plan.window_tasks, &files).await);
-    let mut rig = Rig::new(&yard, files.clone()).await;
+    let files = Arc::new(Files::new(&verdict::folder(plan.seed)));
+    let planned = plan::plan(plan.seed, plan.faults, ROLES, plan.every_ms, &plan.menu);
+    let servers = Servers::start(programs, plan.queue_type, &files.folder).await;
+    let mut rig = Rig::new(&servers, files.clone()).await;
+    // Who publishes before there is a yard is refused until there is one.
+    let early = tokio::spawn(rig.early(&plan));
+    let yard = Arc::new(Yard::start(servers, plan.window_tasks, &files).await);
+    early.await.unwrap();
     eprintln!("the yard stands after {:.1} s", begun.elapsed().as_secs_f64());
     let schedule = schedule::Client::put(&yard.api, files.clone()).await;
     rig.load(&yard, &plan, planned).await;
@@ -88,21 +80,12 @@ pub async fn run(plan: Plan, programs: PathBuf) {
     ledger.panics = panics(&logs);
     ledger.gave_up = gave_up;
     ledger.overtaking = overtaking;
-    let verdict = check(&ledger);
-    eprintln!("{}", table(&plan, &verdict, begun.elapsed()));
-    if !verdict.broken.is_empty() {
-        let first: Vec<String> = verdict.broken.iter().take(20).map(ToString::to_string).collect();
-        panic!(
-            "seed {}: {:?}; the ledger and the logs are in {}\n{}",
-            plan.seed,
-            verdict.rules(),
-            folder.display(),
-            first.join("\n")
-        );
-    }
-    if std::env::var_os("TASKYARD_FAULTS_KEEP").is_none() {
-        std::fs::remove_dir_all(&folder).unwrap();
-    }
+    let about = [
+        ("seed", plan.seed.to_string()),
+        ("queue type", format!("{:?}", plan.queue_type)),
+        ("window", format!("{} tasks", plan.window_tasks)),
+    ];
+    verdict::judge(plan.seed, &about, &ledger, &files, begun.elapsed());
 }
 
 /// What stands outside the yard: clients, and those who read what comes of it.
@@ -116,13 +99,13 @@ struct Rig {
 }
 
 impl Rig {
-    async fn new(yard: &Yard, files: Arc<Files>) -> Self {
-        let broker: Arc<dyn Broker> = Arc::new(yard.broker().await);
+    async fn new(servers: &Servers, files: Arc<Files>) -> Self {
+        let broker: Arc<dyn Broker> = Arc::new(servers.broker().await);
         let topology = Topology::new(NAMESPACE);
         let replies = format!("{NAMESPACE}.ledger");
         let workflow_replies = format!("{replies}.workflows");
         broker.declare(&[QueueSpec::durable(&replies), QueueSpec::durable(&workflow_replies)]).await.unwrap();
-        broker.declare(&work_queues(&topology)).await.unwrap();
+        broker.declare_exchanges(&[topology.tasks_exchange()]).await.unwrap();
         let books = Books { files: files.clone(), known: Arc::new(std::sync::Mutex::new(Known::default())) };
         let known = Arc::<std::sync::Mutex<workflows::Known>>::default();
         let readers = vec![
@@ -137,6 +120,14 @@ impl Rig {
         Publisher { broker, replies: self.replies.clone(), books: self.books.clone(), way }
     }
 
+    /// Publishes some tasks before any queue takes them.
+    fn early(&self, plan: &Plan) -> impl Future<Output = ()> + Send + use<> {
+        let publisher = self.publisher(self.broker.clone(), Way::Single);
+        let mut tasks = Tasks::new(plan.seed ^ 0x6561_726c, Way::Single, EARLY, Duration::from_secs(1));
+        let tasks: Vec<Task> = (0..EARLY).map(|n| tasks.next(n)).collect();
+        async move { publisher.publish(&tasks).await }
+    }
+
     /// Publishes all and has all faults done, side by side.
     async fn load(&mut self, yard: &Arc<Yard>, plan: &Plan, planned: Vec<Planned>) {
         let last_fault = planned.last().map_or(0, |planned| planned.at_ms);
@@ -144,15 +135,17 @@ impl Rig {
         eprintln!("{} tasks and {} faults in {} s", plan.tasks, planned.len(), duration.as_secs());
         let (single, batch) = (plan.tasks * 2 / 5, plan.tasks * 2 / 5);
         let tasks = |way| Tasks::new(plan.seed, way, plan.tasks, duration);
-        let (first, second) = (Arc::new(yard.broker().await), Arc::new(yard.broker().await));
+        let (first, second) = (Arc::new(yard.servers().broker().await), Arc::new(yard.servers().broker().await));
         let singles = self.publisher(first, Way::Single).run(tasks(Way::Single), single, duration);
         let batches = self.publisher(second, Way::Batch).run(tasks(Way::Batch), batch, duration);
-        let caller = Caller { api: yard.api.clone(), books: self.books.clone() };
-        let calls = caller.run(tasks(Way::Http), plan.tasks - single - batch, duration);
+        let calls =
+            Caller::new(&yard.api, &self.books, Way::Http).run(tasks(Way::Http), plan.tasks - single - batch, duration);
         let client = workflows::Client {
-            broker: Arc::new(yard.broker().await),
+            post: workflows::Post::Message {
+                broker: Arc::new(yard.servers().broker().await),
+                replies: self.workflow_replies.clone(),
+            },
             api: yard.api.clone(),
-            replies: self.workflow_replies.clone(),
             files: self.books.files.clone(),
             known: self.workflows.clone(),
         };
@@ -165,7 +158,7 @@ impl Rig {
     async fn drain(&self, yard: &Yard) -> Option<String> {
         let mut before = usize::MAX;
         let mut moved = Instant::now();
-        let store = yard.store().await;
+        let store = yard.servers().store().await;
         let mut found: HashSet<Uuid> = HashSet::new();
         loop {
             let (untold, unfound) = {
@@ -219,55 +212,9 @@ impl Rig {
         self.books.files.read::<Executed>(EXECUTED).into_iter()
     }
 
-    /// With all healed, urgent tasks overtake a backlog of idle ones.
-    async fn overtake(&mut self) -> Overtaking {
-        const BACKLOG: usize = 300;
-        const URGENT: usize = 10;
+    async fn overtake(&self) -> Overtaking {
         let publisher = self.publisher(self.broker.clone(), Way::Single);
-        let probe = |n: usize, priority: u8| {
-            let id = Uuid::new_v4();
-            let input = json!({"n": n, "ms": 20});
-            let body = json!({"id": id, "model": "probe", "priority": priority, "input": input});
-            Task { id, meant: Meant::Succeeds, body, max_attempts: MAX_ATTEMPTS }
-        };
-        let idle: Vec<Task> = (0..BACKLOG).map(|n| probe(n, 1)).collect();
-        publisher.publish(&idle).await;
-        let idle: HashSet<Uuid> = idle.iter().map(|task| task.id).collect();
-        self.told_of(idle.iter().copied(), 10).await;
-        let urgent: Vec<Task> = (0..URGENT).map(|n| probe(n, 9)).collect();
-        publisher.publish(&urgent).await;
-        let accepted_at = now_ms();
-        let urgent: HashSet<Uuid> = urgent.iter().map(|task| task.id).collect();
-        self.told_of(urgent.iter().chain(&idle).copied(), BACKLOG + URGENT).await;
-
-        let starts: Vec<Executed> = self.executed().filter(|line| line.what == What::Started).collect();
-        let idle_before = |at: u64| {
-            starts.iter().filter(|line| idle.contains(&line.id) && line.at >= accepted_at && line.at < at).count()
-        };
-        let most_before = starts
-            .iter()
-            .filter(|line| urgent.contains(&line.id))
-            .map(|line| idle_before(line.at))
-            .max()
-            .unwrap_or(BACKLOG);
-        // A slot and a delivery ahead of it on each worker, and what is under way while an urgent one is taken in.
-        Overtaking { backlog: BACKLOG, urgent: URGENT, most_before, allowed: 30 }
-    }
-
-    /// Waits until so many of these were told; no longer than a minute.
-    async fn told_of(&self, ids: impl Iterator<Item = Uuid>, at_least: usize) {
-        let ids: Vec<Uuid> = ids.collect();
-        let begun = Instant::now();
-        while begun.elapsed() < QUIET_PATIENCE {
-            let told = {
-                let known = self.books.known.lock().unwrap();
-                ids.iter().filter(|id| known.told.contains(*id)).count()
-            };
-            if told >= at_least {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        overtake(&self.books, async |tasks| publisher.publish(tasks).await).await
     }
 
     /// Nothing is left in any queue, a moment after the last result.
@@ -275,7 +222,7 @@ impl Rig {
     async fn look_at_queues(&self, yard: &Yard) -> usize {
         let begun = Instant::now();
         loop {
-            let queues = yard.rabbit.lock().await.queues().await;
+            let queues = yard.servers().rabbit.lock().await.queues().await;
             // That a schedule was removed is kept for a while, lest an ack that was lost bring it back.
             let queues = queues.into_iter().filter(|(queue, ..)| *queue != Topology::new(NAMESPACE).schedules());
             let left: Vec<Left> = queues.map(|(queue, ready, unacked)| Left { queue, ready, unacked }).collect();
@@ -289,7 +236,7 @@ impl Rig {
     }
 
     async fn look_at_records(&self, yard: &Yard) {
-        let store = yard.store().await;
+        let store = yard.servers().store().await;
         let ids: Vec<Uuid> = {
             let known = self.books.known.lock().unwrap();
             known.to_be_told.iter().chain(&known.to_be_found).copied().collect()
@@ -306,40 +253,4 @@ impl Rig {
             reader.abort();
         }
     }
-}
-
-fn table(plan: &Plan, verdict: &Verdict, took: Duration) -> String {
-    let figures = &verdict.figures;
-    let mut text = String::new();
-    let mut row = |name: &str, value: String| writeln!(text, "  {name:<34} {value}").unwrap();
-    row("seed", plan.seed.to_string());
-    row("queue type", format!("{:?}", plan.queue_type));
-    row("window", format!("{} tasks", plan.window_tasks));
-    row("took", format!("{} s", took.as_secs()));
-    row("tasks published", figures.attempted.to_string());
-    row("  confirmed", figures.accepted.to_string());
-    row("  published again", figures.published_again.to_string());
-    for (state, count) in &figures.ends {
-        row(&format!("ended as {state}"), count.to_string());
-    }
-    for (state, count) in &figures.workflows {
-        row(&format!("workflows ended as {state}"), count.to_string());
-    }
-    row("  executions of their steps", figures.steps_executed.to_string());
-    row("ticks of a schedule", figures.ticks.to_string());
-    row("  repeated", figures.ticks_repeated.to_string());
-    row("records gone with a flush", figures.forgotten.to_string());
-    row("results told", figures.results.to_string());
-    row("  again, the same", figures.told_again.to_string());
-    row("  again, another, after a flush", figures.told_again_after_flush.to_string());
-    row("executions", figures.executions.to_string());
-    row("  repeated", figures.repeats.to_string());
-    row("longest without an end or a fault", format!("{} ms", figures.longest_quiet_ms));
-    row("faults", figures.faults.values().sum::<usize>().to_string());
-    for (kind, count) in &figures.faults {
-        row(&format!("  {kind}"), count.to_string());
-    }
-    let broken = verdict.rules();
-    row("verdict", if broken.is_empty() { "good".to_owned() } else { format!("BROKEN: {broken:?}") });
-    text
 }

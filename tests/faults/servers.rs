@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use tokio::net::TcpStream;
 
 use crate::harness::free_port;
+use crate::tweaks::Tweaks;
 
 /// A broker on two busy cores takes up to half a minute to start.
 const START_PATIENCE: Duration = Duration::from_secs(120);
@@ -116,11 +117,12 @@ pub struct Rabbit {
     node: String,
     distribution_port: u16,
     pub port: u16,
+    tweaks: Option<Tweaks>,
     server: Option<Server>,
 }
 
 impl Rabbit {
-    pub async fn start(programs: PathBuf, folder: &Path) -> Self {
+    pub async fn start(programs: PathBuf, folder: &Path, tweaks: Option<Tweaks>) -> Self {
         let folder = folder.join("rabbitmq");
         std::fs::create_dir_all(folder.join("home")).unwrap();
         let port = free_port();
@@ -133,7 +135,7 @@ impl Rabbit {
         std::fs::write(folder.join("rabbitmq.conf"), settings).unwrap();
         std::fs::write(folder.join("enabled_plugins"), "[].\n").unwrap();
         let node = format!("taskyard-faults-{}-{port}@localhost", std::process::id());
-        let mut rabbit = Self { programs, folder, node, distribution_port: free_port(), port, server: None };
+        let mut rabbit = Self { programs, folder, node, distribution_port: free_port(), port, tweaks, server: None };
         rabbit.begin().await;
         rabbit
     }
@@ -162,7 +164,9 @@ impl Rabbit {
     async fn begin(&mut self) {
         let begun = Instant::now();
         loop {
-            let mut server = Server::spawn(&mut self.command("rabbitmq-server"), &self.folder.join("output"));
+            let mut command = self.command("rabbitmq-server");
+            command.envs(self.tweaks.iter().flat_map(Tweaks::environment));
+            let mut server = Server::spawn(&mut command, &self.folder.join("output"));
             while server.child.try_wait().unwrap().is_none() {
                 if answers(self.port).await {
                     self.server = Some(server);
@@ -175,6 +179,10 @@ impl Rabbit {
             assert!(begun.elapsed() < START_PATIENCE, "RabbitMQ ends at its start: {}", self.folder.display());
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
+    }
+
+    pub fn tweaks(&self) -> &Tweaks {
+        self.tweaks.as_ref().expect("its disk is only slow where there is a compiler")
     }
 
     pub async fn kill_and_start(&mut self) {
@@ -234,14 +242,15 @@ impl Rabbit {
 pub struct Redis {
     folder: PathBuf,
     pub port: u16,
+    tweaks: Option<Tweaks>,
     server: Option<Server>,
 }
 
 impl Redis {
-    pub async fn start(folder: &Path) -> Self {
+    pub async fn start(folder: &Path, tweaks: Option<Tweaks>) -> Self {
         let folder = folder.join("redis");
         std::fs::create_dir_all(&folder).unwrap();
-        let mut redis = Self { folder, port: free_port(), server: None };
+        let mut redis = Self { folder, port: free_port(), tweaks, server: None };
         redis.begin().await;
         redis
     }
@@ -252,7 +261,10 @@ impl Redis {
 
     /// `appendfsync always`: what it has answered survives a kill, so that only a flush loses records.
     pub async fn begin(&mut self) {
-        let mut command = Command::new("redis-server");
+        // So that it is told of a file that may not grow, and not killed.
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' XFSZ; exec redis-server \"$@\"", "sh"]);
+        command.envs(self.tweaks.iter().flat_map(Tweaks::environment));
         command.args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
         command.args(["--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(&self.folder);
         self.server = Some(Server::spawn(&mut command, &self.folder.join("output")));
@@ -268,6 +280,18 @@ impl Redis {
         if let Some(mut server) = self.server.take() {
             server.kill();
         }
+    }
+
+    pub fn tweaks(&self) -> &Tweaks {
+        self.tweaks.as_ref().expect("its disk is only slow where there is a compiler")
+    }
+
+    /// None of its files may grow any more, until it is started again.
+    pub fn fill_disk(&self) {
+        let Some(server) = &self.server else { return };
+        let pid = server.child.id().to_string();
+        let status = Command::new("prlimit").args(["--pid", &pid, "--fsize=1:"]).status().unwrap();
+        assert!(status.success(), "prlimit: {status}");
     }
 
     pub async fn command(&self, arguments: &[&str]) -> String {

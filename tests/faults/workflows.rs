@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::check::{Broken, Rule};
 use crate::ledger::{Executed, Files, Meant, What, now_ms};
-use crate::load::{AGAIN_AFTER, EVERY, http};
+use crate::load::{AGAIN_AFTER, EVERY, http, is_for_later};
 use crate::observe::read;
 use crate::yard::NAMESPACE;
 
@@ -73,11 +73,16 @@ pub struct Known {
     pub told: HashSet<Uuid>,
 }
 
-/// A client that publishes workflows, and looks what becomes of them.
+/// How workflows are published.
+pub enum Post {
+    Message { broker: Arc<dyn Broker>, replies: String },
+    Http,
+}
+
+/// A client that publishes workflows.
 pub struct Client {
-    pub broker: Arc<dyn Broker>,
+    pub post: Post,
     pub api: String,
-    pub replies: String,
     pub files: Arc<Files>,
     pub known: Arc<Mutex<Known>>,
 }
@@ -99,7 +104,7 @@ impl Client {
                 1 => Meant::MayBeCancelled,
                 _ => Meant::Succeeds,
             };
-            self.publish(id, meant, body(id, number, meant, &mut random)).await;
+            self.publish(&http, id, meant, body(id, number, meant, &mut random)).await;
             if meant == Meant::MayBeCancelled {
                 // Whether it comes in time, or at all, is not what this is about.
                 let _asked = http.post(format!("{}/v1/workflows/{id}/cancel", self.api)).send().await;
@@ -108,28 +113,44 @@ impl Client {
     }
 
     /// Until it is confirmed.
-    async fn publish(&self, id: Uuid, meant: Meant, body: Value) {
+    async fn publish(&self, http: &reqwest::Client, id: Uuid, meant: Meant, body: Value) {
         self.files.write(PUBLISHED, &[Published { at: now_ms(), id, meant }]);
         loop {
-            let message = Message {
-                to: Destination::Exchange { name: Topology::new(NAMESPACE).tasks_exchange(), key: "any".into() },
-                body: body.to_string().into(),
-                properties: Properties {
-                    kind: Some("workflow".into()),
-                    message_id: Some(id.to_string()),
-                    reply_to: Some(self.replies.clone()),
-                    ..Properties::default()
+            let is_confirmed = match &self.post {
+                Post::Message { broker, replies } => {
+                    broker.publish(vec![message(id, &body, replies)]).await.iter().all(Result::is_ok)
+                }
+                Post::Http => match http.post(format!("{}/v1/workflows", self.api)).json(&body).send().await {
+                    Ok(answer) => {
+                        let status = answer.status();
+                        assert!(status.is_success() || is_for_later(status.as_u16()), "{answer:?}");
+                        status.is_success()
+                    }
+                    Err(_) => false,
                 },
-                persistent: true,
-                mandatory: true,
             };
-            if self.broker.publish(vec![message]).await.iter().all(Result::is_ok) {
+            if is_confirmed {
                 break;
             }
             tokio::time::sleep(AGAIN_AFTER).await;
         }
         self.files.write(CONFIRMED, &[id]);
         self.known.lock().unwrap().confirmed.insert(id);
+    }
+}
+
+fn message(id: Uuid, body: &Value, replies: &str) -> Message {
+    Message {
+        to: Destination::Exchange { name: Topology::new(NAMESPACE).tasks_exchange(), key: "any".into() },
+        body: body.to_string().into(),
+        properties: Properties {
+            kind: Some("workflow".into()),
+            message_id: Some(id.to_string()),
+            reply_to: Some(replies.to_owned()),
+            ..Properties::default()
+        },
+        persistent: true,
+        mandatory: true,
     }
 }
 
@@ -150,25 +171,55 @@ fn body(id: Uuid, number: usize, meant: Meant, random: &mut fastrand::Rng) -> Va
     ]})
 }
 
+/// How a workflow stands, as it is told and looked up.
+#[derive(Deserialize)]
+struct Seen {
+    id: Uuid,
+    state: State,
+    #[serde(default)]
+    outputs: HashMap<String, Joined>,
+}
+
+impl Seen {
+    fn told(mut self) -> Told {
+        Told { at: now_ms(), id: self.id, state: self.state, joined: self.outputs.remove("join") }
+    }
+}
+
 /// Writes down what is told until it is stopped.
 pub async fn observe(broker: Arc<dyn Broker>, replies: String, files: Arc<Files>, known: Arc<Mutex<Known>>) {
-    #[derive(Deserialize)]
-    struct End {
-        id: Uuid,
-        state: State,
-        #[serde(default)]
-        outputs: HashMap<String, Joined>,
-    }
     read(broker, &replies, |deliveries| {
-        let told = deliveries.iter().map(|delivery| {
-            let mut end: End = serde_json::from_slice(&delivery.body).unwrap();
-            Told { at: now_ms(), id: end.id, state: end.state, joined: end.outputs.remove("join") }
-        });
+        let told = deliveries.iter().map(|delivery| serde_json::from_slice::<Seen>(&delivery.body).unwrap().told());
         let lines: Vec<Told> = told.collect();
         files.write(TOLD, &lines);
         known.lock().unwrap().told.extend(lines.iter().map(|line| line.id));
     })
     .await;
+}
+
+/// Looks up what has not ended until it is stopped, and writes down how it ended.
+pub async fn ask(api: String, files: Arc<Files>, known: Arc<Mutex<Known>>) {
+    let http = http();
+    loop {
+        let waited_for: Vec<Uuid> = {
+            let known = known.lock().unwrap();
+            known.confirmed.difference(&known.told).copied().collect()
+        };
+        for id in waited_for {
+            if let Some(end) = look_up(&http, &api, id).await {
+                files.write(TOLD, &[end]);
+                known.lock().unwrap().told.insert(id);
+            }
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// How it ended, if it has.
+pub async fn look_up(http: &reqwest::Client, api: &str, id: Uuid) -> Option<Told> {
+    let answer = http.get(format!("{api}/v1/workflows/{id}")).send().await.ok()?;
+    let seen: Seen = answer.error_for_status().ok()?.json().await.ok()?;
+    seen.state.is_terminal().then(|| seen.told())
 }
 
 /// All of it, read back.

@@ -9,12 +9,14 @@ use taskyard_shared::process::settings::{QueueType, Settings};
 use taskyard_shared::store::Store;
 use tokio::sync::Mutex;
 
+use crate::disk::Disk;
 use crate::harness::{free_port, root};
 use crate::ledger::{EXECUTED, Files};
 use crate::plan::Server;
 use crate::relay::Relay;
 use crate::roles::{Recipe, Role};
 use crate::servers::{Rabbit, Redis};
+use crate::tweaks::Library;
 
 pub const NAMESPACE: &str = "faults";
 
@@ -31,57 +33,36 @@ const WORKERS: usize = 3;
 pub const ROLES: usize = SCHEDULERS + WORKERS + 1;
 
 pub struct Yard {
-    pub rabbit: Mutex<Rabbit>,
-    pub redis: Mutex<Redis>,
     pub roles: Vec<Role>,
-    links: Vec<(Relay, Relay)>,
-    /// Of the servers themselves, past the relays.
-    pub settings: Settings,
     pub api: String,
     pub logs: PathBuf,
+    /// Of a yard that is one process there are none.
+    pub servers: Option<Servers>,
+    /// The disk of a yard that is one process, where it can be filled.
+    pub disk: Option<Disk>,
 }
 
-impl Yard {
-    pub async fn start(programs: PathBuf, queue_type: QueueType, window_tasks: u64, files: &Arc<Files>) -> Self {
-        let folder = &files.folder;
-        let logs = folder.join("logs");
-        std::fs::create_dir_all(&logs).unwrap();
-        let (rabbit, redis) = tokio::join!(Rabbit::start(programs, folder), Redis::start(folder));
+pub struct Servers {
+    pub rabbit: Mutex<Rabbit>,
+    pub redis: Mutex<Redis>,
+    links: Vec<(Relay, Relay)>,
+    /// Of the servers themselves, past the relays.
+    settings: Settings,
+    library: Option<Library>,
+}
+
+impl Servers {
+    pub async fn start(programs: PathBuf, queue_type: QueueType, folder: &Path) -> Self {
+        let library = Library::build(folder);
+        let tweaks = |name: &str| library.as_ref().map(|library| library.tweaks(name));
+        let (rabbit, redis) =
+            tokio::join!(Rabbit::start(programs, folder, tweaks("rabbitmq")), Redis::start(folder, tweaks("redis")));
         let mut settings = Settings::default();
         settings.broker.url = rabbit.url(rabbit.port);
         settings.broker.namespace = NAMESPACE.into();
         settings.broker.queue_type = queue_type;
         settings.store.url = redis.url(redis.port);
-        let models = models_file(folder, &files.path(EXECUTED));
-        let gateway_port = free_port();
-        let (mut recipes, mut links) = (Vec::new(), Vec::new());
-        for (name, role) in names() {
-            let (to_broker, to_store) = (Relay::start(rabbit.port).await, Relay::start(redis.port).await);
-            let ready: &[&str] = match role {
-                "scheduler" => &["active", "standing by"],
-                "worker" => &["takes tasks"],
-                _ => &["the HTTP API"],
-            };
-            let mut environment = environment(queue_type);
-            let mut set = |name: &str, value: String| environment.push((format!("TASKYARD__{name}"), value));
-            set("BROKER__URL", rabbit.url(to_broker.port));
-            set("STORE__URL", redis.url(to_store.port));
-            set("SCHEDULER__WINDOW_TASKS", window_tasks.to_string());
-            set("GATEWAY__LISTEN", format!("127.0.0.1:{gateway_port}"));
-            let arguments = ["--config".to_owned(), models.display().to_string(), role.to_owned()].to_vec();
-            recipes.push(Recipe { name, arguments, environment, ready, logs: logs.clone() });
-            links.push((to_broker, to_store));
-        }
-        let roles = join_all(recipes.into_iter().map(|recipe| Role::start(recipe, files.clone()))).await;
-        Self {
-            rabbit: Mutex::new(rabbit),
-            redis: Mutex::new(redis),
-            roles,
-            links,
-            settings,
-            api: format!("http://127.0.0.1:{gateway_port}"),
-            logs,
-        }
+        Self { rabbit: Mutex::new(rabbit), redis: Mutex::new(redis), links: Vec::new(), settings, library }
     }
 
     pub fn link(&self, role: usize, server: Server) -> &Relay {
@@ -99,6 +80,44 @@ impl Yard {
     pub async fn store(&self) -> Arc<dyn Store> {
         taskyard_shared::process::connect::open_store(&self.settings).await.unwrap()
     }
+}
+
+impl Yard {
+    /// Relays and roles.
+    pub async fn start(mut servers: Servers, window_tasks: u64, files: &Arc<Files>) -> Self {
+        let folder = &files.folder;
+        let logs = folder.join("logs");
+        std::fs::create_dir_all(&logs).unwrap();
+        let (rabbit, redis) = (servers.rabbit.get_mut(), servers.redis.get_mut());
+        let models = models_file(folder, &files.path(EXECUTED), WORKERS);
+        let gateway_port = free_port();
+        let mut recipes = Vec::new();
+        for (name, role) in names() {
+            let (to_broker, to_store) = (Relay::start(rabbit.port).await, Relay::start(redis.port).await);
+            let ready: &[&str] = match role {
+                "scheduler" => &["active", "standing by"],
+                "worker" => &["takes tasks"],
+                _ => &["the HTTP API"],
+            };
+            let mut environment = environment(servers.settings.broker.queue_type);
+            let mut set = |name: &str, value: String| environment.push((format!("TASKYARD__{name}"), value));
+            set("BROKER__URL", rabbit.url(to_broker.port));
+            set("STORE__URL", redis.url(to_store.port));
+            set("SCHEDULER__WINDOW_TASKS", window_tasks.to_string());
+            set("GATEWAY__LISTEN", format!("127.0.0.1:{gateway_port}"));
+            let arguments = ["--config".to_owned(), models.display().to_string(), role.to_owned()].to_vec();
+            let tweaks = servers.library.as_ref().map(|library| Arc::new(library.tweaks(&name)));
+            recipes.push(Recipe { name, before: vec![], tweaks, arguments, environment, ready, logs: logs.clone() });
+            servers.links.push((to_broker, to_store));
+        }
+        let roles = join_all(recipes.into_iter().map(|recipe| Role::start(recipe, files.clone()))).await;
+        let api = format!("http://127.0.0.1:{gateway_port}");
+        Self { roles, api, logs, servers: Some(servers), disk: None }
+    }
+
+    pub fn servers(&self) -> &Servers {
+        self.servers.as_ref().expect("a yard on servers")
+    }
 
     /// Ends every process in good order.
     pub async fn end(self) {
@@ -114,7 +133,7 @@ fn names() -> Vec<(String, &'static str)> {
     several("scheduler", SCHEDULERS).chain(several("worker", WORKERS)).chain(several("gateway", 1)).collect()
 }
 
-fn environment(queue_type: QueueType) -> Vec<(String, String)> {
+pub fn environment(queue_type: QueueType) -> Vec<(String, String)> {
     let queue_type = match queue_type {
         QueueType::Auto => "auto",
         QueueType::Classic => "classic",
@@ -138,7 +157,7 @@ fn environment(queue_type: QueueType) -> Vec<(String, String)> {
 
 /// `quick` takes milliseconds, many to a call, and has no claim at first; `slow` is claimed and holds a lease; `probe` has one
 /// slot on each worker, for seeing who comes first.
-fn models_file(folder: &Path, executed: &Path) -> PathBuf {
+pub fn models_file(folder: &Path, executed: &Path, workers: usize) -> PathBuf {
     let executor = root().join("tests/faults/executor.py");
     let model = |name: &str, slots: usize, max_batch: usize| {
         format!(
@@ -147,7 +166,7 @@ fn models_file(folder: &Path, executed: &Path) -> PathBuf {
              [models.{name}.process]\ncommand = [\"python3\", {executor:?}, {executed:?}]\n\n"
         )
     };
-    let slow_slots = usize::try_from(SLOW_SLOTS).unwrap() / WORKERS;
+    let slow_slots = usize::try_from(SLOW_SLOTS).unwrap() / workers;
     let text = [model("quick", 2, 16), model("slow", slow_slots, 1), model("probe", 1, 1)].concat();
     let file = folder.join("models.toml");
     std::fs::write(&file, text).unwrap();

@@ -25,7 +25,8 @@ use async_trait::async_trait;
 use self::consumer::EmbeddedConsumer;
 use self::routing::Routing;
 use super::{
-    Broker, BrokerError, BrokerInfo, Consumer, Lock, Message, Operations, PublishError, QueueSpec, QueueState, Tag,
+    Broker, BrokerError, BrokerInfo, Consumer, Lock, Message, Operations, PublishError, QueueKind, QueueSpec,
+    QueueState, Tag,
 };
 use crate::journal::{Journal, JournalError};
 
@@ -119,6 +120,15 @@ impl EmbeddedBroker {
     /// Commits of the journal so far, for measurements: several publishes share one. 0 in memory.
     pub fn commits(&self) -> u64 {
         self.shared.journal.as_ref().map_or(0, Journal::commits)
+    }
+}
+
+impl EmbeddedBroker {
+    /// What waits in each durable queue, for whoever looks into a folder.
+    pub fn waiting(&self) -> Vec<(String, u64)> {
+        let routing = self.shared.routing.read().unwrap_or_else(PoisonError::into_inner);
+        let durable = routing.queues().filter(|queue| queue.kind == QueueKind::Durable);
+        durable.map(|queue| (queue.name.clone(), queue.state().ready)).collect()
     }
 }
 
