@@ -63,7 +63,7 @@ int gettimeofday(struct timeval *restrict to, void *restrict zone) {
     (void)zone;
     struct timespec now;
     int answer = clock_gettime(CLOCK_REALTIME, &now);
-    if (answer == 0 && to) {
+    if (answer == 0) {
         to->tv_sec = now.tv_sec;
         to->tv_usec = now.tv_nsec / 1000;
     }
