@@ -111,7 +111,7 @@ async fn a_long_run_of_half_a_million_tasks_and_two_hundred_faults() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_tasks_of_one_process_survive_its_kills_and_a_full_disk() {
     let _alone = ALONE.lock().await;
-    embedded::run(planned_embedded(1, 500, 10, 1_000, 64)).await;
+    embedded::run(planned_embedded(1, 500, 10, 700, 64)).await;
 }
 
 /// `cargo test --release --test faults -- --ignored --nocapture one_process`

@@ -131,7 +131,7 @@ impl Nemesis {
                 rabbit.control(&["set_vm_memory_high_watermark", "absolute", "2GB"]).await;
             }
             Fault::BrokerDiskAlarm { for_ms } => {
-                rabbit.control(&["set_disk_free_limit", "1000TB"]).await;
+                rabbit.control(&["set_disk_free_limit", "9000000000000000"]).await;
                 wait(for_ms).await;
                 rabbit.control(&["set_disk_free_limit", "50MB"]).await;
             }

@@ -159,7 +159,7 @@ impl Fault {
     /// How long the victim is believed to have with it, what it takes to come back included.
     fn lasts_ms(&self) -> u64 {
         match self {
-            Self::RoleKill { away_ms, .. } | Self::RoleTerm { away_ms, .. } => away_ms + 4_000,
+            Self::RoleKill { away_ms, .. } | Self::RoleTerm { away_ms, .. } => away_ms + 2_000,
             Self::BrokerKill | Self::BrokerRestart => 15_000,
             Self::StoreKill { away_ms } => away_ms + 1_000,
             Self::RoleStop { for_ms, .. }
