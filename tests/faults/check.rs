@@ -71,6 +71,8 @@ pub struct Figures {
     pub executions: usize,
     /// Executions beyond the first of a task, those after a failure that was meant not counted.
     pub repeats: usize,
+    /// Tasks that were not meant to fail and did, for the workers that were lost with them.
+    pub suspected: usize,
     /// Records that a flush took with it.
     pub forgotten: usize,
     pub faults: BTreeMap<String, usize>,
@@ -106,7 +108,7 @@ impl fmt::Display for Broken {
 }
 
 pub fn check(ledger: &Ledger) -> Verdict {
-    let mut checker = Checker { ledger, broken: Vec::new(), figures: Figures::default() };
+    let mut checker = Checker { ledger, suspected: HashSet::new(), broken: Vec::new(), figures: Figures::default() };
     checker.tasks();
     checker.workflows();
     checker.ticks();
@@ -118,8 +120,14 @@ pub fn check(ledger: &Ledger) -> Verdict {
     Verdict { broken: checker.broken, figures: checker.figures }
 }
 
+/// The code of a task that is taken to be what ends its workers, since two were lost while it ran. Nobody can tell that from faults
+/// which come one upon the other.
+pub const WORKER_LOST: &str = "worker_lost";
+
 struct Checker<'a> {
     ledger: &'a Ledger,
+    /// Tasks that ended so, and had as many faults.
+    suspected: HashSet<Uuid>,
     broken: Vec<Broken>,
     figures: Figures,
 }
@@ -129,6 +137,7 @@ struct End {
     state: State,
     attempt: u32,
     run: Option<String>,
+    code: Option<String>,
 }
 
 impl Checker<'_> {
@@ -175,7 +184,7 @@ impl Checker<'_> {
         let record = ledger.recorded.get(&id);
         let recorded = record.and_then(|record| {
             let state = record.state?;
-            Some(End { state, attempt: record.attempt, run: record.run.clone() })
+            Some(End { state, attempt: record.attempt, run: record.run.clone(), code: record.code.clone() })
         });
         if let Some(first) = told.first() {
             match &recorded {
@@ -200,7 +209,8 @@ impl Checker<'_> {
                 }
                 Some(_) | None => {}
             }
-            return Some(End { state: first.state, attempt: first.attempt, run: first.run.clone() });
+            let (state, attempt) = (first.state, first.attempt);
+            return Some(End { state, attempt, run: first.run.clone(), code: first.code.clone() });
         }
         if !ledger.accepted.contains_key(&id) {
             return recorded.filter(|end| end.state.is_terminal());
@@ -274,7 +284,15 @@ impl Checker<'_> {
             Meant::MayBeLate => &[State::Succeeded, State::Expired, State::Rejected],
             Meant::MayBeCancelled => &[State::Succeeded, State::Cancelled],
         };
-        if !may.contains(&end.state) {
+        let starts = self.ledger.executed.get(&task.id).into_iter().flatten().filter(|line| line.what == What::Started);
+        let began = starts.map(|line| line.at).min();
+        let is_suspected = end.state == State::Failed
+            && end.code.as_deref() == Some(WORKER_LOST)
+            && began.is_some_and(|began| self.suffered(began, u64::MAX).take(2).count() == 2);
+        if is_suspected && task.meant != Meant::Fails {
+            self.suspected.insert(task.id);
+            self.figures.suspected += 1;
+        } else if !may.contains(&end.state) {
             let codes: Vec<_> = self.ledger.told.get(&task.id).into_iter().flatten().map(|told| &told.code).collect();
             let what = format!("{}, {:?}, ended as {} {codes:?}", task.id, task.meant, end.state.as_str());
             self.broke(Rule::WrongEnd, what);
@@ -356,7 +374,7 @@ impl Checker<'_> {
         let ledger = self.ledger;
         let dead: HashSet<&Uuid> = ledger.dead.iter().collect();
         for task in ledger.attempted.values().filter(|task| ledger.accepted.contains_key(&task.id)) {
-            let must = matches!(task.meant, Meant::Fails | Meant::Refused);
+            let must = matches!(task.meant, Meant::Fails | Meant::Refused) || self.suspected.contains(&task.id);
             if must != dead.contains(&task.id) {
                 let what = if must { "has no dead letter" } else { "has one" };
                 self.broke(Rule::WrongDeadLetter, format!("{}, {:?}, {what}", task.id, task.meant));
@@ -474,7 +492,7 @@ mod tests {
             state,
             attempt: 1,
             run: run.map(str::to_owned),
-            code: None,
+            code: (state == State::Failed && run.is_none()).then(|| WORKER_LOST.into()),
             digest: run.map_or(0, |run| u64::from(run.as_bytes()[0])),
         };
         ledger.told.entry(line.id).or_default().push(line);
@@ -488,7 +506,7 @@ mod tests {
     }
 
     fn record(ledger: &mut Ledger, number: u128, state: Option<State>, run: Option<&str>) {
-        let record = Recorded { id: id(number), state, attempt: 1, run: run.map(str::to_owned) };
+        let record = Recorded { id: id(number), state, attempt: 1, run: run.map(str::to_owned), code: None };
         ledger.recorded.insert(record.id, record);
     }
 
@@ -601,6 +619,26 @@ mod tests {
         assert_eq!(rules(&ledger), [Rule::WrongEnd]);
         ledger.attempted.get_mut(&id(9)).unwrap().meant = Meant::MayBeLate;
         assert_eq!(rules(&ledger), []);
+    }
+
+    #[test]
+    fn a_task_that_lost_two_workers_may_fail_and_then_has_a_dead_letter() {
+        let mut ledger = good();
+        task(&mut ledger, 9, Way::Single, Meant::Succeeds);
+        told(&mut ledger, 9, State::Failed, None);
+        ledger.dead.push(id(9));
+        executed(&mut ledger, 9, "x", 200, What::Finished);
+        fault(&mut ledger, "role_kill", 200, 210);
+        let wrong = [Rule::WrongEnd, Rule::WrongDeadLetter];
+        assert_eq!(rules(&ledger), wrong, "one kill is not enough");
+        fault(&mut ledger, "role_kill", 220, 230);
+        assert_eq!(rules(&ledger), []);
+        assert_eq!(check(&ledger).figures.suspected, 1);
+        ledger.dead.pop();
+        assert_eq!(rules(&ledger), [Rule::WrongDeadLetter]);
+        ledger.dead.push(id(9));
+        ledger.told.get_mut(&id(9)).unwrap()[0].code = Some("meant_to_fail".into());
+        assert_eq!(rules(&ledger), wrong, "its own failure");
     }
 
     #[test]

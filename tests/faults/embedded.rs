@@ -51,9 +51,9 @@ pub struct Plan {
 }
 
 /// What it takes to start the process, again and again.
-struct Kitchen {
+pub struct Kitchen {
     files: Arc<Files>,
-    logs: PathBuf,
+    pub logs: PathBuf,
     models: PathBuf,
     port: u16,
     window_tasks: u64,
@@ -65,7 +65,8 @@ struct Kitchen {
 }
 
 impl Kitchen {
-    fn new(plan: &Plan, files: &Arc<Files>, disk: Option<&Disk>, place: &Path) -> Self {
+    /// `place` is a folder, of the disk if there is one.
+    pub fn new(window_tasks: u64, files: &Arc<Files>, disk: Option<&Disk>, place: &Path) -> Self {
         let folder = &files.folder;
         let logs = folder.join("logs");
         std::fs::create_dir_all(&logs).unwrap();
@@ -73,7 +74,7 @@ impl Kitchen {
             files: files.clone(),
             models: models_file(folder, &files.path(EXECUTED), 1),
             port: free_port(),
-            window_tasks: plan.window_tasks,
+            window_tasks,
             tweaks: Library::build(folder).map(|library| Arc::new(library.tweaks("dev"))),
             data: place.join("data"),
             outside: disk.map_or(place.to_owned(), Disk::outside).join("data"),
@@ -82,7 +83,11 @@ impl Kitchen {
         }
     }
 
-    async fn start(&self, name: String) -> Role {
+    pub fn api(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub async fn start(&self, name: String) -> Role {
         let mut environment = environment(QueueType::Auto);
         let mut set = |name: &str, value: String| environment.push((format!("TASKYARD__{name}"), value));
         set("SCHEDULER__WINDOW_TASKS", self.window_tasks.to_string());
@@ -114,8 +119,8 @@ pub async fn run(mut plan: Plan) {
         plan.menu.retain(|(kind, _)| *kind != plan::NEEDS_A_MOUNT);
     }
     let planned = plan::plan(plan.seed, plan.faults, 1, plan.every_ms, &plan.menu);
-    let kitchen = Kitchen::new(&plan, &files, disk.as_ref(), &place);
-    let (logs, api) = (kitchen.logs.clone(), format!("http://127.0.0.1:{}", kitchen.port));
+    let kitchen = Kitchen::new(plan.window_tasks, &files, disk.as_ref(), &place);
+    let (logs, api) = (kitchen.logs.clone(), kitchen.api());
     let yard = Yard { roles: vec![kitchen.start("dev".into()).await], api, logs, servers: None, disk };
     let yard = Arc::new(yard);
     let clients = Clients::new(&yard, &files);

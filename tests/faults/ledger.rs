@@ -139,6 +139,7 @@ pub struct Recorded {
     pub state: Option<State>,
     pub attempt: u32,
     pub run: Option<String>,
+    pub code: Option<String>,
 }
 
 /// A process that ended, or did not when it was told to.

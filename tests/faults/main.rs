@@ -11,6 +11,7 @@ mod ask;
 mod check;
 mod disk;
 mod embedded;
+mod full_disk;
 mod ledger;
 mod load;
 mod nemesis;

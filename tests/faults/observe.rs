@@ -24,6 +24,10 @@ fn run_of(result: &TaskResult) -> Option<String> {
     Some(serde_json::from_str::<Output>(output.get()).unwrap().run)
 }
 
+fn code_of(result: &TaskResult) -> Option<String> {
+    result.error.as_ref().map(|error| error.code.clone())
+}
+
 pub fn told(result: &TaskResult) -> Told {
     let mut digest = DefaultHasher::new();
     digest.write(serde_json::to_string(result).unwrap().as_bytes());
@@ -33,7 +37,7 @@ pub fn told(result: &TaskResult) -> Told {
         state: result.state,
         attempt: result.attempt,
         run: run_of(result),
-        code: result.error.as_ref().map(|error| error.code.clone()),
+        code: code_of(result),
         digest: digest.finish(),
     }
 }
@@ -44,6 +48,7 @@ pub fn recorded(id: Uuid, record: Option<&TaskResult>) -> Recorded {
         state: record.map(|record| record.state),
         attempt: record.map_or(0, |record| record.attempt),
         run: record.and_then(run_of),
+        code: record.and_then(code_of),
     }
 }
 

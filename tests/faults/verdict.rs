@@ -49,6 +49,7 @@ fn table(about: &[(&str, String)], verdict: &Verdict, took: Duration) -> String 
     for (state, count) in &figures.ends {
         row(&format!("ended as {state}"), count.to_string());
     }
+    row("  of these for lost workers", figures.suspected.to_string());
     for (state, count) in &figures.workflows {
         row(&format!("workflows ended as {state}"), count.to_string());
     }

@@ -12,7 +12,7 @@ use taskyard_shared::workflow::WorkflowId;
 use taskyard_shared::{State, Topology};
 use uuid::Uuid;
 
-use crate::check::{Broken, Rule};
+use crate::check::{Broken, Rule, WORKER_LOST};
 use crate::ledger::{Executed, Files, Meant, What, now_ms};
 use crate::load::{AGAIN_AFTER, EVERY, http, is_for_later};
 use crate::observe::read;
@@ -40,6 +40,7 @@ pub struct Told {
     pub state: State,
     /// Of the last step: whose effect it is, and what it was given.
     pub joined: Option<Joined>,
+    pub code: Option<String>,
 }
 
 /// What the executor answers.
@@ -178,11 +179,18 @@ struct Seen {
     state: State,
     #[serde(default)]
     outputs: HashMap<String, Joined>,
+    error: Option<Failure>,
+}
+
+#[derive(Deserialize)]
+struct Failure {
+    code: String,
 }
 
 impl Seen {
     fn told(mut self) -> Told {
-        Told { at: now_ms(), id: self.id, state: self.state, joined: self.outputs.remove("join") }
+        let joined = self.outputs.remove("join");
+        Told { at: now_ms(), id: self.id, state: self.state, joined, code: self.error.map(|error| error.code) }
     }
 }
 
@@ -264,11 +272,12 @@ impl Workflows {
                 Meant::MayBeCancelled => &[State::Succeeded, State::Cancelled],
                 _ => &[State::Succeeded],
             };
-            if !may.contains(&first.state) {
-                broke(
-                    Rule::WrongEnd,
-                    format!("workflow {id}, {:?}, ended as {}", workflow.meant, first.state.as_str()),
-                );
+            // A step that lost its workers fails it, as any other.
+            let is_suspected = first.state == State::Failed && first.code.as_deref() == Some(WORKER_LOST);
+            if !may.contains(&first.state) && !is_suspected {
+                let what =
+                    format!("workflow {id}, {:?}, ended as {} {:?}", workflow.meant, first.state.as_str(), first.code);
+                broke(Rule::WrongEnd, what);
             }
             for told in again {
                 let is_other = (told.state, &told.joined) != (first.state, &first.joined);
@@ -338,7 +347,7 @@ mod tests {
         Workflows {
             published: vec![Published { at: 1, id, meant: Meant::Succeeds }],
             confirmed: [id].into(),
-            told: [(id, vec![Told { at: 9, id, state: State::Succeeded, joined: Some(joined) }])].into(),
+            told: [(id, vec![Told { at: 9, id, state: State::Succeeded, joined: Some(joined), code: None }])].into(),
             executed: executed.collect(),
         }
     }
