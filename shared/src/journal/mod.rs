@@ -125,7 +125,8 @@ impl Batch {
         let mut state = shared.lock();
         for chunk in &self.chunks {
             let mask = u64::MAX >> (CHUNK_ENTRIES - chunk.entries);
-            state.chunks.insert(chunk.number, Alive { mask, full: mask, written: false, dirty: false });
+            let alive = Alive { mask, full: mask, written: false, landed: false, dirty: false };
+            state.chunks.insert(chunk.number, alive);
         }
         if state.stopped {
             drop(state);
@@ -163,6 +164,8 @@ struct Alive {
     full: u64,
     /// Its row is in the database, or may be.
     written: bool,
+    /// Its row is in the database, surely.
+    landed: bool,
     /// Its number is in [`State::dirty`].
     dirty: bool,
 }
@@ -282,6 +285,12 @@ impl Journal {
             .spawn(move || writer.run())
             .map_err(|error| JournalError::Failed(error.to_string()))?;
         Ok(Self { shared, writer: Mutex::new(Some(thread)) })
+    }
+
+    /// Whether these entries are on disk. One that has been replaced counts as such.
+    pub fn have_landed(&self, entries: &[Address]) -> bool {
+        let state = self.shared.lock();
+        entries.iter().all(|entry| state.chunks.get(&entry.chunk()).is_none_or(|chunk| chunk.landed))
     }
 
     /// Waits until there is room for about so many bytes of entries, and answers an empty batch.

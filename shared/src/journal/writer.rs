@@ -77,7 +77,7 @@ pub(super) fn open(
             return Err(corrupt("a chunk has no entries".into()));
         }
         let full = u64::MAX >> (CHUNK_ENTRIES - entries);
-        chunks.insert(number, Alive { mask: mask & full, full, written: true, dirty: false });
+        chunks.insert(number, Alive { mask: mask & full, full, written: true, landed: true, dirty: false });
         Ok(())
     })
     .map_err(|error| match error {
@@ -348,6 +348,8 @@ impl Writer {
         for (chunk, alive) in round.batches.iter().flat_map(|batch| &batch.chunks).zip(&round.put) {
             if alive.mask == 0 {
                 state.chunks.remove(&chunk.number);
+            } else if let Some(alive) = state.chunks.get_mut(&chunk.number) {
+                alive.landed = true;
             }
         }
         drop(state);

@@ -2,8 +2,8 @@
 //!
 //! All records are in memory, finished ones packed; the [journal](crate::journal) is only read when the store is
 //! opened. Acceptances and settlements are answered when they are on disk; what happens to a task in between is written
-//! without anybody waiting, so a crash may forget the last moments of it, never a result that was answered. Look-ups
-//! wait for nothing: they may show a result a moment before it is on disk. While the disk is full, what would have to be
+//! without anybody waiting, so a crash may forget the last moments of it, never a result that was answered: who looks one up
+//! is shown it when it is on disk. Lists alone wait for nothing. While the disk is full, what would have to be
 //! written is refused and nothing changes.
 //!
 //! It is for one process. Leases and load reports live as long as it does; attempts outlive it.
@@ -16,6 +16,8 @@ mod record;
 mod records;
 mod shelf;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,7 +41,7 @@ use super::{
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
-use crate::journal::{Batch, Journal, JournalError};
+use crate::journal::{Address, Batch, Journal, JournalError};
 use crate::load::{LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
 use crate::task::{Priority, TaskId};
@@ -161,6 +163,20 @@ impl EmbeddedStore {
             Some(journal) => Ok(Some(journal.reserve(bytes).await?)),
             None => Ok(None),
         }
+    }
+
+    /// Waits until the ends of those tasks that have ended are on disk.
+    async fn surely(&self, ids: &[TaskId]) -> Result<(), StoreError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        let ends: Vec<Address> = {
+            let records = self.records();
+            ids.iter().filter_map(|id| records.ended_at(*id)).collect()
+        };
+        if journal.have_landed(&ends) {
+            return Ok(());
+        }
+        // An empty batch is answered when all before it is written.
+        Ok(journal.reserve(0).await?.commit(true).await?)
     }
 
     /// Changes records, and has what changed written: the order on disk is the order of the changes, because the batch
@@ -298,6 +314,9 @@ impl Store for EmbeddedStore {
                 Ok(claims.iter().map(hold).collect::<Vec<_>>())
             })
             .await?;
+        let is_ended = |(held, _): &(&Held, &Claim)| matches!(held, Held::Terminal(..));
+        let ended: Vec<TaskId> = held.iter().zip(&claims).filter(is_ended).map(|(_, claim)| claim.id).collect();
+        self.surely(&ended).await?;
         let answer = |held| match held {
             Held::Run { attempt } => Ok(Claimed::Run { attempt }),
             Held::Busy { for_ms } => Ok(Claimed::Busy { for_ms }),
@@ -393,18 +412,20 @@ impl Store for EmbeddedStore {
         let now_ms = self.clock.now_ms();
         let views: Vec<_> = {
             let records = self.records();
-            ids.into_iter().map(|id| records.get(id, now_ms)).collect()
+            ids.iter().map(|id| records.get(*id, now_ms)).collect()
         };
+        self.surely(&ids).await?;
         views.iter().map(|view| Ok(view.as_ref().map(View::task).transpose()?)).collect()
     }
 
     async fn follow(&self, ids: Vec<TaskId>, follower: Reply) -> Result<Vec<Option<TaskResult>>, StoreError> {
         let views = self
             .change(ids.len() * LIVE_ENTRY_BYTES, false, |records, now_ms, batch| {
-                let follow = |id| records.follow(id, follower.clone(), now_ms, batch);
-                Ok(ids.into_iter().map(follow).collect::<Vec<_>>())
+                let follow = |id: &TaskId| records.follow(*id, follower.clone(), now_ms, batch);
+                Ok(ids.iter().map(follow).collect::<Vec<_>>())
             })
             .await?;
+        self.surely(&ids).await?;
         views.iter().map(|view| Ok(view.as_ref().map(View::task).transpose()?)).collect()
     }
 

@@ -558,6 +558,11 @@ impl Records {
         Some(record.view(id))
     }
 
+    /// Where the journal has the end of a task, if it has ended.
+    pub fn ended_at(&self, id: TaskId) -> Option<Address> {
+        self.records.get(&id).filter(|record| !record.open())?.address
+    }
+
     pub fn get(&self, id: TaskId, now_ms: u64) -> Option<View> {
         self.find(id, now_ms).map(|record| record.view(id))
     }
