@@ -14,6 +14,7 @@ mod embedded;
 mod full_disk;
 mod ledger;
 mod load;
+mod mutants;
 mod nemesis;
 mod observe;
 mod overtake;
