@@ -195,13 +195,11 @@ impl Clients {
     async fn drain(&self) -> Option<String> {
         let (mut before, mut moved) = (usize::MAX, Instant::now());
         loop {
-            let mut left: Vec<Uuid> = {
-                let known = self.books.known.lock().unwrap();
-                known.to_be_found.difference(&known.told).copied().collect()
+            let left: Vec<Uuid> = {
+                let (tasks, workflows) = (self.books.known.lock().unwrap(), self.workflows.lock().unwrap());
+                let untold = tasks.to_be_found.difference(&tasks.told);
+                untold.chain(workflows.confirmed.difference(&workflows.told)).copied().collect()
             };
-            let known = self.workflows.lock().unwrap();
-            left.extend(known.confirmed.difference(&known.told));
-            drop(known);
             if left.is_empty() {
                 return None;
             }
