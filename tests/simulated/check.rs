@@ -239,7 +239,7 @@ impl<'a> Checker<'a> {
                 Meant::MayBeCancelled(_) => ["succeeded", "cancelled"].contains(&state),
                 _ => state == "succeeded",
             };
-            if !is_meant && !(state == "failed" && self.lost_attempts() >= 2) {
+            if !(is_meant || state == "failed" && self.lost_attempts() >= 2) {
                 self.broke(Rule::WrongEnd, format!("{flow:?} ended as {state}"));
             }
             let join = taskyard_shared::workflow::WorkflowId(id).task("join", None).0;
