@@ -18,6 +18,7 @@ mod mutants;
 mod nemesis;
 mod observe;
 mod overtake;
+mod patience;
 mod plan;
 mod relay;
 mod roles;
@@ -65,13 +66,16 @@ fn menu(kinds: &[(&'static str, u32)]) -> plan::Menu {
     kinds.iter().copied().filter(|(kind, _)| !without.contains(kind)).collect()
 }
 
-fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64) -> Plan {
-    let queue_type = match std::env::var("TASKYARD_FAULTS_QUEUE_TYPE").as_deref() {
+fn queue_type() -> QueueType {
+    match std::env::var("TASKYARD_FAULTS_QUEUE_TYPE").as_deref() {
         Err(_) | Ok("auto") => QueueType::Auto,
         Ok("classic") => QueueType::Classic,
         Ok("quorum") => QueueType::Quorum,
         Ok(other) => panic!("TASKYARD_FAULTS_QUEUE_TYPE={other}: auto, classic or quorum"),
-    };
+    }
+}
+
+fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64) -> Plan {
     let tasks = number("TASKYARD_FAULTS_TASKS", tasks);
     Plan {
         seed: number("TASKYARD_FAULTS_SEED", seed),
@@ -79,7 +83,7 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64)
         workflows: usize::try_from(number("TASKYARD_FAULTS_WORKFLOWS", tasks / 100)).unwrap(),
         faults: usize::try_from(number("TASKYARD_FAULTS_FAULTS", faults)).unwrap(),
         every_ms: number("TASKYARD_FAULTS_EVERY_MS", every_ms),
-        queue_type,
+        queue_type: queue_type(),
         window_tasks: number("TASKYARD_FAULTS_WINDOW", window_tasks),
         menu: menu(&plan::UPON_SERVERS),
     }
@@ -121,6 +125,14 @@ async fn five_hundred_tasks_of_one_process_survive_its_kills_and_a_full_disk() {
 #[ignore = "takes ten minutes"]
 async fn fifty_thousand_tasks_of_one_process_survive_a_hundred_faults() {
     embedded::run(planned_embedded(now_seed(), 50_000, 100, 5_000, 512)).await;
+}
+
+/// `cargo test --test faults -- --ignored --nocapture patience`; `TASKYARD_FAULTS_HELD_S=600` shows what it would be without.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes three minutes"]
+async fn tasks_outlast_the_patience_of_the_broker() {
+    let Some(programs) = programs("the run of long tasks") else { return };
+    patience::run(programs, queue_type(), number("TASKYARD_FAULTS_HELD_S", 4)).await;
 }
 
 /// Another one each time; it is printed.

@@ -220,6 +220,12 @@ impl Rabbit {
         }
     }
 
+    /// All that it wrote into its log.
+    pub fn log(&self) -> String {
+        let files = std::fs::read_dir(self.folder.join("log")).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|file| file.is_file()).map(|file| std::fs::read_to_string(file).unwrap()).collect()
+    }
+
     pub async fn control(&self, arguments: &[&str]) -> String {
         let mut command = tokio::process::Command::from(self.command("rabbitmqctl"));
         let Output { status, stdout, stderr } = command.args(arguments).output().await.unwrap();

@@ -49,6 +49,8 @@ pub struct Servers {
     /// Of the servers themselves, past the relays.
     settings: Settings,
     library: Option<Library>,
+    /// Settings of the yard beside those of every run: names without their prefix, and values.
+    set: Vec<(String, String)>,
 }
 
 impl Servers {
@@ -62,7 +64,18 @@ impl Servers {
         settings.broker.namespace = NAMESPACE.into();
         settings.broker.queue_type = queue_type;
         settings.store.url = redis.url(redis.port);
-        Self { rabbit: Mutex::new(rabbit), redis: Mutex::new(redis), links: Vec::new(), settings, library }
+        Self {
+            rabbit: Mutex::new(rabbit),
+            redis: Mutex::new(redis),
+            links: Vec::new(),
+            settings,
+            library,
+            set: Vec::new(),
+        }
+    }
+
+    pub fn set(&mut self, name: &str, value: String) {
+        self.set.push((name.to_owned(), value));
     }
 
     pub fn link(&self, role: usize, server: Server) -> &Relay {
@@ -105,6 +118,7 @@ impl Yard {
             set("STORE__URL", redis.url(to_store.port));
             set("SCHEDULER__WINDOW_TASKS", window_tasks.to_string());
             set("GATEWAY__LISTEN", format!("127.0.0.1:{gateway_port}"));
+            servers.set.iter().for_each(|(name, value)| set(name, value.clone()));
             let arguments = ["--config".to_owned(), models.display().to_string(), role.to_owned()].to_vec();
             let tweaks = servers.library.as_ref().map(|library| Arc::new(library.tweaks(&name)));
             recipes.push(Recipe { name, before: vec![], tweaks, arguments, environment, ready, logs: logs.clone() });
@@ -156,18 +170,24 @@ pub fn environment(queue_type: QueueType) -> Vec<(String, String)> {
 }
 
 /// `quick` takes milliseconds, many to a call, and has no claim at first; `slow` is claimed and holds a lease; `probe` has one
-/// slot on each worker, for seeing who comes first.
+/// slot on each worker, for seeing who comes first; `patient` as well, for what takes minutes.
 pub fn models_file(folder: &Path, executed: &Path, workers: usize) -> PathBuf {
     let executor = root().join("tests/faults/executor.py");
-    let model = |name: &str, slots: usize, max_batch: usize| {
+    let model = |name: &str, slots: usize, max_batch: usize, timeout_s: u32| {
         format!(
             "[models.{name}]\nhandler = \"process\"\nslots = {slots}\nmax_batch = {max_batch}\n\
-             max_attempts = {MAX_ATTEMPTS}\ntimeout_ms = 30000\n\
+             max_attempts = {MAX_ATTEMPTS}\ntimeout_ms = {timeout_s}000\n\
              [models.{name}.process]\ncommand = [\"python3\", {executor:?}, {executed:?}]\n\n"
         )
     };
     let slow_slots = usize::try_from(SLOW_SLOTS).unwrap() / workers;
-    let text = [model("quick", 2, 16), model("slow", slow_slots, 1), model("probe", 1, 1)].concat();
+    let text = [
+        model("quick", 2, 16, 30),
+        model("slow", slow_slots, 1, 30),
+        model("probe", 1, 1, 30),
+        model("patient", 1, 1, 300),
+    ]
+    .concat();
     let file = folder.join("models.toml");
     std::fs::write(&file, text).unwrap();
     file
