@@ -285,7 +285,8 @@ impl Checker<'_> {
             Meant::MayBeCancelled => &[State::Succeeded, State::Cancelled],
         };
         let starts = self.ledger.executed.get(&task.id).into_iter().flatten().filter(|line| line.what == What::Started);
-        let began = starts.map(|line| line.at).min();
+        // Who was lost before the model wrote a line had the task all the same.
+        let began = starts.map(|line| line.at).min().or_else(|| self.ledger.accepted.get(&task.id).copied());
         let is_suspected = end.state == State::Failed
             && end.code.as_deref() == Some(WORKER_LOST)
             && began.is_some_and(|began| self.suffered(began, u64::MAX).take(2).count() == 2);
@@ -637,6 +638,8 @@ mod tests {
         ledger.dead.pop();
         assert_eq!(rules(&ledger), [Rule::WrongDeadLetter]);
         ledger.dead.push(id(9));
+        ledger.executed.remove(&id(9));
+        assert_eq!(rules(&ledger), [], "both were lost before the model wrote a line");
         ledger.told.get_mut(&id(9)).unwrap()[0].code = Some("meant_to_fail".into());
         assert_eq!(rules(&ledger), wrong, "its own failure");
     }
