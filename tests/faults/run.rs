@@ -68,8 +68,8 @@ pub async fn run(plan: Plan, programs: PathBuf) {
     schedule.end().await;
     let overtaking = if gave_up.is_none() { Some(rig.overtake().await) } else { None };
     let pages = rig.look_at_queues(&yard).await;
-    // The urgent ones overtook a backlog of more than that.
-    assert!(pages > 0 || plan.window_tasks > 200, "nothing of the backlog went to pages");
+    // The urgent ones overtook a backlog of more than that, if it came to that.
+    assert!(pages > 0 || plan.window_tasks > 200 || gave_up.is_some(), "nothing of the backlog went to pages");
     rig.look_at_records(&yard).await;
     rig.end();
     let logs = yard.logs.clone();
