@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use taskyard_shared::{Kind, Priority};
+use taskyard_shared::Priority;
 
 use super::decision::DispatchReason;
 use super::fair::{BAND_STARTS, BANDS, Fairness};
@@ -25,8 +25,6 @@ pub(super) struct Backlog {
     pub(super) pace: Pace,
     pub(super) foresight: Foresight,
     pub(super) typical: Typical,
-    /// Kinds of which tasks came that declare no cost.
-    pub(super) typical_kinds: [bool; Kind::ALL.len()],
     /// When tasks leave their stage. They are moved when a decision is due and not before: a move decides nothing.
     stage_ends: BTreeMap<(u64, u64), Handle>,
     /// The oldest of the tasks that their lanes do not keep in the order of arrival.

@@ -165,13 +165,16 @@ impl Planner {
         {
             if let Some(model) = self.models.find(&arrival.model) {
                 self.models.get_mut(model).overload.handle_offer(&waiting);
-                self.learn_typical(model, None);
             }
             return Err(Refusal::Overloaded { seconds });
         }
         self.next_sequence += 1;
         let model = self.models.acquire(&arrival.model);
-        self.learn_typical(model, waiting.cost.typical_of());
+        if let Some(kind) = waiting.cost.typical_of()
+            && !self.models.get(model).backlog.typical.knows(kind)
+        {
+            self.learn_typical(model, Some(kind));
+        }
         if is_new {
             self.models.get_mut(model).overload.handle_offer(&waiting);
         }
@@ -217,15 +220,15 @@ impl Planner {
     }
 
     /// Tasks of a kind that declare no cost are compared by what is expected of them now, not by what was when they came.
-    fn learn_typical(&mut self, model: u32, came: Option<Kind>) {
-        let name = self.models.name(model).clone();
-        let backlog = &mut self.models.get_mut(model).backlog;
-        if let Some(kind) = came {
-            backlog.typical_kinds[kind as usize] = true;
+    /// Of the kinds of which some came already, and of the one that comes for the first time.
+    fn learn_typical(&mut self, model: u32, comes: Option<Kind>) {
+        let mut typical = self.models.get(model).backlog.typical;
+        for kind in Kind::ALL {
+            if typical.knows(kind) || comes == Some(kind) {
+                typical.set(kind, self.estimator.estimate(self.models.name(model), kind, None).mean_seconds);
+            }
         }
-        for kind in Kind::ALL.into_iter().filter(|kind| backlog.typical_kinds[*kind as usize]) {
-            backlog.typical.set(kind, self.estimator.estimate(&name, kind, None).mean_seconds);
-        }
+        self.models.get_mut(model).backlog.typical = typical;
     }
 
     /// How many dispatched tasks of a model its live workers can hold together. 0 when none is alive.

@@ -105,23 +105,22 @@ impl Moment {
     }
 }
 
-/// What a model's tasks that declare no cost take, by kind, as is known by now: in seconds, above 0.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Typical([f64; Kind::ALL.len()]);
-
-impl Default for Typical {
-    fn default() -> Self {
-        Self([1.0; Kind::ALL.len()])
-    }
-}
+/// What a model's tasks that declare no cost take, by kind, as is known by now: in seconds, above 0. Of kinds of which some came.
+#[derive(Clone, Copy, PartialEq, Default, Debug)]
+pub struct Typical([Option<f64>; Kind::ALL.len()]);
 
 impl Typical {
+    /// A second where none came.
     pub fn seconds(&self, kind: Kind) -> f64 {
-        self.0[kind as usize]
+        self.0[kind as usize].unwrap_or(1.0)
+    }
+
+    pub fn knows(&self, kind: Kind) -> bool {
+        self.0[kind as usize].is_some()
     }
 
     pub fn set(&mut self, kind: Kind, seconds: f64) {
-        self.0[kind as usize] = seconds;
+        self.0[kind as usize] = Some(seconds);
     }
 }
 
