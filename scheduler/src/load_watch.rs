@@ -71,7 +71,7 @@ impl LoadWatch {
             tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return,
-                _ = ticks.tick() => {}
+                // Before the ticks: while the store is slow, the next one is always due.
                 Some(models) = requests.recv() => {
                     let loads = last.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     if !failing {
@@ -83,6 +83,7 @@ impl LoadWatch {
                     self.read_paused(answer).await;
                     continue;
                 }
+                _ = ticks.tick() => {}
             }
             let event = match self.read(count).await {
                 Ok(event) => event,
