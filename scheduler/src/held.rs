@@ -23,7 +23,8 @@ pub(crate) struct Held {
     pub is_known: bool,
     /// The page queue that it came from, by its place among those, if it was kept in one.
     pub page: Option<usize>,
-    /// What it was expected to take when it went there: it comes back to the place that it had by that, whatever was learnt since.
+    /// What it was expected to take when it went there: if it declares its cost it comes back to the place that it had by that, whatever was
+    /// learnt since.
     pub expected: Option<Estimate>,
     /// The model it was admitted for.
     pub model: String,

@@ -19,7 +19,7 @@ const BROKER_PATIENCE_MS: u32 = 10_000;
 /// Long enough that RabbitMQ looks at least twice meanwhile.
 const LONG_MS: u32 = 150_000;
 const SHORT_MS: u32 = 500;
-/// One on each worker's slot, and as many that wait for these; with a broker that is at ease again at the end.
+/// One on each worker's slot, and as many short ones that wait for these.
 const LONG: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(400);
 
