@@ -23,8 +23,9 @@ use crate::load::{Books, Caller, Known, Tasks};
 use crate::nemesis::Nemesis;
 use crate::observe::{recorded, told};
 use crate::overtake::overtake;
-use crate::plan::{self, Menu};
+use crate::plan;
 use crate::roles::{Recipe, Role, panics};
+use crate::run::Plan;
 use crate::tweaks::{Library, Tweaks};
 use crate::yard::{NAMESPACE, Yard, environment, models_file};
 use crate::{schedule, verdict, workflows};
@@ -36,19 +37,6 @@ const POLL: Duration = Duration::from_millis(200);
 const LOOKS: usize = 5;
 /// Records asked for at once.
 const RECORDS: usize = 500;
-
-pub struct Plan {
-    pub seed: u64,
-    pub tasks: usize,
-    pub workflows: usize,
-    pub faults: usize,
-    /// The mean time from one fault to the next; milliseconds.
-    pub every_ms: u64,
-    pub window_tasks: u64,
-    pub menu: Menu,
-    /// Of its disk.
-    pub megabytes: u32,
-}
 
 /// What it takes to start the process, again and again.
 pub struct Kitchen {
@@ -109,11 +97,12 @@ impl Kitchen {
 }
 
 /// Runs it and prints the table. Panics when a promise was broken, with the seed and where the ledger is.
-pub async fn run(mut plan: Plan) {
+/// `megabytes`: of its disk.
+pub async fn run(mut plan: Plan, megabytes: u32) {
     let begun = Instant::now();
     let files = Arc::new(Files::new(&verdict::folder(plan.seed)));
     let place = files.folder.join("disk");
-    let disk = Disk::mount(&place, plan.megabytes);
+    let disk = Disk::mount(&place, megabytes);
     if disk.is_none() {
         eprintln!("no full disks: nothing may be mounted here");
         plan.menu.retain(|(kind, _)| *kind != plan::NEEDS_A_MOUNT);

@@ -89,11 +89,8 @@ fn planned(seed: u64, tasks: u64, faults: u64, every_ms: u64, window_tasks: u64)
     }
 }
 
-fn planned_embedded(seed: u64, tasks: u64, faults: u64, every_ms: u64, megabytes: u32) -> embedded::Plan {
-    let Plan { seed, tasks, workflows, faults, every_ms, window_tasks, .. } =
-        planned(seed, tasks, faults, every_ms, 100);
-    let menu = menu(&plan::UPON_ONE_PROCESS);
-    embedded::Plan { seed, tasks, workflows, faults, every_ms, window_tasks, menu, megabytes }
+fn planned_in_one_process(seed: u64, tasks: u64, faults: u64, every_ms: u64) -> Plan {
+    Plan { menu: menu(&plan::UPON_ONE_PROCESS), ..planned(seed, tasks, faults, every_ms, 100) }
 }
 
 /// Runs take the machine to themselves.
@@ -117,14 +114,14 @@ async fn a_long_run_of_half_a_million_tasks_and_two_hundred_faults() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_hundred_tasks_of_one_process_survive_its_kills_and_a_full_disk() {
     let _alone = ALONE.lock().await;
-    embedded::run(planned_embedded(1, 500, 10, 700, 64)).await;
+    embedded::run(planned_in_one_process(1, 500, 10, 700), 64).await;
 }
 
 /// `cargo test --release --test faults -- --ignored --nocapture one_process`
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "takes ten minutes"]
 async fn fifty_thousand_tasks_of_one_process_survive_a_hundred_faults() {
-    embedded::run(planned_embedded(now_seed(), 50_000, 100, 5_000, 512)).await;
+    embedded::run(planned_in_one_process(now_seed(), 50_000, 100, 5_000), 512).await;
 }
 
 /// `cargo test --test faults -- --ignored --nocapture patience`; `TASKYARD_FAULTS_HELD_S=600` shows what it would be without.
