@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use taskyard_shared::broker::{Broker, BrokerError, QueueSpec};
+use taskyard_shared::broker::{Broker, BrokerError, QueueSpec, QueueState};
 use taskyard_shared::control::{ExpectedTime, Place, Told, Waiting};
 use taskyard_shared::store::Store;
 use taskyard_shared::{State, TaskId, TaskResult, Timestamp, Topology};
@@ -57,6 +57,9 @@ const SUMS_EVERY: Duration = Duration::from_millis(100);
 const AWAITED_FOR: Duration = Duration::from_secs(10);
 /// And at the start for what was found in the broker.
 const SETTLES_IN: Duration = Duration::from_secs(5);
+/// For so long a session waits, at its start, for the readers of the one before to leave, and looks so often.
+const LEFT_IN: Duration = Duration::from_secs(2);
+const LOOKS_EVERY: Duration = Duration::from_millis(20);
 
 /// What it takes to read page queues and to write to them.
 #[derive(Clone)]
@@ -69,6 +72,20 @@ pub(crate) struct Desk {
     pub closing: CancellationToken,
     /// For how long a delivery may be held.
     pub patience: Duration,
+}
+
+impl Desk {
+    /// What is in a page queue, if there is one. What its reader before has in its hands is not counted, so it has until then to leave.
+    async fn count(&self, shard: u32, number: u32, until: Instant) -> Result<Option<QueueState>, BrokerError> {
+        let queue = self.topology.page(shard, number);
+        loop {
+            let state = self.broker.queue_state(&queue).await?;
+            if state.is_none_or(|state| state.consumers == 0) || Instant::now() >= until {
+                return Ok(state);
+            }
+            tokio::time::sleep(LOOKS_EVERY).await;
+        }
+    }
 }
 
 pub(crate) struct Paging {
@@ -124,14 +141,11 @@ impl Paging {
             is_awaiting: false,
             started: Instant::now(),
         };
-        let mut pages = 0;
+        let (mut pages, until) = (0, Instant::now() + LEFT_IN);
         for &shard in shards {
             for number in 0..SLOTS_MOST as u32 {
                 // Their numbers have no gap.
-                let Some(state) = paging.desk.broker.queue_state(&paging.desk.topology.page(shard, number)).await?
-                else {
-                    break;
-                };
+                let Some(state) = paging.desk.count(shard, number, until).await? else { break };
                 pages += state.ready;
                 let found = (state.ready > 0 || shard != paging.own).then_some((state.ready, now_us));
                 paging.add((shard, number), found);
@@ -208,9 +222,10 @@ impl Paging {
         }
     }
 
-    /// Waits for what is on its way to the broker.
+    /// Waits for what is on its way to the broker, and then gives back what was read: whoever comes next counts what is there.
     pub async fn finish(&mut self) {
         while self.writing.join_next().await.is_some() {}
+        self.readers.shutdown().await;
     }
 
     fn write(&mut self, pages: Pages) {

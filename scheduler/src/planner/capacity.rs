@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::decision::WaitReason;
-use super::policy::Policy;
+use super::policy::{Moment, Policy, Waiting};
 use super::tasks::Handle;
 
 /// What the live workers of a model can hold, as the shell sees it.
@@ -43,8 +43,9 @@ pub(super) struct Capacity {
     begun: BTreeMap<Handle, u64>,
     /// Those of them that went past others.
     passing: usize,
-    /// What the policy made of the task that was dispatched last, leaving out those that went past others.
-    last_score: f64,
+    /// The task that was dispatched last, leaving out those that went past others. What the policy makes of it changes with what is
+    /// known of such tasks, and is compared as of now.
+    last: Option<Waiting>,
 }
 
 impl Capacity {
@@ -68,8 +69,9 @@ impl Capacity {
     }
 
     /// Whether one more task may go past those that were sent ahead of the slots, if this is what the policy makes of it.
-    pub(super) fn may_pass(&self, policy: &dyn Policy, score: f64) -> bool {
-        self.has_passage() && policy.passes(score, self.last_score)
+    pub(super) fn may_pass(&self, policy: &dyn Policy, score: f64, at: Moment) -> bool {
+        let dispatched = || self.last.as_ref().map_or(0.0, |last| policy.score(last, at));
+        self.has_passage() && policy.passes(score, dispatched())
     }
 
     /// Whether there is something to go past, and few enough have.
@@ -127,13 +129,13 @@ impl Capacity {
         self.ahead.iter().map(|&(_, task)| task)
     }
 
-    /// With a score of `None` it is not to be passed more easily than what went before it.
-    pub(super) fn take(&mut self, dispatched_us: u64, task: Handle, score: Option<f64>) {
+    /// Without what the policy sees of it, it is not to be passed more easily than what went before it.
+    pub(super) fn take(&mut self, dispatched_us: u64, task: Handle, waiting: Option<&Waiting>) {
         if self.outstanding.len() >= self.slots {
             self.ahead.insert((dispatched_us, task));
         }
         self.outstanding.insert((dispatched_us, task));
-        self.last_score = score.unwrap_or(self.last_score);
+        self.last = waiting.cloned().or(self.last.take());
         self.rest_or_go_on();
     }
 

@@ -431,7 +431,8 @@ impl Planner {
         let chosen = backlog.choose(&*self.policy, backlog.moment(now_us), has_credit.then_some(&self.fairness))?;
         let Choice { task, reason, score, needs } = self.in_time(number, chosen, now_us);
         let by_floor = reason == DispatchReason::Floor;
-        let passes = !by_floor && self.models.get(number).capacity.may_pass(&*self.policy, score);
+        let Model { backlog, capacity, .. } = self.models.get(number);
+        let passes = !by_floor && capacity.may_pass(&*self.policy, score, backlog.moment(now_us));
         self.let_tenants_go(number);
         if !(passes || has_credit) || !self.withdraw(task) {
             return None;
@@ -453,7 +454,7 @@ impl Planner {
         match passes {
             true => capacity.take_passing(now_us, task),
             // What went by its floor is passed no more easily than what went before it.
-            false => capacity.take(now_us, task, (!by_floor).then_some(score)),
+            false => capacity.take(now_us, task, (!by_floor).then_some(&record.waiting)),
         }
         self.models.refresh_ready(number);
         self.learn_start(number, sequence, now_us);

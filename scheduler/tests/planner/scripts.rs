@@ -330,6 +330,30 @@ fn a_pressing_task_goes_past_what_was_sent_ahead_and_no_more_do_than_that() {
 }
 
 #[test]
+fn what_was_sent_ahead_is_not_passed_by_its_like_once_such_tasks_turn_out_to_be_short() {
+    for policy in ["cmu", "wspt"] {
+        let mut planner = planner(policy);
+        planner.handle_load("m", Room { slots: 1, ahead: 2, grain: 1 });
+        for number in 0..8 {
+            planner.handle_arrival(Arrival { cost: None, expected: None, ..arrival(number, 4, 0.0) }, 0).unwrap();
+        }
+        for number in 0..3 {
+            assert_eq!(dispatched(&mut planner, 0), id(number));
+        }
+        for number in 0..5 {
+            assert!(planner.handle_completion(id(number), Some(Ran { seconds: 1e-5, whole: true })));
+            match planner.poll_decision(0) {
+                Some(Decision::Dispatch { id: next, reason, .. }) => {
+                    assert_eq!((next, reason == DispatchReason::Passes), (id(number + 3), false), "{policy}");
+                }
+                other => panic!("instead of a dispatch: {other:?}"),
+            }
+            assert_eq!(planner.poll_decision(0), None, "{policy}: nobody is in a hurry");
+        }
+    }
+}
+
+#[test]
 fn without_a_worker_nothing_goes_past() {
     let mut planner = planner("cmu");
     planner.handle_load("m", Room { slots: 1, ahead: 2, grain: 1 });

@@ -25,7 +25,6 @@ pub trait Policy {
     fn name(&self) -> &'static str;
 
     /// The task with the largest score is dispatched; equal scores go by arrival. Never NaN.
-    ///
     fn score(&self, task: &Waiting, at: Moment) -> f64;
 
     /// The order inside a lane, smallest first, for a policy that does not go by arrival there.
@@ -40,7 +39,7 @@ pub trait Policy {
     }
 
     /// Whether a task of this score is so much more pressing than one that was dispatched with that score, and may still
-    /// be waiting for its slot, that it is to go past it. Both are scores of this policy, a moment apart.
+    /// be waiting for its slot, that it is to go past it. Both are scores of this policy, as of one moment.
     fn passes(&self, _score: f64, _dispatched: f64) -> bool {
         false
     }
