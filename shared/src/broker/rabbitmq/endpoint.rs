@@ -41,6 +41,9 @@ pub(super) struct Greeting {
     pub version: String,
 }
 
+/// Frames are no larger, unless the URL says so: each connection has buffers for 64 of them, and a larger message takes several.
+const FRAME_BYTES: u32 = 32 << 10;
+
 /// No `Debug`: the URI would print its password.
 pub(super) struct Endpoint {
     uri: AMQPUri,
@@ -61,6 +64,7 @@ impl Endpoint {
             "/".clone_into(&mut uri.vhost);
         }
         uri.query.heartbeat = Some(settings.heartbeat_s);
+        uri.query.frame_max.get_or_insert(FRAME_BYTES);
         if uri.scheme == AMQPScheme::AMQPS {
             connector(&settings.tls)?;
         }
@@ -327,6 +331,13 @@ mod tests {
             let endpoint = Endpoint::new(&settings(url)).ok().unwrap();
             assert_eq!(endpoint.uri.vhost, vhost, "{url}");
             assert_eq!(endpoint.uri.query.heartbeat, Some(7));
+        }
+    }
+
+    #[test]
+    fn frames_are_small_unless_the_url_says_otherwise() {
+        for (url, bytes) in [("amqp://h", FRAME_BYTES), ("amqp://h?frame_max=131072", 131_072)] {
+            assert_eq!(Endpoint::new(&settings(url)).ok().unwrap().uri.query.frame_max, Some(bytes), "{url}");
         }
     }
 }
