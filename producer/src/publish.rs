@@ -37,7 +37,7 @@ impl Publisher {
         message.properties.message_id = Some(envelope.id.0.to_string());
         for (name, value) in [("traceparent", &envelope.traceparent), ("tracestate", &envelope.tracestate)] {
             if let Some(value) = value {
-                message.properties.headers.insert(name.to_owned(), value.clone());
+                message.properties.headers.insert(name.to_owned(), value.to_string());
             }
         }
         message

@@ -28,7 +28,7 @@ pub(crate) struct Chosen {
     /// The others, should the first turn it away.
     pub others: Vec<Arc<ModelSpec>>,
     /// Nothing when it left no choice.
-    pub choice: Option<ModelChoice>,
+    pub choice: Option<Box<ModelChoice>>,
     /// What each of them would cost it, if there were several.
     pub bids: Vec<(Arc<str>, Bid)>,
 }
@@ -118,13 +118,13 @@ impl Core {
         let Some((spec, bid)) = best_first.next() else {
             return Err(("unknown_model", "no model could run it".to_owned()));
         };
-        let choice = ModelChoice {
+        let choice = Box::new(ModelChoice {
             reason: allocation.reason,
             candidates: u32::try_from(specs.len()).unwrap_or(u32::MAX),
             run_seconds: bid.run_seconds,
             queue_seconds: Some(bid.queue_seconds).filter(|seconds| seconds.is_finite()),
             load_seconds: bid.load_seconds,
-        };
+        });
         let bids = std::iter::once((&spec, bid)).chain(best_first.as_slice().iter().map(|(spec, bid)| (spec, *bid)));
         let bids = bids.map(|(spec, bid)| (Arc::from(spec.name.as_str()), *bid)).collect();
         let others = best_first.map(|(spec, _)| spec).collect();

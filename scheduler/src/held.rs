@@ -52,7 +52,8 @@ impl Held {
 /// All that wait here, by id: how many bytes they take, and how many of them came from each page queue.
 #[derive(Default)]
 pub(crate) struct Holdings {
-    tasks: HashMap<TaskId, Held>,
+    /// Boxed: a table has up to twice as many places as tasks.
+    tasks: HashMap<TaskId, Box<Held>>,
     bytes: usize,
     from_page: Vec<usize>,
 }
@@ -76,11 +77,11 @@ impl Holdings {
     }
 
     pub fn get(&self, id: &TaskId) -> Option<&Held> {
-        self.tasks.get(id)
+        self.tasks.get(id).map(Box::as_ref)
     }
 
     pub fn get_mut(&mut self, id: &TaskId) -> Option<&mut Held> {
-        self.tasks.get_mut(id)
+        self.tasks.get_mut(id).map(Box::as_mut)
     }
 
     pub fn insert(&mut self, id: TaskId, task: Held) {
@@ -93,7 +94,7 @@ impl Holdings {
                 *count += 1;
             }
         }
-        if let Some(before) = self.tasks.insert(id, task) {
+        if let Some(before) = self.tasks.insert(id, Box::new(task)) {
             self.left(&before);
         }
     }
@@ -101,7 +102,7 @@ impl Holdings {
     pub fn remove(&mut self, id: &TaskId) -> Option<Held> {
         let task = self.tasks.remove(id)?;
         self.left(&task);
-        Some(task)
+        Some(*task)
     }
 
     /// It waits in another line than the rest of its page, and counts for that no more. Its receipt is the caller's to replace.
@@ -110,7 +111,7 @@ impl Holdings {
         if let Some(count) = page.and_then(|page| self.from_page.get_mut(page)) {
             *count = count.saturating_sub(1);
         }
-        self.tasks.get_mut(id)
+        self.tasks.get_mut(id).map(Box::as_mut)
     }
 
     fn left(&mut self, task: &Held) {

@@ -51,7 +51,7 @@ impl Core {
         let left_seconds = |deadline: Timestamp| deadline.ms_since(Timestamp::now()) / 1e3;
         Quote {
             model: Some(chosen.spec.full_name()),
-            choice: chosen.choice,
+            choice: chosen.choice.map(|choice| *choice),
             expected_start,
             expected_finish,
             deadline_probability: prediction.zip(deadline).map(|(prediction, at)| prediction.in_time(left_seconds(at))),

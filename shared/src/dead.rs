@@ -103,8 +103,8 @@ impl Letter {
             accepted: Some(envelope.accepted),
             died: result.timings.finished,
             reply: envelope.reply.clone(),
-            traceparent: envelope.traceparent.clone(),
-            tracestate: envelope.tracestate.clone(),
+            traceparent: envelope.traceparent.as_deref().map(str::to_owned),
+            tracestate: envelope.tracestate.as_deref().map(str::to_owned),
             // What an envelope holds came as JSON, so this cannot fail; a letter without a body is still a letter.
             ..Self::bare(
                 Content::Task,

@@ -128,14 +128,14 @@ pub struct Envelope {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub webhook: Option<Webhook>,
+    pub webhook: Option<Box<Webhook>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_quality: Option<f64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub alternatives: Vec<Alternative>,
     /// How the model was chosen, if there was a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub choice: Option<ModelChoice>,
+    pub choice: Option<Box<ModelChoice>>,
     pub accepted: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dispatched: Option<Timestamp>,
@@ -145,18 +145,18 @@ pub struct Envelope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Reply>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub traceparent: Option<String>,
+    pub traceparent: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tracestate: Option<String>,
+    pub tracestate: Option<Box<str>>,
     /// Why the last attempt did not succeed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last_error: Option<TaskError>,
+    pub last_error: Option<Box<TaskError>>,
     /// Whose scheduler dispatched it last, and is told when it ends.
     #[serde(default, skip_serializing_if = "is_first")]
     pub shard: u32,
     /// Which step of which workflow it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workflow: Option<StepOf>,
+    pub workflow: Option<Box<StepOf>>,
     /// When it is to have ended so that its workflow can meet its deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Timestamp>,
@@ -201,7 +201,7 @@ impl Envelope {
             max_attempts: task.max_attempts,
             idempotency_key: task.idempotency_key,
             metadata: task.metadata,
-            webhook: task.webhook,
+            webhook: task.webhook.map(Box::new),
             min_quality: task.min_quality,
             alternatives: task.alternatives,
             choice: None,
@@ -209,8 +209,8 @@ impl Envelope {
             dispatched: None,
             attempts: 0,
             reply: carried.reply.clone(),
-            traceparent: carried.traceparent.clone(),
-            tracestate: carried.tracestate.clone(),
+            traceparent: carried.traceparent.as_deref().map(Box::from),
+            tracestate: carried.tracestate.as_deref().map(Box::from),
             last_error: None,
             shard: 0,
             workflow: None,
@@ -237,7 +237,7 @@ impl Envelope {
             max_attempts: self.max_attempts,
             idempotency_key: self.idempotency_key.clone(),
             metadata: self.metadata.clone(),
-            webhook: self.webhook.clone(),
+            webhook: self.webhook.as_deref().cloned(),
             min_quality: self.min_quality,
             alternatives: self.alternatives.clone(),
         }
@@ -267,8 +267,8 @@ impl Envelope {
             timings: Timings { accepted: Some(self.accepted), dispatched: self.dispatched, ..Timings::default() },
             worker: None,
             metadata: self.metadata.clone(),
-            choice: self.choice.clone(),
-            workflow: self.workflow.clone(),
+            choice: self.choice.as_deref().cloned(),
+            workflow: self.workflow.as_deref().cloned(),
             usage: None,
         }
     }
@@ -283,7 +283,7 @@ impl Envelope {
         let (_, target) = self.target.field();
         let seed = xxh3_64_with_seed(target.as_bytes(), xxh3_64(self.kind.as_str().as_bytes()));
         let seed = xxh3_64_with_seed(self.tenant.as_bytes(), seed);
-        if let Some(StepOf { id, step, item }) = &self.workflow {
+        if let Some(StepOf { id, step, item }) = self.workflow.as_deref() {
             // Its input is not known before others have ended, and the workflow's id stands for what it is made of.
             let item = item.map_or(u64::MAX, u64::from);
             return xxh3_128_with_seed(&[id.0.as_bytes(), step.as_bytes()].concat(), seed ^ item);
@@ -397,22 +397,22 @@ struct Wire {
     idempotency_key: Option<String>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
-    webhook: Option<Webhook>,
+    webhook: Option<Box<Webhook>>,
     min_quality: Option<f64>,
     #[serde(default)]
     alternatives: Vec<Alternative>,
-    choice: Option<ModelChoice>,
+    choice: Option<Box<ModelChoice>>,
     accepted: Timestamp,
     dispatched: Option<Timestamp>,
     #[serde(default)]
     attempts: u32,
     reply: Option<Reply>,
-    traceparent: Option<String>,
-    tracestate: Option<String>,
-    last_error: Option<TaskError>,
+    traceparent: Option<Box<str>>,
+    tracestate: Option<Box<str>>,
+    last_error: Option<Box<TaskError>>,
     #[serde(default)]
     shard: u32,
-    workflow: Option<StepOf>,
+    workflow: Option<Box<StepOf>>,
     due: Option<Timestamp>,
     input: Box<RawValue>,
 }

@@ -250,7 +250,7 @@ impl Settler {
                     let retry = Envelope {
                         attempts: *attempt,
                         not_before: Some(Timestamp::now().plus_ms(after.as_millis() as u64)),
-                        last_error: Some(error.clone()),
+                        last_error: Some(Box::new(error.clone())),
                         ..envelope.clone()
                     };
                     self.push(&mut outgoing, messages::retry(&self.topology, &retry), Need::Work);

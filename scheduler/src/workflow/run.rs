@@ -105,7 +105,7 @@ impl Run {
         // Nothing is left open that a property could spoil.
         let mut envelope = Envelope::new(task, &carried, Timestamp::now()).ok()?;
         envelope.deadline = envelope.deadline.into_iter().chain(self.order.deadline).min();
-        envelope.workflow = Some(StepOf { id: self.order.id, step: planned.name.to_string(), item });
+        envelope.workflow = Some(Box::new(StepOf { id: self.order.id, step: planned.name.to_string(), item }));
         let after_s = self.remaining.get(step as usize).copied().unwrap_or(0.0);
         if let Some(deadline) = self.order.deadline.filter(|_| after_s > 0.0) {
             let due = deadline.as_micros().saturating_sub((after_s * 1e6) as i64);

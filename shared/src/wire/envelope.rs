@@ -80,8 +80,8 @@ impl Get for Envelope {
         from.want(",\"attempts\":")?;
         let attempts = from.small()?;
         let reply = from.some(",\"reply\":", get_reply)?;
-        let traceparent = from.some(",\"traceparent\":", Reader::owned)?;
-        let tracestate = from.some(",\"tracestate\":", Reader::owned)?;
+        let traceparent = from.some(",\"traceparent\":", Reader::owned)?.map(String::into_boxed_str);
+        let tracestate = from.some(",\"tracestate\":", Reader::owned)?.map(String::into_boxed_str);
         let last_error = from.some(",\"last_error\":", Reader::any)?;
         let shard = from.some(",\"shard\":", Reader::small)?.unwrap_or_default();
         let workflow = from.some(",\"workflow\":", Reader::any)?;

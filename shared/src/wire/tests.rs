@@ -146,6 +146,9 @@ prop_compose! {
         (workflow, due) in (of(any_step()), of(any_instant())),
     ) -> Envelope {
         let kind = Kind::ALL[kind];
+        let (webhook, choice) = (webhook.map(Box::new), choice.map(Box::new));
+        let (traceparent, tracestate) = (traceparent.map(String::into_boxed_str), tracestate.map(String::into_boxed_str));
+        let (last_error, workflow) = (last_error.map(Box::new), workflow.map(Box::new));
         Envelope {
             v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
             idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
