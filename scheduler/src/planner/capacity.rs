@@ -70,8 +70,7 @@ impl Capacity {
 
     /// Whether one more task may go past those that were sent ahead of the slots, if this is what the policy makes of it.
     pub(super) fn may_pass(&self, policy: &dyn Policy, score: f64, at: Moment) -> bool {
-        let dispatched = || self.last.as_ref().map_or(0.0, |last| policy.score(last, at));
-        self.has_passage() && policy.passes(score, dispatched())
+        self.has_passage() && policy.passes(score, self.last.as_ref().map_or(0.0, |last| policy.score(last, at)))
     }
 
     /// Whether there is something to go past, and few enough have.

@@ -428,11 +428,11 @@ impl Planner {
         backlog.advance_stages(&mut self.tasks, &*self.policy, now_us);
         backlog.settle_shares(self.fairness.allowance_us(backlog.shares.mean_us(), capacity.slots()), &self.tasks);
         let has_credit = capacity.has_credit();
-        let chosen = backlog.choose(&*self.policy, backlog.moment(now_us), has_credit.then_some(&self.fairness))?;
+        let at = backlog.moment(now_us);
+        let chosen = backlog.choose(&*self.policy, at, has_credit.then_some(&self.fairness))?;
         let Choice { task, reason, score, needs } = self.in_time(number, chosen, now_us);
         let by_floor = reason == DispatchReason::Floor;
-        let Model { backlog, capacity, .. } = self.models.get(number);
-        let passes = !by_floor && capacity.may_pass(&*self.policy, score, backlog.moment(now_us));
+        let passes = !by_floor && self.models.get(number).capacity.may_pass(&*self.policy, score, at);
         self.let_tenants_go(number);
         if !(passes || has_credit) || !self.withdraw(task) {
             return None;
