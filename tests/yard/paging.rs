@@ -413,11 +413,7 @@ async fn large_inputs_go_out_before_the_window_has_its_number_of_tasks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_the_order_of_a_line() {
-    let mut yard = Yard::new(|settings| {
-        small(settings, "cmu");
-        in_turn(settings);
-    })
-    .await;
+    let mut yard = Yard::new(|settings| small(settings, "cmu")).await;
     let tasks =
         |from: u64| -> Vec<Value> { (from..from + 500).map(|n| json!({"model": "m", "input": {"n": n}})).collect() };
     let mut ids = Vec::new();
