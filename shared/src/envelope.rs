@@ -100,6 +100,8 @@ pub(crate) fn keyed(space: &Uuid, tenant: &str, key: &str) -> Uuid {
 }
 
 /// A task as the roles hand it to each other on the queues `retry`, `round.<shard>` and `ready.<model>`.
+///
+/// Very many wait in memory: what most of them do not have is boxed.
 #[derive(Clone, Debug, JsonSchema)]
 pub struct Envelope {
     /// [`VERSION`].
