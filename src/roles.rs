@@ -159,8 +159,8 @@ pub async fn worker(args: WorkerArgs, file: Option<&Path>) -> Result<(), Failure
         &role.registry,
     )?;
     worker = worker.foundry(foundry).tenants(role.settings().tenants.keys().cloned());
-    if let (Some(artifacts), Some(keep)) = (artifacts, role.settings().artifacts.keep()) {
-        worker = worker.sweeping(artifacts, keep);
+    if let Some(artifacts) = artifacts {
+        worker = worker.artifacts(artifacts, role.settings().artifacts.keep());
     }
     for served in models {
         worker = served.offer(worker);

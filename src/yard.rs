@@ -127,8 +127,8 @@ impl Yard {
         let mut worker =
             Worker::new(self.broker.clone(), self.store.clone(), self.topology.clone(), settings, &self.registry)?;
         worker = worker.tenants(self.settings.tenants.keys().cloned());
-        if let (Some(artifacts), Some(keep)) = (&self.artifacts, self.settings.artifacts.keep()) {
-            worker = worker.sweeping(artifacts.clone(), keep);
+        if let Some(artifacts) = &self.artifacts {
+            worker = worker.artifacts(artifacts.clone(), self.settings.artifacts.keep());
         }
         if let Some(foundry) = &self.foundry {
             worker = worker.foundry(foundry.clone());

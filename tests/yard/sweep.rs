@@ -24,7 +24,7 @@ async fn what_is_old_goes_unless_a_registered_model_is_made_of_it() {
     let registry = Registry::new().unwrap();
     let (broker, store, topology) = (yard.broker.clone(), yard.store.clone(), yard.topology.clone());
     let worker = Worker::new(broker, store, topology, yard.settings.worker.clone(), &registry).unwrap();
-    let worker = worker.sweeping(artifacts.clone(), Duration::ZERO);
+    let worker = worker.artifacts(artifacts.clone(), Some(Duration::ZERO));
     tokio::spawn(worker.run(CancellationToken::new(), CancellationToken::new()));
     let gone = async {
         while artifacts.get(left, 99).await.is_ok() || artifacts.note("vectors/x", 99).await.unwrap().is_some() {

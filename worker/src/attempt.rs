@@ -31,6 +31,7 @@ use crate::leases::{Lease, Leases};
 use crate::long::{Long, until};
 use crate::meanwhile::{Meanwhile, Pump};
 use crate::metrics::Metrics;
+use crate::payloads::Payloads;
 use crate::settle::{Outcome, Settlement, unrun};
 use crate::verdict::{Verdict, judge};
 
@@ -43,6 +44,7 @@ pub(crate) struct Yard {
     pub settler: mpsc::Sender<Settlement>,
     pub retry: taskyard_shared::retry::Backoff,
     pub max_output_bytes: usize,
+    pub payloads: Payloads,
     /// What may end its worker runs with nothing beside it.
     pub alone: Alone,
     pub long: Long,
@@ -420,7 +422,8 @@ async fn call(
     let all = |code: &str, message: &str, retryable| -> VecDeque<Answer> {
         (0..size).map(|_| Err(error(code, message, retryable))).collect()
     };
-    let mut call = pin!(tokio::time::timeout(limit, AssertUnwindSafe(handler.execute(jobs)).catch_unwind()));
+    let execution = yard.payloads.around(handler, jobs, yard.max_output_bytes);
+    let mut call = pin!(tokio::time::timeout(limit, AssertUnwindSafe(execution).catch_unwind()));
     let (begun, grace) = (Instant::now(), handler.grace());
     let mut unclaimed = batch.iter().any(|member| matches!(member.right, Right::First { .. }));
     // What could not be handed on is tried again.

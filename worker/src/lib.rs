@@ -25,6 +25,7 @@ pub mod meanwhile;
 mod memory;
 mod metrics;
 mod orders;
+mod payloads;
 mod registrations;
 mod service;
 mod settle;

@@ -35,6 +35,7 @@ struct Inner {
     tokens: IntCounterVec,
     token_cost: CounterVec,
     artifacts_removed: IntCounterVec,
+    payloads: IntCounterVec,
 }
 
 const SECONDS: &[f64] =
@@ -138,6 +139,11 @@ impl Metrics {
                 "Artifacts and notes that were put long ago and were removed.",
                 &["what"],
             )?,
+            payloads: registry.counters(
+                "payloads_total",
+                "Inputs that were fetched and outputs that were kept apart, by where they lie.",
+                &["what", "place"],
+            )?,
         })))
     }
 
@@ -193,6 +199,11 @@ impl Metrics {
     pub fn swept(&self, artifacts: u64, notes: u64) {
         self.0.artifacts_removed.with_label_values(&["artifact"]).inc_by(artifacts);
         self.0.artifacts_removed.with_label_values(&["note"]).inc_by(notes);
+    }
+
+    /// An `input` that was fetched, or an `output` that was kept, as an `artifact` or over `http`.
+    pub fn payload(&self, what: &str, place: &str) {
+        self.0.payloads.with_label_values(&[what, place]).inc();
     }
 
     pub fn dead_lettered(&self, reason: &str) {

@@ -31,6 +31,7 @@ use crate::load_report::{Reporter, host_name};
 use crate::long::Long;
 use crate::meanwhile::Pump;
 use crate::metrics::Metrics;
+use crate::payloads::Payloads;
 use crate::orders;
 use crate::registrations::{self, Foundry};
 use crate::settle::Settler;
@@ -51,7 +52,8 @@ pub struct Worker {
     metrics: Metrics,
     events: (Events, Publisher),
     tenants: BTreeSet<String>,
-    sweeping: Option<(Artifacts, Duration)>,
+    artifacts: Option<Artifacts>,
+    sweeping: Option<Duration>,
 }
 
 impl Worker {
@@ -73,8 +75,20 @@ impl Worker {
         let events = Events::new(&topology, registry)?;
         let metrics = Metrics::new(registry)?;
         let (models, tenants) = (Vec::new(), BTreeSet::from([DEFAULT_TENANT.to_owned()]));
-        let (foundry, sweeping) = (None, None);
-        Ok(Self { broker, store, topology, settings, id, models, foundry, metrics, events, tenants, sweeping })
+        Ok(Self {
+            broker,
+            store,
+            topology,
+            settings,
+            id,
+            models,
+            foundry: None,
+            metrics,
+            events,
+            tenants,
+            artifacts: None,
+            sweeping: None,
+        })
     }
 
     /// Serves one more model, for as long as it runs.
@@ -102,9 +116,10 @@ impl Worker {
         self
     }
 
-    /// It removes artifacts that were last put so long ago, and stand in no registered model.
-    pub fn sweeping(mut self, artifacts: Artifacts, keep: Duration) -> Self {
-        self.sweeping = Some((artifacts, keep));
+    /// Where inputs lie that tasks only name, and outputs are put that are too large for a result; without it there are none. It
+    /// removes what was last put longer than `keep` ago, and stands in no registered model: nothing without one.
+    pub fn artifacts(mut self, artifacts: Artifacts, keep: Option<Duration>) -> Self {
+        (self.artifacts, self.sweeping) = (Some(artifacts), keep);
         self
     }
 
@@ -118,8 +133,8 @@ impl Worker {
     /// # Errors
     /// When a queue cannot be declared for a reason that trying again would not mend.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) -> Result<(), BrokerError> {
-        let Self { broker, store, topology, settings, id, models, foundry, metrics, events, tenants, sweeping } = self;
-        let (events, publisher) = events;
+        let Self { broker, store, topology, settings, id, models, foundry, metrics, tenants, artifacts, .. } = self;
+        let (events, publisher) = self.events;
         let lanes = Lanes::new(models.iter().map(|(lane, _)| lane.clone()).collect());
         declare(&*broker, &topology, &lanes.all(), &stop).await?;
 
@@ -140,7 +155,7 @@ impl Worker {
         let settler = tokio::spawn(settler.run(queue));
         let renewing = CancellationToken::new();
         let renewer = tokio::spawn(leases.clone().renew_until(store.clone(), lease, renewing.clone()));
-        if let Some((artifacts, keep)) = sweeping {
+        if let (Some(artifacts), Some(keep)) = (artifacts.clone(), self.sweeping) {
             let sweeper = Sweeper { artifacts, store: store.clone(), keep, metrics: metrics.clone() };
             tokio::spawn(sweeper.run(closing.clone()));
         }
@@ -157,6 +172,7 @@ impl Worker {
                 Duration::from_millis(settings.retry_most_ms),
             ),
             max_output_bytes: settings.max_output_bytes,
+            payloads: Payloads::new(&settings.payloads, artifacts, metrics.clone()),
             long: Long {
                 broker: broker.clone(),
                 topology: topology.clone(),

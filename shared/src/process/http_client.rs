@@ -10,7 +10,7 @@ use std::sync::Arc;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::{ClientBuilder, redirect};
 
-use super::egress::Reach;
+use super::egress::{Reach, Refused};
 
 /// The port is the client's to set.
 const ANY_PORT: u16 = 0;
@@ -40,6 +40,19 @@ pub fn builder(reach: Reach) -> ClientBuilder {
         .no_proxy()
         .dns_resolver(Arc::new(Within(reach)))
         .referer(false)
+}
+
+/// Whether a name led to no address that may be connected to: trying again changes nothing.
+pub fn is_refused(failure: &reqwest::Error) -> bool {
+    let mut cause = failure.source();
+    while let Some(inner) = cause {
+        let carried = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+        if inner.is::<Refused>() || carried.is_some_and(|carried| carried.is::<Refused>()) {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// An error and what caused it, without the address: that may hold a password.
@@ -76,7 +89,7 @@ mod tests {
         asked(Reach::Named).await.unwrap();
         asked(Reach::Public(vec!["127.0.0.0/8".parse().unwrap(), "::1".parse().unwrap()])).await.unwrap();
         let refused = asked(Reach::Public(Vec::new())).await.unwrap_err();
-        assert!(refused.is_connect(), "{refused:?}");
+        assert!(refused.is_connect() && is_refused(&refused), "{refused:?}");
         let why = causes(refused);
         assert!(why.contains("a loopback address, which is not connected to") && !why.contains("localhost:"), "{why}");
     }

@@ -205,6 +205,17 @@ pub struct WorkerSettings {
     pub retry_first_ms: u64,
     pub retry_most_ms: u64,
     pub max_output_bytes: usize,
+    pub payloads: PayloadSettings,
+}
+
+/// Inputs that tasks only name, and outputs too large for a result.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PayloadSettings {
+    /// Of one of them.
+    pub max_bytes: usize,
+    /// Networks beside public addresses.
+    pub allow: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

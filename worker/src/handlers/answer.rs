@@ -10,7 +10,7 @@ use crate::handler::{Answer, codes, error};
 /// Longest message of a task's error, in bytes.
 pub(super) const MESSAGE_BYTES: usize = 1024;
 
-pub(super) fn bad_input(message: impl Into<String>) -> TaskError {
+pub(crate) fn bad_input(message: impl Into<String>) -> TaskError {
     error(codes::BAD_INPUT, message, false)
 }
 
@@ -34,7 +34,7 @@ pub(super) fn output(text: &str) -> Answer {
 }
 
 /// How deep arrays and objects are nested. The parser does not say: it passes over raw values at any depth.
-fn depth(text: &str) -> usize {
+pub(crate) fn depth(text: &str) -> usize {
     let (mut depth, mut deepest, mut in_string, mut escaped) = (0usize, 0, false, false);
     for byte in text.bytes() {
         match (in_string, byte) {
@@ -56,7 +56,7 @@ fn depth(text: &str) -> usize {
 
 /// Bytes from outside as one line of text for a message or the log: at most `most_bytes` of them, and no control
 /// characters, which could forge lines and colours.
-pub(super) fn clean(bytes: &[u8], most_bytes: usize) -> String {
+pub(crate) fn clean(bytes: &[u8], most_bytes: usize) -> String {
     let cut = &bytes[..bytes.len().min(most_bytes)];
     let mut text: String = String::from_utf8_lossy(cut).chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     text.truncate(text.trim_end().len());

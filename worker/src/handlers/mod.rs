@@ -8,7 +8,7 @@ pub mod search;
 pub mod simulated;
 pub mod training;
 
-mod answer;
+pub(crate) mod answer;
 mod registered;
 
 use std::path::{Path, PathBuf};

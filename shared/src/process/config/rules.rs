@@ -91,6 +91,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("worker.retry_most_ms", Bounds::Whole(1, limits::DURATION_MS)),
     // A record also holds what is known of the task beside its output.
     ("worker.max_output_bytes", Bounds::Whole(1, (crate::store::RECORD_BYTES / 2) as u64)),
+    ("worker.payloads.max_bytes", Bounds::Whole(1, crate::artifacts::ARTIFACT_BYTES)),
     ("models.*.slots", Bounds::Whole(1, 10_000)),
     ("models.*.timeout_ms", Bounds::Whole(1, limits::DURATION_MS)),
     ("models.*.max_attempts", Bounds::Whole(1, limits::ATTEMPTS as u64)),
@@ -300,15 +301,20 @@ impl Check<'_> {
         self.that(&format!("{section}.tls.{alone}"), both.or_say(problem))
     }
 
+    fn networks(&self, key: &str, networks: &[String]) -> Result<(), ConfigError> {
+        for network in networks {
+            let valid = network.parse::<Network>().map(|_| ());
+            self.that(key, valid.map_err(|problem| format!("holds what it cannot: {problem}")))?;
+        }
+        Ok(())
+    }
+
     fn webhooks(&self, webhooks: &WebhookSettings) -> Result<(), ConfigError> {
         for (name, secret) in [("secret", &webhooks.secret), ("old_secret", &webhooks.old_secret)] {
             let valid = if secret.is_empty() { Ok(()) } else { Secret::read(secret).map(|_| ()) };
             self.that(&format!("gateway.webhooks.{name}"), valid)?;
         }
-        for network in &webhooks.allow {
-            let valid = network.parse::<Network>().map(|_| ());
-            self.that("gateway.webhooks.allow", valid.map_err(|problem| format!("holds what it cannot: {problem}")))?;
-        }
+        self.networks("gateway.webhooks.allow", &webhooks.allow)?;
         let ordered = webhooks.retry_first_ms <= webhooks.retry_most_ms;
         self.that(
             "gateway.webhooks.retry_first_ms",
