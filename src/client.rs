@@ -15,6 +15,8 @@ const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// One request, without what it waits for a result.
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// On top of that a large body is given the time that it takes so slowly.
+const SLOWEST_BYTES_A_SECOND: u64 = 256 << 10;
 
 #[derive(Args, Clone, Debug)]
 pub struct ApiArgs {
@@ -110,7 +112,12 @@ impl Api {
         }
         let opened = tokio::time::timeout(REQUEST_LIMIT, request.send()).await;
         let late = |_| Failure::new(Exit::NotReachable, format!("{} does not answer in time", self.place()));
-        let response = opened.map_err(late)?.map_err(|error| self.unreachable(error))?;
+        self.opened(opened.map_err(late)?).await
+    }
+
+    /// A response that is a success.
+    async fn opened(&self, opened: reqwest::Result<reqwest::Response>) -> Result<reqwest::Response, Failure> {
+        let response = opened.map_err(|error| self.unreachable(error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -137,6 +144,28 @@ impl Api {
             request = request.header("prefer", format!("wait={}", wait.as_secs_f64().ceil() as u64));
         }
         Ok(self.send(request, wait.unwrap_or_default()).await?.1)
+    }
+
+    /// Posts what is no JSON, which may be large.
+    pub async fn upload(&self, path: &str, body: Vec<u8>) -> Result<Vec<u8>, Failure> {
+        let wait = Duration::from_secs(body.len() as u64 / SLOWEST_BYTES_A_SECOND);
+        let request = self.http.post(self.url(path)?).header(header::CONTENT_TYPE, "application/octet-stream");
+        Ok(self.send(request.body(body), wait).await?.1)
+    }
+
+    /// A GET whose answer is handed on as it comes.
+    pub async fn download(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&[u8]) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let opened = tokio::time::timeout(REQUEST_LIMIT, self.http.get(self.url(path)?).send()).await;
+        let late = |_| Failure::new(Exit::NotReachable, format!("{} does not answer in time", self.place()));
+        let mut response = self.opened(opened.map_err(late)?).await?;
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+            take(&chunk)?;
+        }
+        Ok(())
     }
 
     /// Any call that answers at once; a body is JSON.
@@ -258,7 +287,7 @@ fn read_key(place: &str, path: &Path) -> Result<String, Failure> {
 /// The exit code of a problem.
 fn failed(status: StatusCode, problem: &Problem) -> Failure {
     let exit = match status.as_u16() {
-        404 if problem.code == "not_found" => Exit::NotFound,
+        404 if matches!(problem.code.as_str(), "not_found" | "artifact_not_found") => Exit::NotFound,
         400 | 401 | 403 | 413 | 415 | 422 => Exit::Usage,
         429 | 503 => Exit::NotReachable,
         _ => Exit::Failed,

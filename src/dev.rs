@@ -54,7 +54,7 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
     let names: Vec<String> = models.iter().map(|model| model.spec.full_name()).collect();
     let settings = loaded.settings;
     let yard = Yard::start(settings.clone(), models, args.data.as_deref(), registry.clone()).await?;
-    let yard = yard.foundry(foundry).artifacts(artifacts);
+    let yard = yard.foundry(foundry).artifacts(artifacts.clone());
     let worker = yard.worker("dev")?;
     let gateway = Gateway::new(GatewayParts {
         broker: yard.broker.clone(),
@@ -63,6 +63,7 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
         settings: settings.gateway.clone(),
         registry,
         keys: Keys::new(&settings.keys).map_err(Failure::Usage)?,
+        artifacts: Some(artifacts),
     })?;
     tell!("Taskyard runs at http://{address} with the models {}.", names.join(", "));
     match &args.data {

@@ -54,6 +54,8 @@ enum Command {
     Schedule(commands::schedule::ScheduleArgs),
     /// Dead letters: list, show, replay, discard.
     Dead(commands::dead::DeadArgs),
+    /// Files that tasks name: put, get.
+    Artifact(commands::artifact::ArtifactArgs),
     /// The models that workers serve.
     Models(commands::models::ModelsArgs),
     /// The workers that are alive.
@@ -134,6 +136,7 @@ async fn run(config: Option<PathBuf>, command: Command) -> ExitCode {
         Command::Workflow(args) => return commands::workflow::run(args).await.into(),
         Command::Schedule(args) => return commands::schedule::run(args).await.into(),
         Command::Dead(args) => return commands::dead::run(args).await.into(),
+        Command::Artifact(args) => return commands::artifact::run(args).await.into(),
         Command::Models(args) => return commands::models::run(args).await.into(),
         Command::Workers(args) => return commands::workers::run(args).await.into(),
         Command::Queues(args) => return commands::queues::run(args).await.into(),

@@ -181,6 +181,7 @@ pub async fn gateway(file: Option<&Path>) -> Result<(), Failure> {
         settings: role.settings().gateway.clone(),
         registry: role.registry.clone(),
         keys: Keys::new(&role.settings().keys).map_err(Failure::Usage)?,
+        artifacts: open_artifacts(role.settings())?,
     })?;
     gateway.run(listener, role.shutdown.drain.clone()).await;
     role.broker.close().await;

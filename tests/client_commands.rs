@@ -362,3 +362,31 @@ async fn tasks_are_cancelled_and_reprioritized_by_id_and_by_filter() {
     let late = taskyard(&gateway, &["task", "cancel", id, "-o", "json"]).await;
     assert_eq!((late.code, late.json()[0]["outcome"].as_str()), (1, Some("already_finished")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_are_put_and_read_by_the_name_that_was_printed() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let folder = tempfile::tempdir().unwrap();
+    let (from, to) = (folder.path().join("from"), folder.path().join("to"));
+    let content: Vec<u8> = (0..100_000u32).map(|n| (n % 253) as u8).collect();
+    std::fs::write(&from, &content).unwrap();
+    let put = taskyard(&gateway, &["artifact", "put", from.to_str().unwrap(), "-o", "json"]).await;
+    assert_eq!(put.code, 0, "{}", put.err);
+    let name = put.json()[0]["$ref"].as_str().unwrap().to_owned();
+    let got = taskyard(&gateway, &["artifact", "get", &name, "--out", to.to_str().unwrap()]).await;
+    assert_eq!((got.code, got.out.as_str()), (0, ""), "{}", got.err);
+    assert_eq!(std::fs::read(&to).unwrap(), content);
+    let piped = taskyard_reading(&gateway, &["artifact", "put", "-", "-o", "jsonl"], "{\"a\": 1}").await;
+    let name = piped.lines()[0]["$ref"].as_str().unwrap().to_owned();
+    assert_eq!(taskyard(&gateway, &["artifact", "get", &name]).await.out, "{\"a\": 1}");
+
+    let other = format!("artifact:{}", "0".repeat(64));
+    let missing = taskyard(&gateway, &["artifact", "get", &other, "--out", to.to_str().unwrap()]).await;
+    assert_eq!(missing.code, 4, "{}", missing.err);
+    assert_eq!(std::fs::read(&to).unwrap(), content, "what stood there stays");
+    assert_eq!(taskyard(&gateway, &["artifact", "get", "../../v1/tasks"]).await.code, 2);
+    assert_eq!(taskyard(&gateway, &["artifact", "put", "/no/such/file"]).await.code, 2);
+    let place = folder.path().join("none/to");
+    assert_eq!(taskyard(&gateway, &["artifact", "get", &name, "--out", place.to_str().unwrap()]).await.code, 1);
+}

@@ -12,6 +12,7 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use taskyard_producer::{Gateway, GatewayParts};
 use taskyard_shared::Topology;
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::broker::Broker;
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::messages::work_queues;
@@ -56,6 +57,7 @@ impl Door {
             settings,
             registry: Registry::new().expect("a registry"),
             keys: Keys::default(),
+            artifacts: Some(Artifacts::in_memory()),
         };
         let gateway = Gateway::new(parts).expect("a gateway");
         let router = gateway.router();

@@ -185,6 +185,18 @@ impl Artifacts {
         Ok(content)
     }
 
+    /// Bytes of an artifact.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it cannot be reached.
+    pub async fn size(&self, id: ArtifactId) -> Result<u64, ArtifactError> {
+        match self.store.head(&self.place(id)).await {
+            Ok(object) => Ok(object.size),
+            Err(object_store::Error::NotFound { .. }) => Err(ArtifactError::Missing(id.to_string())),
+            Err(failure) => Err(unreachable(&failure)),
+        }
+    }
+
     /// Keeps bytes under a name, in place of what it named. Names are `/` between parts of `[A-Za-z0-9._-]`.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The client commands: what a user asks of a running yard, over its HTTP API; `bench`, `doctor` and `health` look for
 //! themselves.
 
+pub mod artifact;
 pub mod bench;
 pub mod dead;
 pub mod doctor;

@@ -30,6 +30,7 @@ impl Api {
             settings: yard.settings.gateway.clone(),
             registry: yard.registry.clone(),
             keys,
+            artifacts: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());

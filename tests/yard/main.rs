@@ -13,6 +13,7 @@ mod meanwhile;
 mod order;
 mod overload;
 mod paging;
+mod payloads;
 mod quote;
 mod registry;
 mod schedule;

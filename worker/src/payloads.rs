@@ -216,7 +216,8 @@ fn input(content: Bytes) -> Result<Box<RawValue>, TaskError> {
         return Err(bad_input(format!("the input that $ref names is nested deeper than {}", limits::DEPTH)));
     }
     let text = text.trim().to_owned();
-    RawValue::from_string(text).map_err(|failure| bad_input(format!("the input that $ref names is not JSON: {failure}")))
+    RawValue::from_string(text)
+        .map_err(|failure| bad_input(format!("the input that $ref names is not JSON: {failure}")))
 }
 
 fn unavailable(failure: &ArtifactError) -> TaskError {
@@ -280,7 +281,11 @@ mod tests {
 
     fn payloads(max_bytes: usize, allow: &[&str], artifacts: Option<Artifacts>) -> Payloads {
         let allow = allow.iter().map(|network| (*network).to_owned()).collect();
-        Payloads::new(&PayloadSettings { max_bytes, allow }, artifacts, Metrics::new(&Registry::new().unwrap()).unwrap())
+        Payloads::new(
+            &PayloadSettings { max_bytes, allow },
+            artifacts,
+            Metrics::new(&Registry::new().unwrap()).unwrap(),
+        )
     }
 
     fn raw(text: impl Into<String>) -> Box<RawValue> {
@@ -404,7 +409,10 @@ mod tests {
         let codes_of: Vec<(&str, bool)> = answers[1..].iter().map(code).collect();
         let bad = (codes::BAD_INPUT, false);
         assert_eq!(codes_of, [bad, (codes::UNAVAILABLE, true), bad, bad], "{answers:?}");
-        assert_eq!(code(&run(&allowed, &echo, &[refer("http://127.0.0.1:1/")], 9).await[0]), (codes::UNAVAILABLE, true));
+        assert_eq!(
+            code(&run(&allowed, &echo, &[refer("http://127.0.0.1:1/")], 9).await[0]),
+            (codes::UNAVAILABLE, true)
+        );
 
         // By address and by name, from a task that nobody allowed it.
         let by_name = refer(format!("http://user:secret@localhost:{port}/there"));

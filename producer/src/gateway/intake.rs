@@ -38,9 +38,12 @@ impl Shared {
     }
 
     /// Takes tasks in; several are published as batches.
-    pub(super) async fn take(&self, incoming: Vec<Incoming>, reply: Option<Reply>) -> Vec<Taken> {
+    pub(super) async fn take(&self, mut incoming: Vec<Incoming>, reply: Option<Reply>) -> Vec<Taken> {
         let mut taken: Vec<Option<Taken>> = Vec::new();
         taken.resize_with(incoming.len(), || None);
+        for (index, problem) in self.put_inputs(&mut incoming).await {
+            taken[index] = Some(Err(problem));
+        }
         self.answer_known(&incoming, reply.as_ref(), &mut taken).await;
         let is_counted = self.push_back(&incoming, &mut taken).await;
 
@@ -66,7 +69,8 @@ impl Shared {
 
     /// A named task that has a record was accepted before: it is answered from there, or refused when it differs.
     async fn answer_known(&self, incoming: &[Incoming], reply: Option<&Reply>, taken: &mut [Option<Taken>]) {
-        let named: Vec<usize> = (0..incoming.len()).filter(|index| incoming[*index].named).collect();
+        let named: Vec<usize> =
+            (0..incoming.len()).filter(|index| incoming[*index].named && taken[*index].is_none()).collect();
         // By id alone: however many wait here for one task, they are one follower.
         let follower = reply.map(|reply| Reply { correlation_id: None, ..reply.clone() });
         for named in named.chunks(STORE_TASKS) {

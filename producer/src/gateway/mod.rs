@@ -8,11 +8,12 @@
 //! intake    look up, publish, record       waiting   results, by message and by a slow second look
 //! events    what running tasks say, as server-sent events
 //! ask       questions to the schedulers, and their answers
-//! tasks · batches · workflows · schedules · control · retry · dead · state · health · openapi   what answers the calls
+//! artifacts · tasks · batches · workflows · schedules · control · retry · dead · state · health · openapi   what answers the calls
 //! records   the store, which may be away
 //! ```
 
 mod access;
+mod artifacts;
 mod ask;
 mod batches;
 mod control;
@@ -46,6 +47,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use taskyard_shared::Topology;
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::broker::Broker;
 use taskyard_shared::events::{Events, Publisher};
 use taskyard_shared::process::keys::Keys;
@@ -75,7 +77,7 @@ use crate::webhooks::Webhooks;
 
 pub use self::request::duration;
 
-/// Request bodies in memory, all together; at least room for eight of the largest.
+/// Request bodies in memory, all together, unless the largest need more room.
 const BODIES_BYTES: usize = 256 << 20;
 
 /// What a gateway is made of.
@@ -88,6 +90,8 @@ pub struct GatewayParts {
     pub registry: Registry,
     /// Without any, every caller may do everything.
     pub keys: Keys,
+    /// Where large inputs go, and files that callers put.
+    pub artifacts: Option<Artifacts>,
 }
 
 pub struct Gateway {
@@ -104,6 +108,7 @@ struct Shared {
     registry: Registry,
     metrics: GatewayMetrics,
     keys: Keys,
+    artifacts: Option<Artifacts>,
     publisher: Tasks,
     inbox: Inbox,
     desk: Desk,
@@ -122,7 +127,7 @@ impl Gateway {
     /// # Errors
     /// When a metric cannot be registered.
     pub fn new(parts: GatewayParts) -> Result<Self, MetricsError> {
-        let GatewayParts { broker, store, topology, settings, registry, keys } = parts;
+        let GatewayParts { broker, store, topology, settings, registry, keys, artifacts } = parts;
         let owner = Uuid::new_v4();
         let queue = topology.replies(&format!("gateway-{owner}"));
         let (events, publisher) = Events::new(&topology, &registry)?;
@@ -139,11 +144,12 @@ impl Gateway {
                 metrics: GatewayMetrics::register(&registry)?,
                 registry,
                 keys,
+                artifacts,
                 inbox: Inbox::new(queue, settings.max_waiters),
                 desk,
                 hub: Hub::new(settings.max_streams),
                 events,
-                bodies: BodyRoom::new(BODIES_BYTES.max(settings.max_body_bytes.saturating_mul(8))),
+                bodies: BodyRoom::new(room_bytes(&settings)),
                 topology,
                 settings,
                 declared: watch::Sender::new(false),
@@ -211,6 +217,13 @@ impl Gateway {
         drop(keep);
         let _ = tokio::join!(receiving, asking, rechecking, feeling, streaming, delivering, declaring, stopping);
     }
+}
+
+/// At least eight of the largest tasks, and two of the largest artifacts.
+fn room_bytes(settings: &GatewaySettings) -> usize {
+    let (bodies, artifacts) =
+        (settings.max_body_bytes.saturating_mul(8), settings.max_artifact_bytes.saturating_mul(2));
+    BODIES_BYTES.max(bodies).max(artifacts)
 }
 
 impl Shared {

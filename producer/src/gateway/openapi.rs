@@ -148,6 +148,7 @@ fn media_type(content: Content, generator: &mut SchemaGenerator) -> Value {
     match content {
         Content::Of(schema) => json!({"schema": schema(generator)}),
         Content::Text => json!({"schema": {"type": "string"}}),
+        Content::Bytes => json!({}),
         Content::Json => json!({"schema": {"type": "object"}}),
     }
 }

@@ -39,6 +39,8 @@ pub enum Code {
     Forbidden,
     /// 404. No task has this id: it was never accepted, or its record has expired.
     NotFound,
+    /// 404. No artifact has this name: it was never put, or was removed.
+    ArtifactNotFound,
     /// 404. There is no such resource.
     NoRoute,
     /// 405. The resource does not know this method.
@@ -80,6 +82,8 @@ pub enum Code {
     BrokerUnavailable,
     /// 503. The store, which look-ups need, did not answer.
     StoreUnavailable,
+    /// 503. Artifacts are not kept here, or cannot be reached. A task whose input was to be one was not accepted.
+    ArtifactsUnavailable,
     /// 503. No scheduler answered in time.
     SchedulerUnavailable,
     /// 503. As many connections are open as may.
@@ -87,7 +91,7 @@ pub enum Code {
 }
 
 impl Code {
-    pub const ALL: [Code; 35] = [
+    pub const ALL: [Code; 37] = [
         Code::Empty,
         Code::Utf8,
         Code::Json,
@@ -100,6 +104,7 @@ impl Code {
         Code::Unauthorized,
         Code::Forbidden,
         Code::NotFound,
+        Code::ArtifactNotFound,
         Code::NoRoute,
         Code::MethodNotAllowed,
         Code::BodyTimeout,
@@ -121,6 +126,7 @@ impl Code {
         Code::Internal,
         Code::BrokerUnavailable,
         Code::StoreUnavailable,
+        Code::ArtifactsUnavailable,
         Code::SchedulerUnavailable,
         Code::TooManyConnections,
     ];
@@ -133,7 +139,7 @@ impl Code {
             Self::UnknownParameter | Self::InvalidParameter | Self::InvalidHeader => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::NotFound | Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::NotFound | Self::ArtifactNotFound | Self::NoRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict | Self::AlreadyFinished | Self::AlreadyDispatched => StatusCode::CONFLICT,
@@ -150,6 +156,7 @@ impl Code {
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::BrokerUnavailable
             | Self::StoreUnavailable
+            | Self::ArtifactsUnavailable
             | Self::SchedulerUnavailable
             | Self::TooManyConnections => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -169,6 +176,7 @@ impl Code {
             Self::Unauthorized => "The call needs a key",
             Self::Forbidden => "The key does not open this",
             Self::NotFound => "No such task",
+            Self::ArtifactNotFound => "No such artifact",
             Self::NoRoute => "No such resource",
             Self::MethodNotAllowed => "Method not allowed",
             Self::BodyTimeout => "The body took too long",
@@ -190,6 +198,7 @@ impl Code {
             Self::Internal => "Internal error",
             Self::BrokerUnavailable => "The broker did not confirm",
             Self::StoreUnavailable => "The store did not answer",
+            Self::ArtifactsUnavailable => "Artifacts cannot be put or read",
             Self::SchedulerUnavailable => "No scheduler answered",
             Self::TooManyConnections => "Too many connections",
         }
@@ -200,7 +209,8 @@ impl Code {
         match self {
             Self::OverCapacity | Self::TooManyWaiters | Self::TooManyStreams | Self::TooManyConnections => Some(1),
             Self::Overloaded | Self::QuotaWaiting | Self::QuotaRate => Some(1),
-            Self::BrokerUnavailable | Self::StoreUnavailable | Self::SchedulerUnavailable => Some(2),
+            Self::BrokerUnavailable | Self::StoreUnavailable => Some(2),
+            Self::ArtifactsUnavailable | Self::SchedulerUnavailable => Some(2),
             _ => None,
         }
     }

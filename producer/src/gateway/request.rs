@@ -37,7 +37,7 @@ impl BodyRoom {
         Self(Arc::new(Semaphore::new((bytes / ROOM_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS))))
     }
 
-    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
+    pub(super) fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
         let units = u32::try_from(bytes.div_ceil(ROOM_UNIT_BYTES)).unwrap_or(u32::MAX);
         self.0
             .clone()

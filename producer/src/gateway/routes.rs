@@ -12,6 +12,7 @@ use taskyard_shared::workflow::{DescribedWorkflow, WorkflowRecord};
 use taskyard_shared::{Task, TaskResult};
 
 use super::access::Access;
+use super::artifacts::PutArtifact;
 use super::batches::BatchAnswer;
 use super::control::{Changed, Counts, Explanation, NewPriority, Pause, Selection, SelectionAndPriority};
 use super::dead::{Buried, DeadPage, LetterCounts, LetterSelection, WholeLetter};
@@ -23,7 +24,8 @@ use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
 use super::workflows::WorkflowChanged;
 use super::{
-    Shared, batches, control, dead, events, health, openapi, quote, retry, schedules, state, tasks, workflows,
+    Shared, artifacts, batches, control, dead, events, health, openapi, quote, retry, schedules, state, tasks,
+    workflows,
 };
 
 /// One method of one path.
@@ -109,6 +111,8 @@ pub(super) enum Content {
     /// A type of ours, by its schema.
     Of(fn(&mut SchemaGenerator) -> Schema),
     Text,
+    /// Anything.
+    Bytes,
     /// JSON that is described elsewhere.
     Json,
 }
@@ -121,6 +125,8 @@ const ID: Parameter = Parameter { place: Place::Path, name: "id", summary: "The 
 const LETTER: Parameter =
     Parameter { place: Place::Path, name: "id", summary: "The dead letter's id, or that of its task; a UUID" };
 const WORKFLOW: Parameter = Parameter { place: Place::Path, name: "id", summary: "The workflow's id, a UUID" };
+const ARTIFACT: Parameter =
+    Parameter { place: Place::Path, name: "id", summary: "The SHA-256, with or without `artifact:` before it" };
 const SCHEDULE: Parameter = Parameter { place: Place::Path, name: "name", summary: "The schedule's name" };
 const TENANT: Parameter =
     query("tenant", "Whose schedule it is, for callers of all tenants: `default` when it is left out");
@@ -176,6 +182,7 @@ const BODY_PROBLEMS: &[Code] = &[
     Code::QuotaWaiting,
     Code::QuotaRate,
     Code::BrokerUnavailable,
+    Code::ArtifactsUnavailable,
 ];
 const WORKFLOW_ANSWERS: &[Answer] = &[
     json(200, "The workflow has ended: its result", Content::Of(of::<WorkflowRecord>)),
@@ -289,6 +296,17 @@ const LETTERS_PROBLEMS: &[Code] = &[
     Code::OverCapacity,
     Code::BrokerUnavailable,
 ];
+const PUT_ARTIFACT_PROBLEMS: &[Code] = &[
+    Code::Empty,
+    Code::BodyIncomplete,
+    Code::UnknownParameter,
+    Code::BodyTimeout,
+    Code::TooLarge,
+    Code::OverCapacity,
+    Code::ArtifactsUnavailable,
+];
+const ARTIFACT_PROBLEMS: &[Code] =
+    &[Code::UnknownParameter, Code::ArtifactNotFound, Code::TooLarge, Code::OverCapacity, Code::ArtifactsUnavailable];
 const STATE_PROBLEMS: &[Code] = &[Code::UnknownParameter, Code::StoreUnavailable];
 
 pub(super) const ROUTES: &[Route] = &[
@@ -650,6 +668,35 @@ pub(super) const ROUTES: &[Route] = &[
         problems: STATE_PROBLEMS,
         access: Access::READ_YARD,
         handler: |method| on(method, state::workers),
+    },
+    Route {
+        method: Verb::Post,
+        path: "/v1/artifacts",
+        operation: "putArtifact",
+        summary: "Keep a file; the answer is how a task names it",
+        parameters: &[],
+        body: &[("application/octet-stream", Content::Bytes)],
+        answers: &[json(201, "It is kept, now or since before", Content::Of(of::<PutArtifact>))],
+        problems: PUT_ARTIFACT_PROBLEMS,
+        access: Access::SUBMIT,
+        handler: |method| on(method, artifacts::post),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/artifacts/{id}",
+        operation: "getArtifact",
+        summary: "What a name stands for",
+        parameters: &[ARTIFACT],
+        body: &[],
+        answers: &[Answer {
+            status: 200,
+            summary: "The content",
+            media: "application/octet-stream",
+            content: Content::Bytes,
+        }],
+        problems: ARTIFACT_PROBLEMS,
+        access: Access::READ,
+        handler: |method| on(method, artifacts::get),
     },
     Route {
         method: Verb::Get,

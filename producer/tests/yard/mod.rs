@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use taskyard_producer::{Gateway, GatewayParts};
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::broker::{Broker, Delivery, Message, Verdict};
 use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
@@ -40,6 +41,8 @@ pub fn settings() -> GatewaySettings {
         max_connections: 256,
         max_batch_tasks: 10_000,
         max_body_bytes: 8 << 20,
+        inline_bytes: 256 << 10,
+        max_artifact_bytes: 16 << 20,
         request_timeout_ms: 5_000,
         webhooks: WebhookSettings { max_attempts: 1, concurrency: 4, timeout_ms: 1_000, ..WebhookSettings::default() },
     }
@@ -50,6 +53,7 @@ pub struct Yard {
     pub broker: Arc<FaultyBroker>,
     pub store: Arc<FaultyStore>,
     pub topology: Topology,
+    pub artifacts: Artifacts,
     /// Attempts that were run.
     pub runs: Arc<AtomicUsize>,
     stop: CancellationToken,
@@ -63,6 +67,7 @@ impl Yard {
             broker: Arc::new(FaultyBroker::new(EmbeddedBroker::in_memory())),
             store: Arc::new(FaultyStore::new(EmbeddedStore::in_memory(Retention::default()))),
             topology: topology(),
+            artifacts: Artifacts::in_memory(),
             runs: Arc::default(),
             _guard: stop.clone().drop_guard(),
             stop,
@@ -119,6 +124,7 @@ impl Yard {
             settings,
             registry: Registry::new().unwrap(),
             keys,
+            artifacts: Some(self.artifacts.clone()),
         })
         .await
     }

@@ -111,6 +111,9 @@ pub struct GatewaySettings {
     pub max_connections: usize,
     pub max_batch_tasks: usize,
     pub max_body_bytes: usize,
+    /// 0: all inputs travel with their tasks.
+    pub inline_bytes: usize,
+    pub max_artifact_bytes: usize,
     pub request_timeout_ms: u64,
     pub webhooks: WebhookSettings,
 }

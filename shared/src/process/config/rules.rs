@@ -50,6 +50,8 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("gateway.max_streams", Bounds::Whole(1, 100_000)),
     ("gateway.max_connections", Bounds::Whole(1, 1_000_000)),
     ("gateway.max_batch_tasks", Bounds::Whole(1, limits::BATCH_TASKS as u64)),
+    ("gateway.inline_bytes", Bounds::Whole(0, limits::TASK_BYTES as u64)),
+    ("gateway.max_artifact_bytes", Bounds::Whole(1024, crate::artifacts::ARTIFACT_BYTES)),
     ("gateway.max_body_bytes", Bounds::Whole(1024, limits::BODY_BYTES as u64)),
     ("gateway.request_timeout_ms", Bounds::Whole(1, HOUR_MS)),
     ("gateway.webhooks.timeout_ms", Bounds::Whole(1, 120_000)),
