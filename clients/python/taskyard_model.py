@@ -67,13 +67,16 @@ class Cancelled(TaskError):
 class Task:
     """One task in the hands of the function.
 
-    `id` is its UUID as text, `attempt` counts from 1, `input` is the JSON value.
+    `id` is its UUID as text, `attempt` counts from 1, `input` is the JSON value. Where the model's settings have
+    `process.files`, what the input names is a file, `{"$file": PATH}`, and `folder` is where files of the output go: name
+    them in the same way, by their paths or their names in the folder. It is gone after the answer.
     """
 
     def __init__(self, request, output):
         self.id = request["id"]
         self.attempt = request["attempt"]
         self.input = request["input"]
+        self.folder = request.get("folder")
         self._output = output
         self._stop = threading.Event()
         self._running = None

@@ -9,6 +9,7 @@ use handlers_kit::python::{BATCHES, PRELUDE, Python, WORKING, runs};
 use handlers_kit::{eventually, failure, in_time, job, load_error, message, models_in, output, root};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use taskyard_shared::artifacts::{ArtifactId, Artifacts};
 use taskyard_worker::Handler;
 use taskyard_worker::handlers::{ModelCache, build};
 
@@ -451,4 +452,63 @@ def served(input, task):
     let child = helped(BATCHES, script).await;
     let answers = child.ask((0..5).map(job).collect()).await;
     assert_eq!(answers.iter().map(output).collect::<Vec<_>>(), [5, 5, 5, 5, 5].map(|n| json!(n)));
+}
+
+/// Starts a child that works on files, and gives the place of its artifacts.
+async fn on_files(model: &str, script: &str) -> (tempfile::TempDir, std::sync::Arc<dyn Handler>, Artifacts) {
+    let (folder, artifacts) = (tempfile::tempdir().unwrap(), Artifacts::in_memory());
+    std::fs::write(folder.path().join("child.py"), format!("{PRELUDE}\n{script}")).unwrap();
+    let toml = format!(
+        "[models.child]\nhandler = \"process\"\n{model}\n\
+         [models.child.process]\ncommand = [\"python3\", \"child.py\"]\nfiles = true"
+    );
+    let cache = ModelCache::with_artifacts(Some(artifacts.clone()));
+    let handler = build("child", &handlers_kit::models(&toml)["child"], folder.path(), &cache).await.unwrap();
+    (folder, handler, artifacts)
+}
+
+#[tokio::test]
+async fn artifacts_are_files_to_the_child_and_its_files_become_artifacts() {
+    let script = r#"
+for batch in batches():
+    for task in batch:
+        model, rows = task["input"]["model.onnx"]["$file"], task["input"]["rows"][1]["$file"]
+        assert model.endswith(".onnx") and os.path.dirname(model) == task["folder"]
+        with open(os.path.join(task["folder"], "small"), "wb") as out:
+            out.write(open(model, "rb").read()[:2] + open(rows, "rb").read())
+        answer(task, {"files": {"small": {"$file": "small"}}, "same": {"$file": rows}, "folder": task["folder"]})
+"#;
+    let (_folder, handler, artifacts) = on_files(BATCHES, script).await;
+    let model = artifacts.put(vec![0xff, 0, 1, 2].into()).await.unwrap();
+    let rows = artifacts.put("rows".into()).await.unwrap();
+    let whole = json!({"model.onnx": {"$ref": model}, "rows": [1, {"$ref": rows}], "other": {"$ref": "https://a/b"}});
+    let missing = json!({"model.onnx": {"$ref": ArtifactId::of(b"never put")}, "rows": [1, {"$ref": rows}]});
+    let answers = in_time("the answers", handler.execute([&whole, &missing, &whole].map(job).to_vec())).await;
+    let small = artifacts.put(b"\xff\0rows".to_vec().into()).await.unwrap();
+    for at in [0, 2] {
+        let answer = output(&answers[at]);
+        assert_eq!((&answer["files"], &answer["same"]), (&json!({"small": {"$ref": small}}), &json!({"$ref": rows})));
+        assert!(!std::path::Path::new(answer["folder"].as_str().unwrap()).exists());
+    }
+    assert_ne!(output(&answers[0])["folder"], output(&answers[2])["folder"]);
+    assert_eq!(failure(&answers[1]), ("bad_input", false));
+    handler.close().await;
+}
+
+#[tokio::test]
+async fn a_child_leaves_no_file_from_outside_its_folder() {
+    let script = r#"
+for task in tasks():
+    os.symlink("/etc/hostname", os.path.join(task["folder"], "link"))
+    os.mkdir(os.path.join(task["folder"], "inner"))
+    answer(task, {"$file": task["input"]})
+"#;
+    let (_folder, handler, _artifacts) = on_files("", script).await;
+    for name in ["/etc/hostname", "../child.py", "link", "inner", "none", ""] {
+        let answers = in_time("an answer", handler.execute(vec![job(json!(name))])).await;
+        assert_eq!(failure(&answers[0]), ("bad_answer", false), "{name}");
+    }
+    handler.close().await;
+    let toml = "[models.child]\nhandler = \"process\"\n[models.child.process]\ncommand = [\"true\"]\nfiles = true";
+    assert!(load_error(toml, std::path::Path::new(".")).await.contains("artifacts.url"));
 }

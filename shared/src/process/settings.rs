@@ -475,6 +475,9 @@ pub struct ProcessSettings {
     /// The rest of the child's environment.
     #[serde(default)]
     pub environment: BTreeMap<String, String>,
+    /// Artifacts that tasks name are files to the child, and files that it leaves become artifacts.
+    #[serde(default)]
+    pub files: bool,
     /// A child that was given so many tasks is replaced, between calls.
     #[serde(default)]
     pub recycle_after_tasks: Option<u64>,

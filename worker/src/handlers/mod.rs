@@ -87,7 +87,15 @@ pub async fn build(
         }
         "process" => {
             let process = settings.process.as_ref().ok_or_else(missing)?;
-            Arc::new(ProcessHandler::start(name, process, settings.slots, settings.max_batch, base_dir).await?)
+            let artifacts = cache.artifacts().cloned();
+            if process.files && artifacts.is_none() {
+                return Err(LoadError::settings(name, "process.files needs artifacts.url, which is empty"));
+            }
+            let started = ProcessHandler::start(name, process, settings.slots, settings.max_batch, base_dir).await?;
+            Arc::new(match artifacts.filter(|_| process.files) {
+                Some(artifacts) => started.with_files(artifacts),
+                None => started,
+            })
         }
         "data" => {
             let data = settings.data.as_ref().ok_or_else(missing)?;

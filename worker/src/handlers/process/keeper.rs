@@ -4,6 +4,7 @@
 //! kept by a task of its own, which notices that nobody waits any more, tells the child to stop, and gives the slot back
 //! only when it has.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -45,6 +46,8 @@ const ID_WITHIN_BYTES: usize = 256;
 /// Tasks for one child, and the slot they are in until it is free again.
 pub(super) struct Call {
     pub jobs: Vec<Job>,
+    /// One for each, or none.
+    pub folders: Vec<PathBuf>,
     pub reply: oneshot::Sender<Vec<Answer>>,
     pub slot: OwnedSemaphorePermit,
 }
@@ -160,7 +163,7 @@ impl Keeper {
     }
 
     async fn serve(&mut self, call: Call) -> OwnedSemaphorePermit {
-        let Call { jobs, mut reply, slot } = call;
+        let Call { jobs, folders, mut reply, slot } = call;
         let tasks = jobs.len();
         // A death that came just before the call should not be the call's.
         if self.child.as_mut().is_some_and(Child::is_dead) {
@@ -173,7 +176,7 @@ impl Keeper {
             started = ready(&mut self.child, &self.command, self.start_at) => started,
         };
         let answers = match answers {
-            Ok(()) => self.ask(jobs, &mut reply).await,
+            Ok(()) => self.ask(jobs, &folders, &mut reply).await,
             Err(error) => {
                 if self.child.is_none() && !self.closing.is_cancelled() {
                     self.plan_next_start();
@@ -187,9 +190,14 @@ impl Keeper {
     }
 
     /// Sends the tasks to the child and gathers what it answers. Afterwards the child works on none of them.
-    async fn ask(&mut self, jobs: Vec<Job>, reply: &mut oneshot::Sender<Vec<Answer>>) -> Vec<Answer> {
+    async fn ask(
+        &mut self,
+        jobs: Vec<Job>,
+        folders: &[PathBuf],
+        reply: &mut oneshot::Sender<Vec<Answer>>,
+    ) -> Vec<Answer> {
         let mut open = Open::new(&jobs);
-        let request = match protocol::request(&jobs, self.as_array) {
+        let request = match protocol::request(&jobs, folders, self.as_array) {
             Ok(request) => request,
             Err(failure) => return open.all(error(codes::HANDLER_FAILED, failure.to_string(), false)),
         };

@@ -14,24 +14,29 @@
 //! that.
 
 mod child;
+mod files;
 mod keeper;
 mod limits;
 mod lines;
 mod protocol;
 mod recycle;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use taskyard_shared::TaskError;
+use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::process::settings::ProcessSettings;
+use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::child::Command;
+use self::files::Files;
 use self::keeper::{Call, Idle, Keeper, closed};
 use crate::handler::{Answer, Handler, Job};
 use crate::handlers::LoadError;
@@ -51,6 +56,7 @@ pub struct ProcessHandler {
     closing: CancellationToken,
     protocol_errors: Arc<AtomicU64>,
     grace: Duration,
+    files: Option<Files>,
 }
 
 impl ProcessHandler {
@@ -82,18 +88,17 @@ impl ProcessHandler {
             idle.push(own.clone());
             keepers.spawn(keeper.run(own, calls, idle.clone()));
         }
-        Ok(Self { slots: Arc::new(Semaphore::new(slots)), idle, keepers, closing, protocol_errors, grace })
+        Ok(Self { slots: Arc::new(Semaphore::new(slots)), idle, keepers, closing, protocol_errors, grace, files: None })
     }
 
-    /// Lines that children wrote and that were no answers.
-    pub fn protocol_errors(&self) -> u64 {
-        self.protocol_errors.load(Ordering::Relaxed)
+    /// Children get artifacts as files, and leave files that become artifacts.
+    pub fn with_files(mut self, artifacts: Artifacts) -> Self {
+        self.files = Some(Files { artifacts });
+        self
     }
-}
 
-#[async_trait]
-impl Handler for ProcessHandler {
-    async fn execute(&self, batch: Vec<Job>) -> Vec<Answer> {
+    /// Asks a child, as soon as one is free. `folders` are the jobs' own, or none.
+    async fn ask(&self, batch: Vec<Job>, folders: Vec<PathBuf>) -> Vec<Answer> {
         let tasks = batch.len();
         if tasks == 0 {
             return Vec::new();
@@ -106,10 +111,58 @@ impl Handler for ProcessHandler {
         };
         let (Ok(slot), Some(keeper)) = (slot, self.idle.pop()) else { return unavailable() };
         let (reply, answers) = oneshot::channel();
-        if keeper.try_send(Call { jobs: batch, reply, slot }).is_err() {
+        if keeper.try_send(Call { jobs: batch, folders, reply, slot }).is_err() {
             return unavailable();
         }
         answers.await.unwrap_or_else(|_| unavailable())
+    }
+
+    /// Those whose files could be brought are run; the others have their answers.
+    async fn execute_on_files(&self, files: &Files, batch: Vec<Job>) -> Vec<Answer> {
+        let mut places: Vec<Result<(), TaskError>> = Vec::with_capacity(batch.len());
+        let (mut jobs, mut folders): (Vec<Job>, Vec<TempDir>) = Default::default();
+        for mut job in batch {
+            places.push(match files.bring(&mut job).await {
+                Ok(folder) => {
+                    jobs.push(job);
+                    folders.push(folder);
+                    Ok(())
+                }
+                Err(failed) => Err(failed),
+            });
+        }
+        let asked = match jobs.is_empty() {
+            true => Vec::new(),
+            false => self.ask(jobs, folders.iter().map(|folder| folder.path().to_owned()).collect()).await,
+        };
+        let mut answers = asked.into_iter().zip(&folders);
+        let mut all = Vec::with_capacity(places.len());
+        for place in places {
+            all.push(match place {
+                Err(failed) => Err(failed),
+                Ok(()) => match answers.next() {
+                    Some((Ok(output), folder)) => files.take(folder.path(), output).await,
+                    Some((Err(failed), _)) => Err(failed),
+                    None => Err(closed()),
+                },
+            });
+        }
+        all
+    }
+
+    /// Lines that children wrote and that were no answers.
+    pub fn protocol_errors(&self) -> u64 {
+        self.protocol_errors.load(Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl Handler for ProcessHandler {
+    async fn execute(&self, batch: Vec<Job>) -> Vec<Answer> {
+        match &self.files {
+            Some(files) => self.execute_on_files(files, batch).await,
+            None => self.ask(batch, Vec::new()).await,
+        }
     }
 
     fn grace(&self) -> Duration {

@@ -1,8 +1,10 @@
 //! The lines that worker and child exchange: JSON, one value a line.
 //!
-//! To the child: `{"id", "attempt", "input"}`, or an array of these, and `{"cancel": "id"}`. From it, in any order:
+//! To the child: `{"id", "attempt", "input"}`, with a `"folder"` where its files are, or an array of these, and `{"cancel": "id"}`. From it, in any order:
 //! `{"id", "output"}` or `{"id", "error": {"code", "message", "retryable"}}` once for each task, and before that any
 //! number of `{"id", "progress", …}` and `{"id", "partial": …}`.
+
+use std::path::{Path, PathBuf};
 
 use serde::de::Deserializer;
 use serde::{Deserialize, Serialize};
@@ -31,6 +33,8 @@ struct Request<'a> {
     id: TaskId,
     attempt: u32,
     input: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    folder: Option<&'a Path>,
 }
 
 #[derive(Serialize)]
@@ -39,8 +43,13 @@ struct Cancel {
 }
 
 /// What asks for these tasks: one line with an array where the child expects arrays, else a line for each.
-pub(super) fn request(jobs: &[Job], as_array: bool) -> serde_json::Result<Vec<u8>> {
-    let requests = jobs.iter().map(|job| Request { id: job.id, attempt: job.attempt, input: &job.input });
+pub(super) fn request(jobs: &[Job], folders: &[PathBuf], as_array: bool) -> serde_json::Result<Vec<u8>> {
+    let requests = jobs.iter().enumerate().map(|(at, job)| Request {
+        id: job.id,
+        attempt: job.attempt,
+        input: &job.input,
+        folder: folders.get(at).map(PathBuf::as_path),
+    });
     let mut lines = Vec::new();
     if as_array {
         push_line(&mut lines, &requests.collect::<Vec<_>>())?;
@@ -164,22 +173,22 @@ mod tests {
     #[test]
     fn a_request_is_one_line_whatever_the_input() {
         let job = job("{\n  \"text\": \"a\\nb\",\r\n \"n\": 1.50 }");
-        let line = String::from_utf8(request(std::slice::from_ref(&job), false).unwrap()).unwrap();
+        let line = String::from_utf8(request(std::slice::from_ref(&job), &[], false).unwrap()).unwrap();
         let id = job.id.0;
         let expected =
             format!("{{\"id\":\"{id}\",\"attempt\":2,\"input\":{{   \"text\": \"a\\nb\",   \"n\": 1.50 }}}}\n");
         assert_eq!(line, expected);
-        let array = request(&[job.clone(), job.clone()], true).unwrap();
+        let array = request(&[job.clone(), job.clone()], &[], true).unwrap();
         assert_eq!(array.iter().filter(|byte| **byte == b'\n').count(), 1);
         assert_eq!(serde_json::from_slice::<Vec<serde_json::Value>>(&array).unwrap().len(), 2);
-        assert_eq!(request(&[job.clone(), job], false).unwrap(), expected.repeat(2).as_bytes());
+        assert_eq!(request(&[job.clone(), job], &[], false).unwrap(), expected.repeat(2).as_bytes());
     }
 
     #[test]
     fn one_task_stands_in_an_array_where_arrays_are_expected() {
         let job = job("1");
-        assert!(request(std::slice::from_ref(&job), true).unwrap().starts_with(b"["));
-        assert!(request(std::slice::from_ref(&job), false).unwrap().starts_with(b"{"));
+        assert!(request(std::slice::from_ref(&job), &[], true).unwrap().starts_with(b"["));
+        assert!(request(std::slice::from_ref(&job), &[], false).unwrap().starts_with(b"{"));
     }
 
     #[test]
