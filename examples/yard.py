@@ -79,11 +79,12 @@ class Yard:
         self._threads = threading.local()
 
     def call(self, method, path, body=None):
-        """The status and the JSON of the answer. Raises `Unmet` when nobody answers."""
-        headers = {"Content-Type": "application/json"}
+        """The status and the JSON of the answer. Raises `Unmet` when nobody answers. A body of bytes goes as it is."""
+        is_file = isinstance(body, bytes)
+        headers = {"Content-Type": "application/octet-stream" if is_file else "application/json"}
         if key := os.environ.get("TASKYARD_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
-        data = None if body is None else json.dumps(body)
+        data = body if body is None or is_file else json.dumps(body)
         for is_last in (False, True):
             connection = getattr(self._threads, "connection", None)
             if connection is None:
@@ -102,6 +103,12 @@ class Yard:
         status, answer = self.call("GET", "/v1/models")
         expect(status == 200, answer)
         return {model["name"] for model in answer["models"] if model["now"]["slots"]}
+
+    def put(self, content):
+        """Keeps bytes as an artifact, and gives what names it in a task."""
+        status, answer = self.call("POST", "/v1/artifacts", content)
+        expect(status == 201, answer)
+        return {"$ref": answer["$ref"]}
 
     def submit(self, tasks):
         """Publishes tasks, many to a call. Each has an id, so that it is one task however often it is sent."""

@@ -136,6 +136,7 @@ impl Servers {
             settings: settings(),
             registry: Registry::new().unwrap(),
             keys: Keys::default(),
+            artifacts: None,
         })
         .await;
         gateway.ready().await;

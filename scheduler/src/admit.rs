@@ -131,7 +131,7 @@ impl Core {
         Arrival {
             id: envelope.id,
             model: task.model.clone(),
-            tenant: envelope.tenant.clone(),
+            tenant: envelope.tenant.to_string(),
             priority: envelope.priority,
             kind: envelope.kind,
             cost: envelope.cost,

@@ -40,7 +40,7 @@ impl Core {
     /// # Errors
     /// `unknown_model`, `unknown_capability`, or `quality_unmet`.
     pub fn choose_model(&self, envelope: &Envelope) -> Result<Chosen, NoModel> {
-        if let Some(spec) = envelope.chosen.as_ref().and_then(|chosen| self.models.get(chosen)) {
+        if let Some(spec) = envelope.chosen.as_deref().and_then(|chosen| self.models.get(chosen)) {
             let (spec, choice) = (spec.clone(), envelope.choice.clone());
             return Ok(Chosen { spec, others: Vec::new(), choice, bids: Vec::new() });
         }

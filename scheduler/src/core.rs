@@ -464,7 +464,7 @@ impl Core {
                         self.planner.handle_completion(id, None);
                         continue;
                     };
-                    task.envelope.chosen = Some(model.to_string());
+                    task.envelope.chosen = Some(model.as_ref().into());
                     task.envelope.dispatched = Some(Timestamp::now());
                     task.envelope.shard = self.shard.number;
                     let outstanding = Outstanding {

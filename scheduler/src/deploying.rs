@@ -145,7 +145,7 @@ impl Core {
         info!(task.id = %id.0, task.model = %spec.name, action = order.as_str(), "a deployment begins");
         self.metrics.accepted(task.envelope.kind, &spec.name);
         let deadline_ms = task.envelope.deadline.map_or(f64::MAX, |at| at.ms_since(Timestamp::now()).max(0.0));
-        let limit = task.envelope.timeout_ms.map_or(USUAL, Duration::from_millis).min(LONGEST);
+        let limit = task.envelope.timeout_ms.map_or(USUAL, |ms| Duration::from_millis(ms.get())).min(LONGEST);
         let limit = limit.min(Duration::try_from_secs_f64(deadline_ms / 1e3).unwrap_or(limit));
         let store = self.store.clone();
         let mark = vec![(id, spec.name.clone())];

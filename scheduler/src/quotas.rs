@@ -52,7 +52,7 @@ impl Quotas {
         let mut left: BTreeMap<String, Grant> = wants.into_iter().map(|want| want.tenant).zip(grants).collect();
         let mut over = Vec::new();
         for task in tasks {
-            match left.get_mut(&task.envelope.tenant) {
+            match left.get_mut(&*task.envelope.tenant) {
                 Some(grant) if grant.tasks == 0 => over.push(task),
                 Some(grant) => {
                     grant.tasks -= 1;

@@ -144,13 +144,13 @@ impl From<&Envelope> for QuotedTask {
             model,
             capability,
             kind: envelope.kind,
-            tenant: envelope.tenant.clone(),
+            tenant: envelope.tenant.to_string(),
             priority: envelope.priority,
             deadline: envelope.deadline,
             not_before: envelope.not_before,
             cost: envelope.cost,
             min_quality: envelope.min_quality,
-            alternatives: envelope.alternatives.clone(),
+            alternatives: envelope.alternatives.to_vec(),
         }
     }
 }

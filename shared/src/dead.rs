@@ -98,7 +98,7 @@ impl Letter {
             task: Some(envelope.id),
             attempts: result.attempt,
             model: result.model.clone().or_else(|| envelope.model().map(str::to_owned)),
-            tenant: Some(envelope.tenant.clone()),
+            tenant: Some(envelope.tenant.to_string()),
             worker: result.worker.clone(),
             accepted: Some(envelope.accepted),
             died: result.timings.finished,

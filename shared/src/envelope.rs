@@ -1,6 +1,7 @@
 //! A task on its way between roles: what was asked for, every default filled in, and how far it has come.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use schemars::JsonSchema;
 use serde::ser::SerializeStruct;
@@ -111,9 +112,9 @@ pub struct Envelope {
     pub target: Target,
     /// The model that was chosen; known once dispatched.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chosen: Option<String>,
+    pub chosen: Option<Box<str>>,
     pub kind: Kind,
-    pub tenant: String,
+    pub tenant: Box<str>,
     pub priority: Priority,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<Timestamp>,
@@ -122,19 +123,19 @@ pub struct Envelope {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout_ms: Option<u64>,
+    pub timeout_ms: Option<NonZeroU64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idempotency_key: Option<String>,
+    pub idempotency_key: Option<Box<str>>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub metadata: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub webhook: Option<Box<Webhook>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_quality: Option<f64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub alternatives: Vec<Alternative>,
+    #[serde(default, skip_serializing_if = "<[_]>::is_empty")]
+    pub alternatives: Box<[Alternative]>,
     /// How the model was chosen, if there was a choice.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub choice: Option<Box<ModelChoice>>,
@@ -194,18 +195,18 @@ impl Envelope {
             target: task.target,
             chosen: None,
             kind: task.kind,
-            tenant,
+            tenant: tenant.into(),
             priority,
             deadline,
             not_before: task.not_before.or_else(|| task.delay_ms.map(|ms| now.plus_ms(ms))),
             cost: task.cost,
-            timeout_ms: task.timeout_ms,
+            timeout_ms: task.timeout_ms.and_then(NonZeroU64::new),
             max_attempts: task.max_attempts,
-            idempotency_key: task.idempotency_key,
+            idempotency_key: task.idempotency_key.map(Into::into),
             metadata: task.metadata,
             webhook: task.webhook.map(Box::new),
             min_quality: task.min_quality,
-            alternatives: task.alternatives,
+            alternatives: task.alternatives.into(),
             choice: None,
             accepted: now,
             dispatched: None,
@@ -229,19 +230,19 @@ impl Envelope {
             kind: self.kind,
             input: self.input.clone(),
             priority: Some(self.priority),
-            tenant: Some(self.tenant.clone()),
+            tenant: Some(self.tenant.to_string()),
             deadline: self.deadline,
             deadline_ms: None,
             not_before: self.not_before,
             delay_ms: None,
             cost: self.cost,
-            timeout_ms: self.timeout_ms,
+            timeout_ms: self.timeout_ms.map(NonZeroU64::get),
             max_attempts: self.max_attempts,
-            idempotency_key: self.idempotency_key.clone(),
+            idempotency_key: self.idempotency_key.as_deref().map(str::to_owned),
             metadata: self.metadata.clone(),
             webhook: self.webhook.as_deref().cloned(),
             min_quality: self.min_quality,
-            alternatives: self.alternatives.clone(),
+            alternatives: self.alternatives.to_vec(),
         }
     }
 
@@ -261,7 +262,7 @@ impl Envelope {
             state,
             kind: self.kind,
             model: self.model().map(str::to_owned),
-            tenant: self.tenant.clone(),
+            tenant: self.tenant.to_string(),
             priority: self.priority,
             attempt: self.attempts,
             output: None,
@@ -387,22 +388,22 @@ struct Wire {
     id: TaskId,
     model: Option<String>,
     capability: Option<String>,
-    chosen: Option<String>,
+    chosen: Option<Box<str>>,
     kind: Kind,
-    tenant: String,
+    tenant: Box<str>,
     priority: Priority,
     deadline: Option<Timestamp>,
     not_before: Option<Timestamp>,
     cost: Option<f64>,
-    timeout_ms: Option<u64>,
+    timeout_ms: Option<NonZeroU64>,
     max_attempts: Option<u32>,
-    idempotency_key: Option<String>,
+    idempotency_key: Option<Box<str>>,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
     webhook: Option<Box<Webhook>>,
     min_quality: Option<f64>,
     #[serde(default)]
-    alternatives: Vec<Alternative>,
+    alternatives: Box<[Alternative]>,
     choice: Option<Box<ModelChoice>>,
     accepted: Timestamp,
     dispatched: Option<Timestamp>,
@@ -428,6 +429,11 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_waiting_task_is_small() {
+        assert!(size_of::<Envelope>() <= 384, "{}: a scheduler has one for each", size_of::<Envelope>());
+    }
+
+    #[test]
     fn tasks_that_differ_in_target_kind_input_or_tenant_are_told_apart() {
         let task = |target: Target, input: &str| {
             let input = RawValue::from_string(input.to_owned()).unwrap();
@@ -441,7 +447,7 @@ mod tests {
             task(model("n"), "1"),
             task(model("m"), "2"),
             Envelope { kind: Kind::Training, ..one.clone() },
-            Envelope { tenant: "blue".to_owned(), ..one.clone() },
+            Envelope { tenant: "blue".into(), ..one.clone() },
         ] {
             assert_ne!(one.fingerprint(), other.fingerprint(), "{other:?}");
         }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::fmt;
+use std::num::NonZeroU64;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -12,22 +13,27 @@ thread_local! {
 }
 
 /// Microseconds since the Unix epoch. The clock is read elsewhere; this is only the value.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Timestamp(i64);
+///
+/// Never zero within, so that an optional one takes no more room: a waiting task has four. What `i64` orders, this orders likewise.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(NonZeroU64);
+
+/// Turns the order of `i64` into that of `u64`, and back. The least of all `i64` becomes zero, and counts as the one after it.
+const SIGN: u64 = 1 << 63;
 
 impl Timestamp {
     pub fn from_micros(micros: i64) -> Self {
-        Self(micros)
+        Self(NonZeroU64::new(micros.cast_unsigned() ^ SIGN).unwrap_or(NonZeroU64::MIN))
     }
 
     pub fn as_micros(self) -> i64 {
-        self.0
+        (self.0.get() ^ SIGN).cast_signed()
     }
 
     /// The wall clock, for the shells around the planner.
     pub fn now() -> Self {
         match SIMULATED.get() {
-            None => Self(jiff::Timestamp::now().as_microsecond()),
+            None => Self::from_micros(jiff::Timestamp::now().as_microsecond()),
             Some(clock) => clock(),
         }
     }
@@ -39,21 +45,21 @@ impl Timestamp {
 
     /// As it is written on the wire, if that has a short way.
     pub(crate) fn canonical(self) -> Option<canonical::Text> {
-        canonical::written(self.0)
+        canonical::written(self.as_micros())
     }
 
     /// Of the form that is written on the wire, if that is what it is.
     pub(crate) fn of_canonical(text: &[u8]) -> Option<Self> {
-        canonical::read(text).map(Self)
+        canonical::read(text).map(Self::from_micros)
     }
 
     pub fn plus_ms(self, ms: u64) -> Self {
-        Self(self.0.saturating_add_unsigned(ms.saturating_mul(1000)))
+        Self::from_micros(self.as_micros().saturating_add_unsigned(ms.saturating_mul(1000)))
     }
 
     /// Milliseconds from `earlier` to this; less than 0 when it is later.
     pub fn ms_since(self, earlier: Self) -> f64 {
-        self.0.saturating_sub(earlier.0) as f64 / 1000.0
+        self.as_micros().saturating_sub(earlier.as_micros()) as f64 / 1000.0
     }
 }
 
@@ -66,13 +72,19 @@ pub fn milliseconds(time: Duration) -> f64 {
     time.as_nanos() as f64 / 1e6
 }
 
+impl fmt::Debug for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Timestamp").field(&self.as_micros()).finish()
+    }
+}
+
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(text) = canonical::written(self.0) {
+        if let Some(text) = canonical::written(self.as_micros()) {
             return f.write_str(text.as_str());
         }
         // A year that RFC 3339 cannot write is an error, not a text that nobody can read back.
-        let instant = jiff::Timestamp::from_microsecond(self.0).map_err(|_| fmt::Error)?;
+        let instant = jiff::Timestamp::from_microsecond(self.as_micros()).map_err(|_| fmt::Error)?;
         write!(f, "{instant:.6}")
     }
 }
@@ -82,20 +94,20 @@ impl FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(micros) = canonical::read(text.as_bytes()) {
-            return Ok(Self(micros));
+            return Ok(Self::from_micros(micros));
         }
         text.parse::<jiff::Timestamp>()
-            .map(|instant| Self(instant.as_microsecond()))
+            .map(|instant| Self::from_micros(instant.as_microsecond()))
             .map_err(|_| "must be an RFC 3339 instant such as 2026-01-31T12:00:00Z".to_owned())
     }
 }
 
 impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if let Some(text) = canonical::written(self.0) {
+        if let Some(text) = canonical::written(self.as_micros()) {
             return serializer.serialize_str(text.as_str());
         }
-        let instant = jiff::Timestamp::from_microsecond(self.0).map_err(ser::Error::custom)?;
+        let instant = jiff::Timestamp::from_microsecond(self.as_micros()).map_err(ser::Error::custom)?;
         serializer.collect_str(&format_args!("{instant:.6}"))
     }
 }
@@ -268,6 +280,15 @@ mod tests {
     fn an_instant_beyond_rfc_3339_is_an_error_and_not_a_text() {
         assert!(serde_json::to_string(&Timestamp::from_micros(i64::MAX)).is_err());
         assert_eq!(serde_json::to_string(&Timestamp::from_micros(0)).unwrap(), r#""1970-01-01T00:00:00.000000Z""#);
+    }
+
+    #[test]
+    fn an_optional_instant_takes_no_more_room_and_the_order_is_that_of_numbers() {
+        assert_eq!(size_of::<Option<Timestamp>>(), size_of::<i64>());
+        let instants = [i64::MIN + 1, -1, 0, 1, 1_790_000_000_000_000, i64::MAX].map(Timestamp::from_micros);
+        assert!(instants.is_sorted_by(|one, next| one < next));
+        assert_eq!(instants.map(Timestamp::as_micros), [i64::MIN + 1, -1, 0, 1, 1_790_000_000_000_000, i64::MAX]);
+        assert_eq!(Timestamp::from_micros(i64::MIN), instants[0]);
     }
 
     #[test]

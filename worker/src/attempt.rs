@@ -7,6 +7,7 @@
 //! before runs by itself ([`crate::alone`]), and what runs for long is watched over by its scheduler ([`crate::long`]).
 
 use std::collections::{BTreeSet, VecDeque};
+use std::num::NonZeroU64;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ pub(crate) struct Yard {
 impl Yard {
     /// Counts what an attempt took, whatever became of it.
     fn count(&self, lane: &ModelLane, envelope: &Envelope, usage: &Usage) {
-        let tenant = self.tenants.get(&envelope.tenant).map_or(OTHERS, String::as_str);
+        let tenant = self.tenants.get(&*envelope.tenant).map_or(OTHERS, String::as_str);
         self.metrics.used(&lane.spec.name, tenant, usage);
     }
 }
@@ -348,7 +349,7 @@ async fn execute(
 ) -> Vec<(Answer, Option<Usage>)> {
     let limit = batch
         .iter()
-        .map(|member| member.held.envelope.timeout_ms.unwrap_or(lane.spec.timeout_ms))
+        .map(|member| member.held.envelope.timeout_ms.map_or(lane.spec.timeout_ms, NonZeroU64::get))
         .min()
         .map_or(Duration::ZERO, Duration::from_millis);
     let jobs: Vec<Job> = batch

@@ -61,7 +61,7 @@ impl Shared {
         let lost = || Err(Problem::new(Code::Internal, "the task was lost on the way in"));
         let own = |(incoming, taken): (&Incoming, Option<Taken>)| match taken.unwrap_or_else(lost) {
             // However alike the tasks are: what is another tenant's is not told.
-            Ok(record) if record.tenant != incoming.envelope.tenant => Err(conflict(&record)),
+            Ok(record) if *record.tenant != *incoming.envelope.tenant => Err(conflict(&record)),
             taken => taken,
         };
         incoming.iter().zip(taken).map(own).collect()

@@ -220,7 +220,7 @@ impl Shared {
                 let detail = "more waits for the model than may, and is worth more per second; nothing was accepted";
                 *taken = Some(self.refuse(Problem::new(Code::Overloaded, detail).after(seconds), envelope));
             } else if let Some(rate) = heard.rate(&envelope.tenant) {
-                let tenant = envelope.tenant.clone();
+                let tenant = envelope.tenant.to_string();
                 wants.entry(&envelope.tenant).or_insert(Want { tenant, tasks: 0, rate }).tasks += 1;
             }
         }
@@ -230,7 +230,7 @@ impl Shared {
         let mut grants: BTreeMap<String, _> = list.into_iter().map(|want| want.tenant).zip(grants).collect();
         for (incoming, taken) in incoming.iter().zip(taken.iter_mut()).filter(|(_, taken)| taken.is_none()) {
             let envelope = &incoming.envelope;
-            if let Some(grant) = grants.get_mut(&envelope.tenant) {
+            if let Some(grant) = grants.get_mut(&*envelope.tenant) {
                 if grant.tasks > 0 {
                     grant.tasks -= 1;
                 } else {
@@ -240,7 +240,7 @@ impl Shared {
                     continue;
                 }
             }
-            if let Some(came) = heard.came.get(&envelope.tenant) {
+            if let Some(came) = heard.came.get(&*envelope.tenant) {
                 came.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -274,7 +274,7 @@ impl Shared {
                     let detail = "as many tasks of the tenant wait as may; nothing was accepted";
                     let problem = Problem::new(Code::QuotaWaiting, detail).after(WAITING_RETRY_S);
                     *taken = Some(self.refuse(problem, envelope));
-                    if let Some(want) = wants.get_mut(envelope.tenant.as_str()) {
+                    if let Some(want) = wants.get_mut(&*envelope.tenant) {
                         want.tasks -= 1;
                     }
                 }

@@ -1,5 +1,7 @@
 //! Tasks between roles.
 
+use std::num::NonZeroU64;
+
 use super::{Get, Put, Reader, Writer};
 use crate::envelope::{Envelope, Reply};
 use crate::task::Target;
@@ -19,7 +21,7 @@ impl Put for Envelope {
         out.some(",\"deadline\":", self.deadline, Writer::instant)?;
         out.some(",\"not_before\":", self.not_before, Writer::instant)?;
         out.some(",\"cost\":", self.cost.as_ref(), Writer::any)?;
-        out.some(",\"timeout_ms\":", self.timeout_ms, Writer::number)?;
+        out.some(",\"timeout_ms\":", self.timeout_ms.map(NonZeroU64::get), Writer::number)?;
         out.some(",\"max_attempts\":", self.max_attempts.map(u64::from), Writer::number)?;
         out.some(",\"idempotency_key\":", self.idempotency_key.as_deref(), Writer::text)?;
         out.some(",\"metadata\":", Some(&self.metadata).filter(|metadata| !metadata.is_empty()), Writer::any)?;
@@ -56,19 +58,22 @@ impl Get for Envelope {
             from.want(",\"capability\":")?;
             Target::Capability(from.owned()?)
         };
-        let chosen = from.some(",\"chosen\":", Reader::owned)?;
+        let chosen = from.some(",\"chosen\":", Reader::owned)?.map(String::into_boxed_str);
         from.want(",\"kind\":")?;
         let kind = from.kind()?;
         from.want(",\"tenant\":")?;
-        let tenant = from.owned()?;
+        let tenant = from.owned()?.into_boxed_str();
         from.want(",\"priority\":")?;
         let priority = from.priority()?;
         let deadline = from.some(",\"deadline\":", Reader::instant)?;
         let not_before = from.some(",\"not_before\":", Reader::instant)?;
         let cost = from.some(",\"cost\":", Reader::float)?;
-        let timeout_ms = from.some(",\"timeout_ms\":", Reader::number)?;
+        let timeout_ms = match from.some(",\"timeout_ms\":", Reader::number)? {
+            Some(ms) => Some(NonZeroU64::new(ms)?),
+            None => None,
+        };
         let max_attempts = from.some(",\"max_attempts\":", Reader::small)?;
-        let idempotency_key = from.some(",\"idempotency_key\":", Reader::owned)?;
+        let idempotency_key = from.some(",\"idempotency_key\":", Reader::owned)?.map(String::into_boxed_str);
         let metadata = from.some(",\"metadata\":", Reader::any)?.unwrap_or_default();
         let webhook = from.some(",\"webhook\":", Reader::any)?;
         let min_quality = from.some(",\"min_quality\":", Reader::float)?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::num::NonZeroU64;
 
 use proptest::collection::{btree_map, vec};
 use proptest::option::of;
@@ -137,7 +138,7 @@ prop_compose! {
         (v, id, target, chosen, kind) in (any::<u32>(), any_id(), any_target(), of(any_text()), 0..5_usize),
         (tenant, priority, deadline, not_before) in
             (any_text(), any_priority(), of(any_instant()), of(any_instant())),
-        (cost, timeout_ms, max_attempts) in (of(any_float()), any::<Option<u64>>(), any::<Option<u32>>()),
+        (cost, timeout_ms, max_attempts) in (of(any_float()), any::<Option<NonZeroU64>>(), any::<Option<u32>>()),
         (idempotency_key, metadata, webhook) in (of(any_text()), any_metadata(), of(any_webhook())),
         (accepted, dispatched, attempts) in (any_instant(), of(any_instant()), any::<u32>()),
         (reply, traceparent, tracestate) in (of(any_reply()), of(any_text()), of(any_text())),
@@ -149,6 +150,8 @@ prop_compose! {
         let (webhook, choice) = (webhook.map(Box::new), choice.map(Box::new));
         let (traceparent, tracestate) = (traceparent.map(String::into_boxed_str), tracestate.map(String::into_boxed_str));
         let (last_error, workflow) = (last_error.map(Box::new), workflow.map(Box::new));
+        let (chosen, idempotency_key) = (chosen.map(String::into_boxed_str), idempotency_key.map(String::into_boxed_str));
+        let (tenant, alternatives) = (tenant.into_boxed_str(), alternatives.into_boxed_slice());
         Envelope {
             v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
             idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
