@@ -143,16 +143,16 @@ prop_compose! {
         (reply, traceparent, tracestate) in (of(any_reply()), of(any_text()), of(any_text())),
         (min_quality, alternatives, choice) in (of(any_float()), vec(any_alternative(), 0..2), of(any_choice())),
         (last_error, shard, input) in (of(any_error()), prop_oneof![Just(0), any::<u32>()], any_json()),
-        (workflow, due) in (of(any_step()), of(any_instant())),
+        (workflow, due, mirrors) in (of(any_step()), of(any_instant()), of(any_id())),
     ) -> Envelope {
         let kind = Kind::ALL[kind];
         let (webhook, choice) = (webhook.map(Box::new), choice.map(Box::new));
         let (traceparent, tracestate) = (traceparent.map(String::into_boxed_str), tracestate.map(String::into_boxed_str));
-        let (last_error, workflow) = (last_error.map(Box::new), workflow.map(Box::new));
+        let (last_error, workflow, mirrors) = (last_error.map(Box::new), workflow.map(Box::new), mirrors.map(Box::new));
         Envelope {
             v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
             idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
-            last_error, shard, input, min_quality, alternatives, choice, workflow, due,
+            last_error, shard, input, min_quality, alternatives, choice, workflow, due, mirrors,
         }
     }
 }
