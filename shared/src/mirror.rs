@@ -174,10 +174,10 @@ mod tests {
 
     #[test]
     fn the_share_is_by_task_and_not_that_of_a_canary() {
-        let mirrors = BTreeMap::from([("m@2".to_owned(), mirror(0.25)), ("n@2".to_owned(), mirror(1.0))]);
         let canary = Some(Canary { to: "m@3".into(), share: 0.25 });
-        let traffic = BTreeMap::from([("m".to_owned(), Traffic { to: "m@1".into(), canary })]);
-        let deployed = Deployed { traffic, mirrors, ..Deployed::default() };
+        let mut deployed = Deployed::default();
+        deployed.mirrors.extend([("m@2".to_owned(), mirror(0.25)), ("n@2".to_owned(), mirror(1.0))]);
+        deployed.traffic.insert("m".to_owned(), Traffic { to: "m@1".into(), canary });
         let again = Deployed::read(&serde_json::to_vec(&deployed).unwrap()).unwrap();
         assert_eq!(again, deployed);
         let ids: Vec<TaskId> = (0..10_000).map(|_| TaskId::new()).collect();
