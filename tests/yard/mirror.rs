@@ -297,3 +297,57 @@ async fn every_shard_has_its_part_and_they_are_shown_together() {
         assert!(std::time::Instant::now() < until, "{sums:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_wait_for_tasks_that_share_their_slots() {
+    let mut yard = Yard::new(|settings| settings.worker.slots = 1).await;
+    let gate = Arc::new(Semaphore::new(0));
+    let odd = Arc::new(Odd::default());
+    let handler = Arc::new(Obedient { gate: Some(gate.clone()), ..Obedient::default() });
+    let _worker = yard.both(handler, odd.clone());
+    yard.scheduler(&versions());
+    let api = Api::new(&yard).await;
+    shadows(&mut yard, 1.0).await;
+    let ids = yard.publish(vec![json!({"model": "m", "input": {"do": "wait"}}); 6]).await;
+    gate.add_permits(4);
+    let until = std::time::Instant::now() + PATIENCE;
+    let ended = |state: State| state == State::Succeeded;
+    // Four have ended, and of the others one waits.
+    let mut reports = 0;
+    let mut last = None;
+    while reports < 5 {
+        let records = yard.store.get(ids.iter().copied().map(TaskId).collect()).await.unwrap();
+        let count = records.iter().flatten().filter(|record| ended(record.state)).count();
+        let report = yard.store.loads().await.unwrap().remove(0);
+        if count == 4 && last != Some(report.at) {
+            (reports, last) = (reports + 1, Some(report.at));
+            assert_eq!(report.models["m@2"].held, 0, "{report:?}");
+        }
+        assert!(std::time::Instant::now() < until, "{count} ended");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(odd.runs.load(Ordering::SeqCst), 0);
+    gate.add_permits(2);
+    yard.collect(&ids).await;
+    assert_eq!(counts(&counted(&api, 6).await), [6, 0, 0, 0, 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_copy_of_a_step_is_no_step() {
+    let mut yard = Yard::new(|_| {}).await;
+    let _worker = yard.both(Arc::default(), Arc::default());
+    yard.scheduler(&versions());
+    let api = Api::new(&yard).await;
+    shadows(&mut yard, 1.0).await;
+    let steps = json!([
+        {"name": "one", "model": "m", "input": {"n": 3}},
+        {"name": "two", "model": "m@1", "input": {"$from": "one"}},
+    ]);
+    let end = yard.run_workflow(json!({"tasks": steps})).await;
+    assert_eq!((&end["state"], &end["outputs"]["two"]), (&json!("succeeded"), &json!({"n": 3})), "{end}");
+    let shadow = counted(&api, 1).await;
+    assert_eq!(counts(&shadow), [0, 1, 0, 0, 0], "{shadow}");
+    let copy = shadow["differing"][0]["copy"].as_str().unwrap();
+    let (_, copy) = api.get(&format!("/v1/tasks/{copy}")).await;
+    assert_eq!((&copy["workflow"], &copy["state"]), (&Value::Null, &json!("succeeded")), "{copy}");
+}

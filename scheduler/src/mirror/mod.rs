@@ -240,11 +240,10 @@ impl Core {
     /// Slots of the version that have nothing to do, if nothing waits that could have them.
     fn free_for_copies(&self, version: &str) -> usize {
         let waits = |model: &str| self.planner.backlog(model) > 0;
-        let beside = self.mirroring.beside.get(version);
-        if self.offers.slots(version) == 0
-            || waits(version)
-            || beside.is_some_and(|others| others.iter().any(|model| waits(model)))
-        {
+        // What was sent ahead of their slots waits, too.
+        let is_ahead = |model: &str| self.planner.outstanding(model) > self.offers.calls(model, self.shard);
+        let mut beside = self.mirroring.beside.get(version).into_iter().flatten();
+        if self.offers.slots(version) == 0 || waits(version) || beside.any(|model| waits(model) || is_ahead(model)) {
             return 0;
         }
         self.offers.calls(version, self.shard).max(1).saturating_sub(self.planner.outstanding(version))
