@@ -251,6 +251,7 @@ fn what_is_usual_is_read_the_short_way() {
     is_read::<Envelope>(include_str!("../../tests/golden/envelope.v1.json"));
     is_read::<Envelope>(include_str!("../../tests/golden/envelope-least.v1.json"));
     is_read::<Envelope>(include_str!("../../tests/golden/envelope-shard.v1.json"));
+    is_read::<Envelope>(include_str!("../../tests/golden/envelope-mirror.v1.json"));
     is_read::<TaskResult>(include_str!("../../tests/golden/result.v1.json"));
     let completions = include_str!("../../tests/golden/completions.v1.json").trim_end();
     assert!(Reader::new(completions).array(Completion::get).is_some());
