@@ -251,7 +251,7 @@ impl Core {
                 Some(done(one, &[]))
             }
             Order::Shadow { share, .. } if *share <= 0.0 => {
-                deploying.change(|deployed| drop(deployed.mirrors.remove(&name)));
+                deploying.change(|deployed| deployed.mirrors.retain(|mirror, _| *mirror != name));
                 Some(done(one, &[]))
             }
             Order::Pin { workers } | Order::RollOut { workers, .. } | Order::Shadow { workers, .. } => {

@@ -4,18 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use schemars::JsonSchema;
 use serde::Serialize;
 use taskyard_shared::Timestamp;
 use taskyard_shared::deployment::Deployed;
 use taskyard_shared::load::{LoadReport, LoadState, ModelSpec};
-use taskyard_shared::mirror::{Differing, Mirror, Tallies, Tally};
+use taskyard_shared::mirror::{self, Differing, Mirror, Tallies, Tally};
 use taskyard_shared::store::Store;
 
 use super::Shared;
+use super::access::Caller;
 use super::problem::{Code, Problem};
 use super::waiting::LOOKUP_LIMIT;
 
@@ -64,7 +65,7 @@ pub(super) struct ShadowView {
     task_ms: Option<f64>,
     /// And what their copies took.
     copy_ms: Option<f64>,
-    /// The newest that differ, with the tasks that ran as their copies.
+    /// The newest that differ, with the tasks that ran as their copies; none for a caller of one tenant.
     differing: Vec<Differing>,
 }
 
@@ -131,8 +132,15 @@ pub(super) struct QueuePage {
     queues: Vec<YardQueue>,
 }
 
-pub(super) async fn models(State(gateway): State<Arc<Shared>>) -> Result<Json<ModelPage>, Problem> {
+pub(super) async fn models(
+    State(gateway): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<ModelPage>, Problem> {
     let (specs, capacities, mut shadows) = tokio::try_join!(gateway.specs(), gateway.capacities(), gateway.shadows())?;
+    // They are of all tenants.
+    if !caller.sees(mirror::TENANT) {
+        shadows.values_mut().for_each(|shadow| shadow.differing.clear());
+    }
     let view = |spec: ModelSpec| ModelView {
         now: capacities.get(&spec.name).copied().unwrap_or_default(),
         shadow: shadows.remove(&spec.name),
