@@ -166,6 +166,10 @@ impl Core {
     pub fn take_back(&mut self, mut task: Held) {
         let id = task.envelope.id;
         self.stop_watching(id);
+        if task.envelope.mirrors.is_some() {
+            // A copy is tried once.
+            return self.end_unwanted(task);
+        }
         if let Some(held) = self.held.get_mut(&id) {
             // A copy of what waits already.
             if held.receipt.is_some() {

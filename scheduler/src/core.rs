@@ -11,6 +11,7 @@ use taskyard_shared::control::Told;
 use taskyard_shared::deployment::Deployed;
 use taskyard_shared::events::Events;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
+use taskyard_shared::mirror::Tally;
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
 use taskyard_shared::signal::TenantSignal;
 use taskyard_shared::store::Store;
@@ -33,6 +34,7 @@ use crate::load_watch::unheld;
 use crate::lost::Quiet;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::mirror::Mirroring;
 use crate::offers::Offers;
 use crate::paging::{PagedIn, Paging};
 use crate::placing::Placing;
@@ -160,6 +162,7 @@ pub(crate) struct Core {
     pub wanted: Wanted,
     pub placing: Placing,
     pub deploying: Deploying,
+    pub mirroring: Mirroring,
     pub watch: Watch,
     /// Tenants that have a quota.
     pub quotas: BTreeMap<String, TenantSignal>,
@@ -186,6 +189,7 @@ pub(crate) struct Parts {
     pub shard: Shard,
     pub learnt: Learnt,
     pub deployed: Deployed,
+    pub mirrored: BTreeMap<String, Tally>,
     pub paging: Paging,
     pub closing: CancellationToken,
     pub events: Events,
@@ -205,6 +209,7 @@ impl Core {
             shard,
             learnt,
             deployed,
+            mirrored,
             mut paging,
             closing,
             events,
@@ -276,6 +281,7 @@ impl Core {
             wanted: Wanted::default(),
             placing: Placing::default(),
             deploying: Deploying::new(deployed),
+            mirroring: Mirroring::new(mirrored),
             watch: Watch::default(),
             quotas: quotas(&tenants),
             signalled: Instant::now(),
@@ -306,6 +312,9 @@ impl Core {
                 Some(_) = self.finishing.join_next(), if !self.finishing.is_empty() => {}
                 Some(_) = self.acking.join_next(), if !self.acking.is_empty() => {}
                 ended = self.paging.next() => self.handle_paging(ended),
+                Some(looked) = self.mirroring.looking.join_next(), if !self.mirroring.looking.is_empty() => {
+                    looked.into_iter().for_each(|looked| self.note_looked(looked));
+                }
                 _ = second.tick() => self.every_second(&requests),
                 count = events.recv_many(&mut batch, EVENTS) => {
                     if count == 0 {
@@ -321,6 +330,7 @@ impl Core {
             }
             self.reconsider();
             self.await_pages();
+            self.run_copies();
             self.decide();
             self.mark();
             self.finish();
@@ -339,6 +349,7 @@ impl Core {
         self.paging.finish().await;
         while self.keeping.join_next().await.is_some() {}
         while self.signalling.join_next().await.is_some() {}
+        self.finish_tallies().await;
         if let Some(comparing) = self.comparing {
             let _panic = comparing.await;
         }
@@ -398,11 +409,14 @@ impl Core {
             self.stop_watching(done.id);
         }
         self.last_completion.insert(done.model.clone(), now);
+        let is_copy = self.mirror_completed(&done);
         if let Some(was) = was {
             let ran = Ran { seconds: done.ran_ms / 1e3, whole: done.state == State::Succeeded };
             self.planner.handle_completion(done.id, (done.ran_ms > 0.0).then_some(ran));
             let is_backlogged = self.planner.backlog(&was.model) > 0;
-            self.shade(&was, done.ran_ms, is_backlogged);
+            if !is_copy {
+                self.shade(&was, done.ran_ms, is_backlogged);
+            }
             if is_backlogged {
                 let (slots, mean_seconds) =
                     (self.offers.slots(&was.model).max(1), self.planner.mean_seconds(&was.model));
@@ -428,6 +442,7 @@ impl Core {
             waiting.into_iter().for_each(|task| self.admit(task));
         }
         self.go_on_deploying(&loads);
+        self.note_beside(&loads);
         self.planner.handle_loadable(unheld(&loads));
         self.place_models(&loads);
         for model in self.offers.update(&loads) {
@@ -474,6 +489,7 @@ impl Core {
                         priority: task.envelope.priority,
                     };
                     self.outstanding.insert(id, outstanding);
+                    self.mirror(&task);
                     if let Some(page) = task.page {
                         self.note_page_left(page);
                     }
@@ -583,6 +599,9 @@ impl Core {
     /// To be finished without having run.
     pub fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String) {
         debug!(task.id = %task.envelope.id.0, code, "finished without a run");
+        if task.envelope.mirrors.is_some() {
+            return self.skip_copy(task.envelope.id);
+        }
         self.finished.push(Finished { task, state, code, message, told: None, output: None });
     }
 
@@ -626,6 +645,7 @@ impl Core {
         self.metrics.planner(&stats, self.clock.now_us());
         self.signal(&stats);
         self.compare();
+        self.look_after_copies();
     }
 
     /// Unless nothing new was learnt.

@@ -1,4 +1,4 @@
-//! Carries out deployment tasks: pins a version of a model, rolls it out, retires it.
+//! Carries out deployment tasks: pins a version of a model, rolls it out, tries it in the shadow, retires it.
 //!
 //! What they come to is one value in the store, written before anything goes by it. A deployment that a scheduler did not live to
 //! finish comes again with its delivery, and finds what it has done. One shard carries them all out; the others read the value.
@@ -71,7 +71,7 @@ impl Deploying {
         self.running.contains_key(&id)
     }
 
-    fn change(&mut self, change: impl FnOnce(&mut Deployed)) {
+    pub fn change(&mut self, change: impl FnOnce(&mut Deployed)) {
         let before = self.deployed.clone();
         change(&mut self.deployed);
         self.is_dirty |= self.deployed != before;
@@ -250,8 +250,17 @@ impl Core {
                 deploying.set_pin(&name, None);
                 Some(done(one, &[]))
             }
-            Order::Pin { workers } | Order::RollOut { workers, .. } => {
+            Order::Shadow { share, .. } if *share <= 0.0 => {
+                deploying.change(|deployed| deployed.mirrors.retain(|mirror, _| *mirror != name));
+                Some(done(one, &[]))
+            }
+            Order::Pin { workers } | Order::RollOut { workers, .. } | Order::Shadow { workers, .. } => {
                 let workers = *workers;
+                if let Order::Shadow { .. } = one.order
+                    && let Some(problem) = self.cannot_mirror(deploying, &name)
+                {
+                    return Some(End::Failed("invalid_deployment", problem));
+                }
                 if !std::mem::replace(&mut one.has_begun, true) {
                     deploying.set_pin(&name, Some(workers));
                     deploying.change(|deployed| deployed.retired.retain(|retired| *retired != name));
@@ -262,6 +271,9 @@ impl Core {
                         && let Err(problem) = self.shift(deploying, &name, share)
                     {
                         return Some(End::Failed("invalid_deployment", problem));
+                    }
+                    if let &Order::Shadow { share, .. } = &one.order {
+                        self.set_mirror(deploying, &name, share);
                     }
                     return Some(done(one, &loaded));
                 }
@@ -278,7 +290,10 @@ impl Core {
                         return Some(End::Failed("in_use", message));
                     }
                     deploying.set_pin(&name, None);
-                    deploying.change(|deployed| deployed.retired.extend([name.clone()]));
+                    deploying.change(|deployed| {
+                        deployed.mirrors.remove(&name);
+                        deployed.retired.extend([name.clone()]);
+                    });
                     return None;
                 }
                 let mut of = loads.iter().filter_map(|report| Some((report, report.models.get(&name)?)));
@@ -306,7 +321,10 @@ impl Core {
             _ => Traffic { to: name.to_owned(), canary: None },
         };
         info!(task.model = %name, share, "gets its share of the tasks");
-        deploying.change(|deployed| deployed.traffic.extend([(model, traffic)]));
+        deploying.change(|deployed| {
+            deployed.mirrors.remove(name);
+            deployed.traffic.extend([(model, traffic)]);
+        });
         Ok(())
     }
 
@@ -384,7 +402,7 @@ impl Running {
 fn done(one: &Running, workers: &[&str]) -> End {
     let output = match &one.order {
         Order::Register(_) => json!({"action": one.order.as_str(), "model": one.about, "workers": workers}),
-        Order::RollOut { share, .. } => {
+        Order::RollOut { share, .. } | Order::Shadow { share, .. } => {
             json!({"action": one.order.as_str(), "model": one.spec.full_name(), "workers": workers, "share": share})
         }
         Order::Pin { .. } => {

@@ -125,9 +125,11 @@ pub(crate) async fn dispatch(
                     metrics.dispatched(&first.model, tasks.len());
                 }
                 for task in tasks {
-                    let sent = || task.envelope.result(State::Dispatched);
-                    let traceparent = task.envelope.traceparent.as_deref();
-                    events.state(Some(&task.model), sent, State::Dispatched, traceparent);
+                    if task.envelope.mirrors.is_none() {
+                        let sent = || task.envelope.result(State::Dispatched);
+                        let traceparent = task.envelope.traceparent.as_deref();
+                        events.state(Some(&task.model), sent, State::Dispatched, traceparent);
+                    }
                     dispatched.sent.push(task.envelope.id);
                     receipts.extend(task.receipt);
                 }

@@ -114,7 +114,9 @@ impl Finisher {
             };
             tell(finished.told, Fate::Done);
             let envelope = &finished.task.envelope;
-            self.events.result_of(envelope.model(), result, envelope.traceparent.as_deref());
+            if envelope.mirrors.is_none() {
+                self.events.result_of(envelope.model(), result, envelope.traceparent.as_deref());
+            }
             let also: Vec<&Reply> =
                 followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower)).collect();
             for reply in envelope.reply.iter().chain(also) {

@@ -5,7 +5,7 @@
 //! `lost` finds what nobody holds. Beside them `load_watch` reads what workers say, `offers` keeps what that is room for,
 //! `memory` keeps what is learnt, `control` and `quote` answer what gateways ask, `quotas` counts what tenants send, `signal` says
 //! once a second how much waits and `wanted` how many workers that takes, `placing` tells workers with a
-//! memory budget which models to hold, `paging` keeps in the broker what memory is too small for, `workflow` runs the workflows of a shard and `schedule` keeps the schedules, and `shadow` says what other orders would have made of it.
+//! memory budget which models to hold, `mirror` has versions that are tried out run tasks a second time, `paging` keeps in the broker what memory is too small for, `workflow` runs the workflows of a shard and `schedule` keeps the schedules, and `shadow` says what other orders would have made of it.
 
 mod admit;
 mod ahead;
@@ -23,6 +23,7 @@ mod load_watch;
 mod lost;
 mod memory;
 mod metrics;
+mod mirror;
 mod offers;
 mod paging;
 mod placing;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use taskyard_shared::load::LoadReport;
+use taskyard_shared::mirror::Likeness;
 use taskyard_shared::process::metrics::{CounterVec, GaugeVec, HistogramVec, IntCounterVec, IntGaugeVec};
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::workflow::WorkflowState;
@@ -61,6 +62,8 @@ struct Inner {
     model_workers: IntGaugeVec,
     shadow_ratio: GaugeVec,
     shadow_tasks: IntCounterVec,
+    mirrored: IntCounterVec,
+    mirror_seconds: CounterVec,
     /// Models that have a row in the gauges above, so that one that is gone is set to nothing.
     shown: Mutex<BTreeSet<String>>,
 }
@@ -246,6 +249,16 @@ impl Metrics {
                 "Tasks that were compared with what other orders would have made of them.",
                 &["model"],
             )?,
+            mirrored: registry.counters(
+                "mirrored_tasks_total",
+                "Tasks of the share of a version in the shadow, by how its answer compares with theirs.",
+                &["model", "outcome"],
+            )?,
+            mirror_seconds: registry.float_counters(
+                "mirrored_run_seconds_total",
+                "Run time of the tasks that were compared with their copies, and of the copies.",
+                &["model", "of"],
+            )?,
             shown: Mutex::new(BTreeSet::new()),
         })))
     }
@@ -419,6 +432,16 @@ impl Metrics {
             }
             self.0.shadow_tasks.with_label_values(&[model]).inc_by(*tasks as u64);
         }
+    }
+
+    /// A task of a version's share, and how alike its copy is.
+    pub fn mirrored(&self, version: &str, likeness: Likeness) {
+        self.0.mirrored.with_label_values(&[version, likeness.as_str()]).inc();
+    }
+
+    pub fn mirror_ran(&self, version: &str, task_seconds: f64, copy_seconds: f64) {
+        self.0.mirror_seconds.with_label_values(&[version, "task"]).inc_by(task_seconds.max(0.0));
+        self.0.mirror_seconds.with_label_values(&[version, "copy"]).inc_by(copy_seconds.max(0.0));
     }
 
     pub fn workers(&self, loads: &[LoadReport]) {

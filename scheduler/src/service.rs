@@ -28,6 +28,7 @@ use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
 use crate::memory;
 use crate::metrics::Metrics;
+use crate::mirror;
 use crate::paging::{self, Paging};
 use crate::quotas::Quotas;
 use crate::returns::Returns;
@@ -230,6 +231,7 @@ impl Scheduler {
         readers.spawn(intake.run());
         drop(events);
         let learnt = memory::recall(&*self.store, shard, &self.metrics).await;
+        let mirrored = mirror::recall(&*self.store, shard, &self.metrics).await;
         let core = Core::new(Parts {
             broker: self.broker.clone(),
             store: self.store.clone(),
@@ -242,6 +244,7 @@ impl Scheduler {
             shard,
             learnt,
             deployed,
+            mirrored,
             paging,
             closing: closing.clone(),
             events: self.events.clone(),

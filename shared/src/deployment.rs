@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use crate::artifacts::Reference;
 use crate::decode::is_name;
+use crate::mirror::Mirror;
 use crate::task::{TaskId, limits};
 
 /// Workers that one version may be pinned to.
@@ -34,6 +35,14 @@ pub enum Order {
         #[serde(default = "whole")]
         share: f64,
     },
+    /// It is loaded and pinned, and then runs this share of the tasks that name the model alone a second time, with nobody told of its
+    /// answers. A share of 0 ends that.
+    Shadow {
+        #[serde(default = "one")]
+        workers: u32,
+        #[serde(default = "whole")]
+        share: f64,
+    },
     /// It takes no new tasks, and is unloaded once those that wait are done.
     Retire {},
 }
@@ -53,7 +62,7 @@ impl Order {
         let order: Self = serde_json::from_str(input.get()).map_err(|bad| bad.to_string())?;
         let (workers, share) = match &order {
             Self::Pin { workers } => (*workers, 1.0),
-            Self::RollOut { workers, share } => (*workers, *share),
+            Self::RollOut { workers, share } | Self::Shadow { workers, share } => (*workers, *share),
             Self::Unpin {} | Self::Retire {} => (1, 1.0),
             Self::Register(variant) => {
                 variant.check()?;
@@ -63,7 +72,11 @@ impl Order {
         if !(1..=WORKERS_MOST).contains(&workers) {
             return Err(format!("workers must be from 1 to {WORKERS_MOST}, not {workers}"));
         }
-        if !(share > 0.0 && share <= 1.0) {
+        if let Self::Shadow { .. } = order {
+            if !(0.0..=1.0).contains(&share) {
+                return Err(format!("share must be from 0 to 1, not {share}"));
+            }
+        } else if !(share > 0.0 && share <= 1.0) {
             return Err(format!("share must be above 0 and at most 1, not {share}"));
         }
         Ok(order)
@@ -75,6 +88,7 @@ impl Order {
             Self::Pin { .. } => "pin",
             Self::Unpin {} => "unpin",
             Self::RollOut { .. } => "roll_out",
+            Self::Shadow { .. } => "shadow",
             Self::Retire {} => "retire",
         }
     }
@@ -178,6 +192,9 @@ pub struct Deployed {
     /// Models that stand in no settings, by their names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub registered: BTreeMap<String, Registration>,
+    /// Versions that run a part of their model's tasks a second time, by their names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mirrors: BTreeMap<String, Mirror>,
 }
 
 /// Who gets a model's tasks.
@@ -204,6 +221,7 @@ impl Default for Deployed {
             retired: BTreeSet::new(),
             traffic: BTreeMap::new(),
             registered: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
         }
     }
 }
@@ -261,7 +279,12 @@ mod tests {
             read(r#"{"action": "roll_out", "workers": 3, "share": 0.1}"#),
             Ok(Order::RollOut { workers: 3, share: 0.1 })
         );
+        assert_eq!(read(r#"{"action": "shadow"}"#), Ok(Order::Shadow { workers: 1, share: 1.0 }));
+        assert_eq!(read(r#"{"action": "shadow", "share": 0}"#), Ok(Order::Shadow { workers: 1, share: 0.0 }));
         for (text, why) in [
+            (r#"{"action": "shadow", "share": -0.1}"#, "share must be"),
+            (r#"{"action": "shadow", "share": 1.1}"#, "share must be"),
+            (r#"{"action": "shadow", "workers": 0}"#, "workers must be"),
             (r#"{"action": "retire", "share": 1}"#, "share"),
             (r#"{"action": "pin", "workers": 0}"#, "workers must be"),
             (r#"{"action": "roll_out", "share": 0}"#, "share must be"),

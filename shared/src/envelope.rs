@@ -163,6 +163,9 @@ pub struct Envelope {
     /// When it is to have ended so that its workflow can meet its deadline.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub due: Option<Timestamp>,
+    /// The task that it runs again, for a version that is tried out: see [`crate::mirror`]. Only schedulers set it, and nobody is told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mirrors: Option<Box<TaskId>>,
     /// The caller's bytes, as they came.
     pub input: Box<RawValue>,
 }
@@ -218,6 +221,7 @@ impl Envelope {
             shard: 0,
             workflow: None,
             due: None,
+            mirrors: None,
             input: task.input,
         })
     }
@@ -303,7 +307,7 @@ impl Envelope {
 // Written out, because `serde(flatten)` reads every field into a buffer first.
 impl Serialize for Envelope {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut fields = serializer.serialize_struct("Envelope", 29)?;
+        let mut fields = serializer.serialize_struct("Envelope", 30)?;
         fields.serialize_field("v", &self.v)?;
         fields.serialize_field("id", &self.id)?;
         let (target, name) = self.target.field();
@@ -339,6 +343,7 @@ impl Serialize for Envelope {
         }
         if_some(&mut fields, "workflow", &self.workflow)?;
         if_some(&mut fields, "due", &self.due)?;
+        if_some(&mut fields, "mirrors", &self.mirrors)?;
         fields.serialize_field("input", &self.input)?;
         fields.end()
     }
@@ -376,6 +381,7 @@ impl<'de> Deserialize<'de> for Envelope {
             shard: wire.shard,
             workflow: wire.workflow,
             due: wire.due,
+            mirrors: wire.mirrors,
             input: wire.input,
         })
     }
@@ -417,6 +423,7 @@ struct Wire {
     shard: u32,
     workflow: Option<Box<StepOf>>,
     due: Option<Timestamp>,
+    mirrors: Option<Box<TaskId>>,
     input: Box<RawValue>,
 }
 

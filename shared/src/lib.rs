@@ -9,6 +9,7 @@ pub mod deployment;
 pub mod envelope;
 pub mod lifecycle;
 pub mod load;
+pub mod mirror;
 pub mod outcome;
 pub mod progress;
 pub mod retry;

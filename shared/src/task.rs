@@ -84,6 +84,7 @@ pub struct Priority(#[schemars(range(min = 0, max = 9))] u8);
 
 impl Priority {
     pub const HIGHEST: Priority = Priority(9);
+    pub const LOWEST: Priority = Priority(0);
 
     pub fn get(self) -> u8 {
         self.0

@@ -33,6 +33,7 @@ fn what_roles_tell_each_other_in_version_1_is_read_and_written_back_the_same() {
     round_trip::<Envelope>(include_str!("golden/envelope-shard.v1.json"));
     round_trip::<Envelope>(include_str!("golden/envelope-choice.v1.json"));
     round_trip::<Envelope>(include_str!("golden/envelope-step.v1.json"));
+    round_trip::<Envelope>(include_str!("golden/envelope-mirror.v1.json"));
     round_trip::<Vec<Completion>>(include_str!("golden/completions.v1.json"));
     round_trip::<LoadReport>(include_str!("golden/load-report.v1.json"));
     round_trip::<LoadReport>(include_str!("golden/load-report-budget.v1.json"));

@@ -28,6 +28,9 @@ struct Model {
     #[serde(flatten)]
     spec: ModelSpec,
     now: Capacity,
+    /// Not in the table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shadow: Option<serde_json::Value>,
 }
 
 /// Slots of a model on all workers together.
@@ -47,7 +50,7 @@ async fn list(client: &ClientArgs) -> Result<Exit, Failure> {
     let page: Page = client.api()?.get("v1/models", &[], Duration::ZERO).await?;
     let headers = ["model", "handler", "capabilities", "workers", "slots", "busy", "held", "batch", "timeout_ms"];
     client.print(|output| {
-        output.rows(&headers, &page.models, |Model { spec, now }| {
+        output.rows(&headers, &page.models, |Model { spec, now, .. }| {
             let capabilities = if spec.capabilities.is_empty() { "-".to_owned() } else { spec.capabilities.join(",") };
             let numbers = [now.workers, now.slots, now.busy, now.held, spec.max_batch].map(|number| number.to_string());
             let mut cells = vec![spec.name.clone(), spec.handler.clone(), capabilities];

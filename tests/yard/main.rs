@@ -10,6 +10,7 @@ mod events;
 mod holding;
 mod long;
 mod meanwhile;
+mod mirror;
 mod order;
 mod overload;
 mod paging;

@@ -206,8 +206,10 @@ async fn run(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, mut batch: Ve
     for member in &batch {
         let run = Run { attempt: member.attempt(), started, ran_ms: 0.0, usage: None };
         let envelope = &member.held.envelope;
-        let running = || run.begun(yard, lane, envelope);
-        yard.events.state(Some(&lane.name), running, State::Running, envelope.traceparent.as_deref());
+        if envelope.mirrors.is_none() {
+            let running = || run.begun(yard, lane, envelope);
+            yard.events.state(Some(&lane.name), running, State::Running, envelope.traceparent.as_deref());
+        }
     }
     let answers = execute(yard, lane, handler, &mut batch).await;
     // A batch's time is shared among its members, so that a tenant is charged for what it used.
@@ -358,7 +360,7 @@ async fn execute(
             id: member.held.envelope.id,
             attempt: member.attempt(),
             input: member.held.envelope.input.clone(),
-            meanwhile: yard.pump.line(member.held.envelope.id, &lane.name, member.attempt(), member.nonce()),
+            meanwhile: yard.pump.line(&member.held.envelope, &lane.name, member.attempt(), member.nonce()),
         })
         .collect();
     let mut lines: Vec<Line> = jobs.iter().map(|job| Line { meanwhile: job.meanwhile.clone(), told: None }).collect();

@@ -15,7 +15,7 @@ use taskyard_shared::events::{Events, Topic};
 use taskyard_shared::progress::{MESSAGE_BYTES, Progress};
 use taskyard_shared::store::stream::STREAM_BYTES;
 use taskyard_shared::store::{Append, Appended, Said, Store, until_answered};
-use taskyard_shared::{TaskId, Timestamp, Usage};
+use taskyard_shared::{Envelope, TaskId, Timestamp, Usage};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -149,6 +149,8 @@ struct Speaker {
     model: Arc<str>,
     attempt: AtomicU32,
     nonce: u128,
+    /// Of what it says no event is made.
+    is_quiet: bool,
     cancelled: CancellationToken,
     pending: Mutex<Pending>,
     /// Something of it has reached the store.
@@ -263,12 +265,13 @@ impl Pump {
         Arc::new(Self { waiting: Mutex::default(), wake: Notify::new(), metrics, events })
     }
 
-    pub fn line(self: &Arc<Self>, id: TaskId, model: &Arc<str>, attempt: u32, nonce: u128) -> Meanwhile {
+    pub fn line(self: &Arc<Self>, envelope: &Envelope, model: &Arc<str>, attempt: u32, nonce: u128) -> Meanwhile {
         Meanwhile(Some(Arc::new(Speaker {
-            id,
+            id: envelope.id,
             model: model.clone(),
             attempt: AtomicU32::new(attempt),
             nonce,
+            is_quiet: envelope.mirrors.is_some(),
             cancelled: CancellationToken::new(),
             pending: Mutex::default(),
             told: Notify::new(),
@@ -337,6 +340,9 @@ impl Pump {
 impl Pump {
     /// To whoever listens at the broker.
     fn publish(&self, speaker: &Speaker, append: &Append) {
+        if speaker.is_quiet {
+            return;
+        }
         for said in &append.said {
             let number = speaker.said.fetch_add(1, Ordering::Relaxed);
             let of = (speaker.id, append.attempt, number);

@@ -124,6 +124,8 @@ impl Settler {
             let envelope = &*held.envelope;
             let (model, traceparent) = (envelope.model(), envelope.traceparent.as_deref());
             match (outcome, told) {
+                // Nobody is told of a copy.
+                _ if envelope.mirrors.is_some() => {}
                 (Outcome::Terminal { result, .. }, Told::End(_)) => {
                     self.events.result_of(model, result, traceparent);
                 }
@@ -229,7 +231,7 @@ impl Settler {
                         Outcome::Terminal { dead, .. } => *dead,
                         _ => result.state == State::Failed,
                     };
-                    if dead {
+                    if dead && envelope.mirrors.is_none() {
                         outgoing.push((self.dead_letter(envelope, result), Need::Work));
                     }
                 }
@@ -240,7 +242,7 @@ impl Settler {
                         None => {}
                     }
                     outgoing.extend(self.webhook(envelope, record));
-                    if record.state == State::Failed {
+                    if record.state == State::Failed && envelope.mirrors.is_none() {
                         outgoing.push((self.dead_letter(envelope, record), Need::Work));
                     }
                 }

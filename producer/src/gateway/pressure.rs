@@ -107,6 +107,11 @@ impl Pressure {
         *self.heard.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(heard);
     }
 
+    /// How many shards there are, as far as was heard lately.
+    pub(super) fn shards(&self) -> u32 {
+        self.heard().shards().clamp(1, SHARDS_MOST)
+    }
+
     /// The load of a model, over all shards. `None` when nothing was heard of it lately.
     pub(super) fn load(&self, model: &str) -> Option<Load> {
         let heard = self.heard();

@@ -4,14 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use schemars::JsonSchema;
 use serde::Serialize;
+use taskyard_shared::Timestamp;
+use taskyard_shared::deployment::Deployed;
 use taskyard_shared::load::{LoadReport, LoadState, ModelSpec};
+use taskyard_shared::mirror::{self, Differing, Mirror, Tallies, Tally};
+use taskyard_shared::store::Store;
 
 use super::Shared;
+use super::access::Caller;
 use super::problem::{Code, Problem};
 use super::waiting::LOOKUP_LIMIT;
 
@@ -36,6 +41,50 @@ pub(super) struct ModelView {
     #[serde(flatten)]
     spec: ModelSpec,
     now: Capacity,
+    /// While it runs a share of its model's tasks a second time, with nobody told of its answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shadow: Option<ShadowView>,
+}
+
+/// What came of the tasks of a version's share since it began.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ShadowView {
+    /// Of the tasks that name its model alone.
+    share: f64,
+    since: Timestamp,
+    /// Its answer was that of the task.
+    same: u64,
+    different: u64,
+    /// It did not succeed.
+    failed: u64,
+    /// It was not run: too much waited, no worker had it loaded, or it was lost.
+    skipped: u64,
+    /// The task itself did not succeed, or its result is gone.
+    unknown: u64,
+    /// What the compared tasks took on average, in milliseconds; `null` when there are none.
+    task_ms: Option<f64>,
+    /// And what their copies took.
+    copy_ms: Option<f64>,
+    /// The newest that differ, with the tasks that ran as their copies; none for a caller of one tenant.
+    differing: Vec<Differing>,
+}
+
+impl ShadowView {
+    fn new(mirror: &Mirror, tally: Tally) -> Self {
+        let means = tally.mean_ms();
+        Self {
+            share: mirror.share,
+            since: mirror.since,
+            same: tally.same,
+            different: tally.different,
+            failed: tally.failed,
+            skipped: tally.skipped,
+            unknown: tally.unknown,
+            task_ms: means.map(|(task_ms, _)| task_ms),
+            copy_ms: means.map(|(_, copy_ms)| copy_ms),
+            differing: tally.differing,
+        }
+    }
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -83,9 +132,20 @@ pub(super) struct QueuePage {
     queues: Vec<YardQueue>,
 }
 
-pub(super) async fn models(State(gateway): State<Arc<Shared>>) -> Result<Json<ModelPage>, Problem> {
-    let (specs, capacities) = tokio::try_join!(gateway.specs(), gateway.capacities())?;
-    let view = |spec: ModelSpec| ModelView { now: capacities.get(&spec.name).copied().unwrap_or_default(), spec };
+pub(super) async fn models(
+    State(gateway): State<Arc<Shared>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<ModelPage>, Problem> {
+    let (specs, capacities, mut shadows) = tokio::try_join!(gateway.specs(), gateway.capacities(), gateway.shadows())?;
+    // They are of all tenants.
+    if !caller.sees(mirror::TENANT) {
+        shadows.values_mut().for_each(|shadow| shadow.differing.clear());
+    }
+    let view = |spec: ModelSpec| ModelView {
+        now: capacities.get(&spec.name).copied().unwrap_or_default(),
+        shadow: shadows.remove(&spec.name),
+        spec,
+    };
     Ok(Json(ModelPage { models: specs.into_iter().map(view).collect() }))
 }
 
@@ -157,6 +217,30 @@ impl Shared {
             }
         }
         Ok(capacities)
+    }
+
+    /// What came of versions that are tried in the shadow, over all shards.
+    async fn shadows(&self) -> Result<BTreeMap<String, ShadowView>, Problem> {
+        let shards = self.pressure.shards();
+        let read = |store: Arc<dyn Store>| async move {
+            let deployed = store.fetch(Deployed::KEY).await?;
+            let mirrors = deployed.and_then(|bytes| Deployed::read(&bytes).ok()).unwrap_or_default().mirrors;
+            let mut tallies = Vec::new();
+            for shard in (0..shards).filter(|_| !mirrors.is_empty()) {
+                tallies.extend(store.fetch(&Tallies::key(shard)).await?);
+            }
+            Ok((mirrors, tallies))
+        };
+        let (mirrors, tallies) = self.records.ask(LOOKUP_LIMIT, read).await?;
+        // What cannot be read is counted anew by its scheduler.
+        let mut tallies: Vec<Tallies> = tallies.iter().filter_map(|bytes| Tallies::read(bytes).ok()).collect();
+        let view = |(version, mirror): (String, Mirror)| {
+            let mut sum = Tally::new(mirror.since);
+            let of_shards = tallies.iter_mut().filter_map(|shard| shard.versions.remove(&version));
+            of_shards.filter(|tally| tally.since == mirror.since).for_each(|tally| sum.add(tally));
+            (version, ShadowView::new(&mirror, sum))
+        };
+        Ok(mirrors.into_iter().map(view).collect())
     }
 
     /// Waiting messages and consumers of a queue; nothing of one that is not declared yet.

@@ -100,7 +100,10 @@ impl Intake {
     /// Steps that are to run now.
     pub async fn take_steps(&self, delivery: Delivery, acker: &Arc<dyn Acker>, taken: &mut Vec<Taken>) {
         let known = match wire::read_envelopes(&delivery.body) {
-            Ok(envelopes) if envelopes.iter().all(|envelope| envelope.workflow.is_some()) => Ok(envelopes),
+            // Only schedulers make copies.
+            Ok(envelopes) if envelopes.iter().all(|one| one.workflow.is_some() && one.mirrors.is_none()) => {
+                Ok(envelopes)
+            }
             Ok(_) => Err(("unreadable", "an envelope that is no step".to_owned())),
             Err(unreadable) => Err((unreadable.code(), unreadable.to_string())),
         };

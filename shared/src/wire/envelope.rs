@@ -40,6 +40,9 @@ impl Put for Envelope {
         out.some(",\"shard\":", Some(self.shard).filter(|shard| *shard > 0).map(u64::from), Writer::number)?;
         out.some(",\"workflow\":", self.workflow.as_ref(), Writer::any)?;
         out.some(",\"due\":", self.due, Writer::instant)?;
+        if let Some(original) = self.mirrors.as_deref() {
+            out.put(",\"mirrors\":").id(*original)?;
+        }
         out.put(",\"input\":").raw(&self.input)?;
         out.put("}");
         Some(())
@@ -91,6 +94,7 @@ impl Get for Envelope {
         let shard = from.some(",\"shard\":", Reader::small)?.unwrap_or_default();
         let workflow = from.some(",\"workflow\":", Reader::any)?;
         let due = from.some(",\"due\":", Reader::instant)?;
+        let mirrors = from.some(",\"mirrors\":", Reader::id)?.map(Box::new);
         from.want(",\"input\":")?;
         let input = from.raw()?;
         from.want("}")?;
@@ -123,6 +127,7 @@ impl Get for Envelope {
             shard,
             workflow,
             due,
+            mirrors,
             input,
         })
     }

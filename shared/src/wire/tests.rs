@@ -144,18 +144,18 @@ prop_compose! {
         (reply, traceparent, tracestate) in (of(any_reply()), of(any_text()), of(any_text())),
         (min_quality, alternatives, choice) in (of(any_float()), vec(any_alternative(), 0..2), of(any_choice())),
         (last_error, shard, input) in (of(any_error()), prop_oneof![Just(0), any::<u32>()], any_json()),
-        (workflow, due) in (of(any_step()), of(any_instant())),
+        (workflow, due, mirrors) in (of(any_step()), of(any_instant()), of(any_id())),
     ) -> Envelope {
         let kind = Kind::ALL[kind];
         let (webhook, choice) = (webhook.map(Box::new), choice.map(Box::new));
         let (traceparent, tracestate) = (traceparent.map(String::into_boxed_str), tracestate.map(String::into_boxed_str));
-        let (last_error, workflow) = (last_error.map(Box::new), workflow.map(Box::new));
+        let (last_error, workflow, mirrors) = (last_error.map(Box::new), workflow.map(Box::new), mirrors.map(Box::new));
         let (chosen, idempotency_key) = (chosen.map(String::into_boxed_str), idempotency_key.map(String::into_boxed_str));
         let (tenant, alternatives) = (tenant.into_boxed_str(), alternatives.into_boxed_slice());
         Envelope {
             v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
             idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
-            last_error, shard, input, min_quality, alternatives, choice, workflow, due,
+            last_error, shard, input, min_quality, alternatives, choice, workflow, due, mirrors,
         }
     }
 }
@@ -254,6 +254,7 @@ fn what_is_usual_is_read_the_short_way() {
     is_read::<Envelope>(include_str!("../../tests/golden/envelope.v1.json"));
     is_read::<Envelope>(include_str!("../../tests/golden/envelope-least.v1.json"));
     is_read::<Envelope>(include_str!("../../tests/golden/envelope-shard.v1.json"));
+    is_read::<Envelope>(include_str!("../../tests/golden/envelope-mirror.v1.json"));
     is_read::<TaskResult>(include_str!("../../tests/golden/result.v1.json"));
     let completions = include_str!("../../tests/golden/completions.v1.json").trim_end();
     assert!(Reader::new(completions).array(Completion::get).is_some());
