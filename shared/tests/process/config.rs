@@ -62,6 +62,7 @@ fn the_environment_sets_every_type_of_value() {
         ("TASKYARD__MODELS__SHOUT__EXPECTED_MS", "2.5"),
         ("TASKYARD__MODELS__SHOUT__CAPABILITIES", "['loud']"),
         ("TASKYARD__MODELS__SHOUT__PROCESS__COMMAND", r#"["python3", "shout.py"]"#),
+        ("TASKYARD__MODELS__SHOUT__PROCESS__FILES", "true"),
         ("TASKYARD__MODELS__SHOUT__PROCESS__ENVIRONMENT__API__Key_FILE", "/run/x"),
     ])
     .unwrap();
@@ -73,7 +74,7 @@ fn the_environment_sets_every_type_of_value() {
     assert_eq!((shout.slots, shout.expected_ms, shout.timeout_ms), (4, Some(2.5), 60_000));
     assert_eq!(shout.capabilities, ["loud"]);
     let process = shout.process.as_ref().unwrap();
-    assert_eq!(process.command, ["python3", "shout.py"]);
+    assert_eq!((&*process.command, process.files), (&["python3".to_owned(), "shout.py".to_owned()][..], true));
     // A child's variable is passed on as it stands, its file is the child's to read.
     assert_eq!(process.environment, BTreeMap::from([("API__Key_FILE".to_owned(), "/run/x".to_owned())]));
 }

@@ -160,11 +160,20 @@ fn a_wrong_type_is_named() {
             "models.m.capabilities = ['a', 1]",
             r#"taskyard.toml:1: models.m.capabilities must be an array of strings such as ["a", "b"], not 1"#,
         ),
+        (
+            "models.m.process.files = 'yes'",
+            "taskyard.toml:1: models.m.process.files must be true or false, not a string",
+        ),
     ] {
         assert_eq!(refusal(toml, &[]), sentence);
     }
     for (variable, value, sentence) in [
         ("TASKYARD__BROKER__HEARTBEAT_S", "s3cret", "broker.heartbeat_s must be a whole number, not what is there"),
+        (
+            "TASKYARD__MODELS__M__PROCESS__FILES",
+            "yes",
+            "models.m.process.files must be true or false, not what is there",
+        ),
         ("TASKYARD__BROKER__HEARTBEAT_S", "", "broker.heartbeat_s must be a whole number, not empty"),
         (
             "TASKYARD__MODELS__M__PROCESS__COMMAND",

@@ -199,6 +199,7 @@ fn wrong_type(key: &Key, origin: Origin, expected: impl ToString, found: &DeValu
 fn typed<'a, 'i>(of: Type, value: &'a DeValue<'i>) -> Result<Value, &'a DeValue<'i>> {
     match (of, value) {
         (Type::Text, DeValue::String(text)) => Ok(Value::String(text.to_string())),
+        (Type::Switch, DeValue::Boolean(is_on)) => Ok(Value::Boolean(*is_on)),
         (Type::Integer, DeValue::Integer(number)) => {
             i64::from_str_radix(number.as_str(), number.radix()).map(Value::Integer).map_err(|_| value)
         }
@@ -312,6 +313,7 @@ fn resolve(shape: &Shape, key: &Key, rest: &str, origin: &Origin, below: &Layer)
 fn parse(key: &Key, of: Type, text: &str, origin: &Origin) -> Result<Value, ConfigError> {
     let value = match of {
         Type::Text => Some(Value::String(text.to_owned())),
+        Type::Switch => text.trim().parse().ok().map(Value::Boolean),
         Type::Integer => text.trim().parse().ok().map(Value::Integer),
         Type::Number => text.trim().parse().ok().map(Value::Float),
         Type::Texts => DeValue::parse(text.trim()).ok().and_then(|value| typed(of, value.get_ref()).ok()),

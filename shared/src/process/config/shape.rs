@@ -16,6 +16,7 @@ const ANY_NAME: &str = "NAME";
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Type {
     Text,
+    Switch,
     Integer,
     Number,
     Texts,
@@ -25,6 +26,7 @@ impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Text => "a string",
+            Self::Switch => "true or false",
             Self::Integer => "a whole number",
             Self::Number => "a number",
             Self::Texts => "an array of strings such as [\"a\", \"b\"]",
@@ -66,6 +68,7 @@ fn shape(key: &str, value: &toml::Value) -> Shape {
         toml::Value::Integer(_) => Shape::Leaf(Type::Integer),
         toml::Value::Float(_) => Shape::Leaf(Type::Number),
         toml::Value::Array(_) => Shape::Leaf(Type::Texts),
+        toml::Value::Boolean(_) => Shape::Leaf(Type::Switch),
         toml::Value::Table(table) => match table.get(ANY_NAME) {
             Some(any) => {
                 let names = match key {
