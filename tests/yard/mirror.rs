@@ -3,6 +3,8 @@
 use serde_json::{Value, json};
 use taskyard_shared::deployment::Deployed;
 use taskyard_shared::mirror::Tallies;
+use taskyard_shared::process::keys::{Keys, NewKey};
+use taskyard_shared::process::settings::KeySettings;
 
 use super::control::Api;
 use super::deployment::{code, deployment, output};
@@ -78,7 +80,8 @@ async fn shown(api: &Api) -> Value {
     let (status, body) = api.get("/v1/models").await;
     assert_eq!(status, 200, "{body}");
     let models = body["models"].as_array().unwrap();
-    models.iter().find(|model| model["name"] == "m@2").unwrap()["shadow"].clone()
+    let version = models.iter().find(|model| model["name"] == "m@2");
+    version.map_or(Value::Null, |version| version["shadow"].clone())
 }
 
 const OUTCOMES: [&str; 5] = ["same", "different", "failed", "skipped", "unknown"];
@@ -350,4 +353,19 @@ async fn the_copy_of_a_step_is_no_step() {
     let copy = shadow["differing"][0]["copy"].as_str().unwrap();
     let (_, copy) = api.get(&format!("/v1/tasks/{copy}")).await;
     assert_eq!((&copy["workflow"], &copy["state"]), (&Value::Null, &json!("succeeded")), "{copy}");
+
+    // Whose tasks differ is not for everybody to know.
+    let keys = ["blue", "*"].map(|tenant| {
+        let (key, scopes) = (NewKey::generate().unwrap(), vec!["read".to_owned()]);
+        (KeySettings { sha256: key.sha256(), tenant: tenant.to_owned(), scopes, expires: None }, key)
+    });
+    let settings = keys.iter().map(|(settings, _)| (settings.tenant.replace('*', "all"), settings.clone())).collect();
+    let api = Api::with_keys(&yard, Keys::new(&settings).unwrap()).await;
+    for ((_, key), differing) in keys.iter().zip([0, 1]) {
+        let (status, body) = api.call("GET", "/v1/models", key.text(), None).await;
+        assert_eq!(status, 200, "{body}");
+        let model = body["models"].as_array().unwrap().iter().find(|model| model["name"] == "m@2").unwrap();
+        assert_eq!(model["shadow"]["different"], 1, "{model}");
+        assert_eq!(model["shadow"]["differing"].as_array().unwrap().len(), differing, "{model}");
+    }
 }
