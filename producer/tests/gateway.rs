@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use taskyard_shared::TaskId;
+use taskyard_shared::deployment::Deployed;
 use taskyard_shared::load::{LoadReport, LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::store::Store;
 use taskyard_shared::{Timestamp, decode_tasks};
@@ -358,7 +359,10 @@ async fn models_workers_and_queues_tell_the_yards_state() {
         quality: None,
     };
     let store = yard.store.inner();
-    store.announce(&[spec("idle"), spec("echo")]).await.unwrap();
+    store.announce(&[spec("idle"), spec("gone@2"), spec("echo")]).await.unwrap();
+    let mut deployed = Deployed::default();
+    deployed.retired = ["gone@2", "idle"].map(str::to_owned).into();
+    store.put(Deployed::KEY, serde_json::to_vec(&deployed).unwrap().into()).await.unwrap();
     for (worker, draining) in [("w-2", true), ("w-1", false)] {
         let load = ModelLoad { slots: 2, busy: 1, max_batch: 1, held: 2, finished: 5, ..ModelLoad::default() };
         let unloaded = ModelLoad { state: LoadState::Unloaded, ..ModelLoad::default() };
@@ -386,6 +390,7 @@ async fn models_workers_and_queues_tell_the_yards_state() {
     assert_eq!(models[0]["now"], json!({"workers": 1, "slots": 2, "busy": 2, "held": 4}));
     assert_eq!(models[0]["capabilities"], json!(["echoes"]));
     assert_eq!(models[1]["now"]["workers"], 0);
+    assert_eq!((&models[0]["retired"], &models[1]["retired"]), (&json!(null), &json!(true)));
 
     let got = gateway.get("/v1/workers").await;
     let workers = got.json["workers"].as_array().unwrap();
@@ -396,6 +401,8 @@ async fn models_workers_and_queues_tell_the_yards_state() {
     assert_eq!(got.status, 200);
     let expected = json!([
         {"model": "echo", "ready": 0, "workers": 1, "slots": 2, "busy": 2, "held": 4, "paused": false,
+            "drain_seconds": null, "workers_wanted": null, "overloaded": false},
+        {"model": "gone@2", "ready": 0, "workers": 0, "slots": 0, "busy": 0, "held": 0, "paused": false,
             "drain_seconds": null, "workers_wanted": null, "overloaded": false},
         {"model": "idle", "ready": 0, "workers": 0, "slots": 0, "busy": 0, "held": 0, "paused": false,
             "drain_seconds": null, "workers_wanted": null, "overloaded": false},

@@ -167,7 +167,7 @@ async fn cancel(client: &ClientArgs, arguments: &CancelArgs) -> Result<Exit, Fai
     Ok(exit)
 }
 
-/// As a table, the workflow's own fields and then its steps.
+/// As a table, the workflow's own fields, then its steps, and at the end what came of them, which may be long.
 fn print(output: &mut Output<'_>, record: &WorkflowRecord) -> std::io::Result<()> {
     output.one(record, fields)?;
     if output.format != Format::Table {
@@ -186,7 +186,12 @@ fn print(output: &mut Output<'_>, record: &WorkflowRecord) -> std::io::Result<()
                 CELL_CHARACTERS,
             ),
         ]
-    })
+    })?;
+    let outputs = serde_json::to_string(&record.outputs).ok().filter(|_| !record.outputs.is_empty());
+    match outputs {
+        Some(outputs) => output.one(record, |_| vec![("outputs", outputs.clone())]),
+        None => Ok(()),
+    }
 }
 
 fn task(step: &StepRecord) -> Option<String> {
@@ -207,7 +212,6 @@ fn fields(record: &WorkflowRecord) -> Vec<(&'static str, String)> {
         ("finished", record.finished.map(|instant| instant.to_string())),
         ("steps", Some(counts.collect::<Vec<_>>().join(", "))),
         ("error", record.error.as_ref().map(|error| format!("{}: {}", error.code, error.message))),
-        ("outputs", serde_json::to_string(&record.outputs).ok().filter(|_| !record.outputs.is_empty())),
     ]
     .into_iter()
     .filter_map(|(name, value)| Some((name, value?)))

@@ -41,9 +41,18 @@ pub(super) struct ModelView {
     #[serde(flatten)]
     spec: ModelSpec,
     now: Capacity,
+    /// It takes no new tasks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    retired: bool,
     /// While it runs a share of its model's tasks a second time, with nobody told of its answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     shadow: Option<ShadowView>,
+}
+
+/// What deployments came to, as far as it is shown.
+struct Deployments {
+    retired: BTreeSet<String>,
+    shadows: BTreeMap<String, ShadowView>,
 }
 
 /// What came of the tasks of a version's share since it began.
@@ -136,13 +145,18 @@ pub(super) async fn models(
     State(gateway): State<Arc<Shared>>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Json<ModelPage>, Problem> {
-    let (specs, capacities, mut shadows) = tokio::try_join!(gateway.specs(), gateway.capacities(), gateway.shadows())?;
+    let (mut specs, capacities, deployments) =
+        tokio::try_join!(gateway.specs(), gateway.capacities(), gateway.deployments())?;
+    let Deployments { retired, mut shadows } = deployments;
+    // A version that is gone for good was announced once, and is of no interest any more.
+    specs.retain(|spec| !retired.contains(&spec.name) || capacities.contains_key(&spec.name));
     // They are of all tenants.
     if !caller.sees(mirror::TENANT) {
         shadows.values_mut().for_each(|shadow| shadow.differing.clear());
     }
     let view = |spec: ModelSpec| ModelView {
         now: capacities.get(&spec.name).copied().unwrap_or_default(),
+        retired: retired.contains(&spec.name),
         shadow: shadows.remove(&spec.name),
         spec,
     };
@@ -219,19 +233,19 @@ impl Shared {
         Ok(capacities)
     }
 
-    /// What came of versions that are tried in the shadow, over all shards.
-    async fn shadows(&self) -> Result<BTreeMap<String, ShadowView>, Problem> {
+    /// What deployments came to, and what came of versions that are tried in the shadow, over all shards.
+    async fn deployments(&self) -> Result<Deployments, Problem> {
         let shards = self.pressure.shards();
         let read = |store: Arc<dyn Store>| async move {
             let deployed = store.fetch(Deployed::KEY).await?;
-            let mirrors = deployed.and_then(|bytes| Deployed::read(&bytes).ok()).unwrap_or_default().mirrors;
+            let deployed = deployed.and_then(|bytes| Deployed::read(&bytes).ok()).unwrap_or_default();
             let mut tallies = Vec::new();
-            for shard in (0..shards).filter(|_| !mirrors.is_empty()) {
+            for shard in (0..shards).filter(|_| !deployed.mirrors.is_empty()) {
                 tallies.extend(store.fetch(&Tallies::key(shard)).await?);
             }
-            Ok((mirrors, tallies))
+            Ok((deployed, tallies))
         };
-        let (mirrors, tallies) = self.records.ask(LOOKUP_LIMIT, read).await?;
+        let (deployed, tallies) = self.records.ask(LOOKUP_LIMIT, read).await?;
         // What cannot be read is counted anew by its scheduler.
         let mut tallies: Vec<Tallies> = tallies.iter().filter_map(|bytes| Tallies::read(bytes).ok()).collect();
         let view = |(version, mirror): (String, Mirror)| {
@@ -240,7 +254,8 @@ impl Shared {
             of_shards.filter(|tally| tally.since == mirror.since).for_each(|tally| sum.add(tally));
             (version, ShadowView::new(&mirror, sum))
         };
-        Ok(mirrors.into_iter().map(view).collect())
+        let shadows = deployed.mirrors.into_iter().map(view).collect();
+        Ok(Deployments { retired: deployed.retired, shadows })
     }
 
     /// Waiting messages and consumers of a queue; nothing of one that is not declared yet.
