@@ -51,7 +51,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         drop(black_box(Envelope::new(black_box(task.clone()), &carried, now)));
     });
     let mut envelope = Envelope::new(task.clone(), &carried, now)?;
-    (envelope.chosen, envelope.dispatched) = (Some("sentiment".to_owned()), Some(now));
+    (envelope.chosen, envelope.dispatched) = (Some("sentiment".into()), Some(now));
     let text = serde_json::to_vec(&envelope)?;
     table.baselines("envelope", &text, 1);
     table.row("envelope: write", text.len(), 1, &mut || drop(black_box(wire::write(black_box(&envelope)))));
