@@ -363,7 +363,8 @@ impl<'de> Deserialize<'de> for Envelope {
             deadline: wire.deadline,
             not_before: wire.not_before,
             cost: wire.cost,
-            timeout_ms: wire.timeout_ms,
+            // Nobody means to be stopped at once: 0 is the model's limit.
+            timeout_ms: wire.timeout_ms.and_then(NonZeroU64::new),
             max_attempts: wire.max_attempts,
             idempotency_key: wire.idempotency_key,
             metadata: wire.metadata,
@@ -401,7 +402,7 @@ struct Wire {
     deadline: Option<Timestamp>,
     not_before: Option<Timestamp>,
     cost: Option<f64>,
-    timeout_ms: Option<NonZeroU64>,
+    timeout_ms: Option<u64>,
     max_attempts: Option<u32>,
     idempotency_key: Option<Box<str>>,
     #[serde(default)]

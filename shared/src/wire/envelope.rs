@@ -71,10 +71,7 @@ impl Get for Envelope {
         let deadline = from.some(",\"deadline\":", Reader::instant)?;
         let not_before = from.some(",\"not_before\":", Reader::instant)?;
         let cost = from.some(",\"cost\":", Reader::float)?;
-        let timeout_ms = match from.some(",\"timeout_ms\":", Reader::number)? {
-            Some(ms) => Some(NonZeroU64::new(ms)?),
-            None => None,
-        };
+        let timeout_ms = from.some(",\"timeout_ms\":", Reader::number)?.and_then(NonZeroU64::new);
         let max_attempts = from.some(",\"max_attempts\":", Reader::small)?;
         let idempotency_key = from.some(",\"idempotency_key\":", Reader::owned)?.map(String::into_boxed_str);
         let metadata = from.some(",\"metadata\":", Reader::any)?.unwrap_or_default();
