@@ -3,6 +3,7 @@
 use serde::Serialize;
 use serde_json::value::RawValue;
 use taskyard_shared::TaskError;
+use taskyard_shared::artifacts::ArtifactError;
 use taskyard_shared::task::limits;
 
 use crate::handler::{Answer, codes, error};
@@ -12,6 +13,14 @@ pub(super) const MESSAGE_BYTES: usize = 1024;
 
 pub(crate) fn bad_input(message: impl Into<String>) -> TaskError {
     error(codes::BAD_INPUT, message, false)
+}
+
+/// What cannot be had now may be had later; what is not there at all was named wrongly.
+pub(crate) fn unavailable(failure: &ArtifactError) -> TaskError {
+    match failure.is_transient() {
+        true => error(codes::UNAVAILABLE, failure.to_string(), true),
+        false => bad_input(failure.to_string()),
+    }
 }
 
 /// An output made here.

@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use serde_json::json;
 use taskyard_shared::TaskError;
-use taskyard_shared::artifacts::{ARTIFACT_BYTES, ArtifactError, Artifacts, Reference};
+use taskyard_shared::artifacts::{ARTIFACT_BYTES, Artifacts, Reference};
 use taskyard_shared::process::settings::DataSettings;
 
 use self::order::{Dropped, Here, Order, Source, clean, join, top};
 use self::table::Row;
 use crate::handler::{Answer, Handler, Job, codes, error};
-use crate::handlers::answer::{bad_input, written};
+use crate::handlers::answer::{bad_input, unavailable, written};
 
 const NOWHERE: &str = "tables need a place to be kept, and artifacts.url is empty";
 
@@ -124,14 +124,6 @@ impl Handler for DataHandler {
             answers.push(self.carry_out(job).await);
         }
         answers
-    }
-}
-
-/// What cannot be had now may be had later; what is not there at all was named wrongly.
-pub(super) fn unavailable(failure: &ArtifactError) -> TaskError {
-    match failure.is_transient() {
-        true => error(codes::UNAVAILABLE, failure.to_string(), true),
-        false => bad_input(failure.to_string()),
     }
 }
 

@@ -9,11 +9,11 @@ use std::path::Path;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 use taskyard_shared::TaskError;
-use taskyard_shared::artifacts::{ARTIFACT_BYTES, ArtifactError, ArtifactId, Artifacts, SCHEME};
+use taskyard_shared::artifacts::{ARTIFACT_BYTES, ArtifactId, Artifacts, SCHEME};
 use tempfile::TempDir;
 
 use crate::handler::{Answer, Job, codes, error};
-use crate::handlers::answer::bad_input;
+use crate::handlers::answer::{bad_input, unavailable};
 
 /// Artifacts that one input may name.
 const FILES_MOST: usize = 1_000;
@@ -46,6 +46,7 @@ impl Files {
             let content = self.artifacts.get(id, ARTIFACT_BYTES).await.map_err(|failure| unavailable(&failure))?;
             let place = folder.path().join(format!("{number}{}", ending(&key)));
             tokio::fs::write(&place, content).await.map_err(unwritten)?;
+            let place = place.to_str().ok_or_else(|| unwritten(std::io::ErrorKind::InvalidFilename.into()))?;
             *value = json!({"$file": place});
         }
         job.input = to_raw_value(&input).map_err(|failure| bad_input(format!("the input: {failure}")))?;
@@ -70,13 +71,13 @@ impl Files {
             let Some(name) = value["$file"].as_str() else { return Err(bad("$file is no path".into())) };
             let place = tokio::fs::canonicalize(folder.join(name)).await;
             let place = place.map_err(|failure| bad(format!("{name:?}: {failure}")))?;
+            let found = tokio::fs::metadata(&place).await.map_err(unwritten)?;
             // Not what a link leads to outside.
-            if !place.starts_with(&folder) || !place.is_file() {
+            if !place.starts_with(&folder) || !found.is_file() {
                 return Err(bad(format!("{name:?} is no file in its task's folder")));
             }
-            let bytes = tokio::fs::metadata(&place).await.map_err(unwritten)?.len();
-            if bytes > ARTIFACT_BYTES {
-                return Err(bad(format!("{name:?} has {bytes} bytes, over {ARTIFACT_BYTES}")));
+            if found.len() > ARTIFACT_BYTES {
+                return Err(bad(format!("{name:?} has {} bytes, over {ARTIFACT_BYTES}", found.len())));
             }
             let content = tokio::fs::read(&place).await.map_err(unwritten)?;
             let id = self.artifacts.put(content.into()).await.map_err(|failure| unavailable(&failure))?;
@@ -103,13 +104,6 @@ fn ending(key: &str) -> String {
     match (1..=16).contains(&ending.len()) && ending.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         true => format!(".{ending}"),
         false => String::new(),
-    }
-}
-
-fn unavailable(failure: &ArtifactError) -> TaskError {
-    match failure.is_transient() {
-        true => error(codes::UNAVAILABLE, failure.to_string(), true),
-        false => bad_input(failure.to_string()),
     }
 }
 

@@ -31,8 +31,7 @@ use self::order::{Labelled, Order, Row, Rows, read_rows, split};
 use self::vectors::{CHUNK, Vectors};
 use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::handlers::LoadError;
-use crate::handlers::answer::{bad_input, written};
-use crate::handlers::data::unavailable;
+use crate::handlers::answer::{bad_input, unavailable, written};
 use crate::handlers::onnx::{ModelCache, StopWhenDropped, checksum};
 
 const NOWHERE: &str = "training needs a place for what it makes, and artifacts.url is empty";

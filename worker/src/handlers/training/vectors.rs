@@ -10,7 +10,7 @@ use taskyard_shared::artifacts::Artifacts;
 
 use super::broke_off;
 use crate::handlers::answer::bad_input;
-use crate::handlers::data::unavailable;
+use crate::handlers::answer::unavailable;
 use crate::handlers::onnx::{OnnxError, TextEncoder};
 
 /// Texts whose vectors are made, and kept, together.
