@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,16 +16,16 @@ use reqwest::{Client, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use taskyard_shared::TaskError;
-use taskyard_shared::artifacts::{ArtifactError, ArtifactId, Artifacts, Reference, SCHEME};
-use taskyard_shared::process::egress::{Network, Reach};
+use taskyard_shared::artifacts::{ArtifactId, Artifacts, Reference, SCHEME};
+use taskyard_shared::process::egress::Reach;
 use taskyard_shared::process::http_client;
 use taskyard_shared::process::settings::PayloadSettings;
+use taskyard_shared::task::limits;
 use tracing::warn;
 
 use crate::handler::{Answer, Handler, Job, codes, error};
-use crate::handlers::answer::{bad_input, clean, depth};
+use crate::handlers::answer::{bad_input, clean, depth, unavailable};
 use crate::metrics::Metrics;
-use taskyard_shared::task::limits;
 
 /// A larger input is not looked at: it is no name.
 const NAME_BYTES: usize = 8 << 10;
@@ -37,7 +38,8 @@ const TOLD_BYTES: usize = 300;
 pub(crate) struct Payloads {
     artifacts: Option<Artifacts>,
     reach: Reach,
-    client: Option<Client>,
+    /// Made when it is first needed: it reads the system's certificates.
+    client: OnceLock<Option<Client>>,
     most_bytes: usize,
     metrics: Metrics,
 }
@@ -51,17 +53,19 @@ enum Place {
 
 impl Payloads {
     pub fn new(settings: &PayloadSettings, artifacts: Option<Artifacts>, metrics: Metrics) -> Self {
-        // They were checked with the settings.
-        let networks: Vec<Network> = settings.allow.iter().filter_map(|network| network.parse().ok()).collect();
-        let reach = Reach::Public(networks);
-        let client = match http_client::builder(reach.clone()).connect_timeout(CONNECT).build() {
-            Ok(client) => Some(client),
-            Err(failure) => {
-                warn!(why = %http_client::causes(failure), "no HTTP client can be made: inputs at addresses cannot be fetched");
-                None
-            }
-        };
-        Self { artifacts, reach, client, most_bytes: settings.max_bytes, metrics }
+        let reach = Reach::public(&settings.allow);
+        Self { artifacts, reach, client: OnceLock::new(), most_bytes: settings.max_bytes, metrics }
+    }
+
+    fn client(&self) -> Option<&Client> {
+        let made = self.client.get_or_init(|| {
+            let made = http_client::builder(self.reach.clone()).connect_timeout(CONNECT).build();
+            made.inspect_err(
+                |failure| warn!(%failure, "no HTTP client can be made: inputs at addresses cannot be fetched"),
+            )
+            .ok()
+        });
+        made.as_ref()
     }
 
     /// The handler's call, with inputs and outputs where they belong. Outputs of more than `most_inline` bytes are kept apart if
@@ -79,6 +83,7 @@ impl Payloads {
                 if let Ok(output) = answer
                     && output.get().len() <= self.most_bytes
                 {
+                    let output = std::mem::replace(output, RawValue::NULL.to_owned());
                     *answer = Box::pin(self.keep(artifacts, output)).await;
                 }
             }
@@ -145,15 +150,10 @@ impl Payloads {
 
     /// What a task names is told back to it without the address, which may hold a password or a signature.
     async fn download(&self, url: Url) -> Result<Bytes, TaskError> {
-        let Some(client) = &self.client else {
+        let Some(client) = self.client() else {
             return Err(error(codes::UNAVAILABLE, "this worker cannot fetch inputs: it has no HTTP client", true));
         };
-        let literal = match url.host() {
-            Some(url::Host::Ipv4(address)) => Some(address.into()),
-            Some(url::Host::Ipv6(address)) => Some(address.into()),
-            Some(url::Host::Domain(_)) | None => None,
-        };
-        if literal.is_some_and(|address| !self.reach.allows(address)) {
+        if !self.reach.allows_url(&url) {
             return Err(bad_input("the input's address is not one that may be connected to"));
         }
         let mut response = client.get(url).header("accept", "application/json").send().await.map_err(unreached)?;
@@ -174,9 +174,8 @@ impl Payloads {
         Ok(content.into())
     }
 
-    async fn keep(&self, artifacts: &Artifacts, output: &RawValue) -> Answer {
-        let content = Bytes::copy_from_slice(output.get().as_bytes());
-        let id = artifacts.put(content).await.map_err(|failure| {
+    async fn keep(&self, artifacts: &Artifacts, output: Box<RawValue>) -> Answer {
+        let id = artifacts.put(String::from(Box::<str>::from(output)).into()).await.map_err(|failure| {
             error(codes::UNAVAILABLE, format!("the output is large, and cannot be kept: {failure}"), true)
         })?;
         self.metrics.payload("output", "artifact");
@@ -218,13 +217,6 @@ fn input(content: Bytes) -> Result<Box<RawValue>, TaskError> {
     let text = text.trim().to_owned();
     RawValue::from_string(text)
         .map_err(|failure| bad_input(format!("the input that $ref names is not JSON: {failure}")))
-}
-
-fn unavailable(failure: &ArtifactError) -> TaskError {
-    match failure.is_transient() {
-        true => error(codes::UNAVAILABLE, format!("the input cannot be fetched: {failure}"), true),
-        false => bad_input(format!("the input cannot be had: {failure}")),
-    }
 }
 
 fn unreached(failure: reqwest::Error) -> TaskError {

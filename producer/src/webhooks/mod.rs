@@ -15,7 +15,7 @@ use taskyard_shared::broker::{
     Acker, Broker, BrokerError, Delivery, Message, Need, QueueSpec, Tag, Verdict, publish_surely,
 };
 use taskyard_shared::dead::Letter;
-use taskyard_shared::process::egress::{Network, Reach};
+use taskyard_shared::process::egress::Reach;
 use taskyard_shared::process::http_client;
 use taskyard_shared::process::metrics::{MetricsError, Registry};
 use taskyard_shared::process::settings::WebhookSettings;
@@ -77,8 +77,7 @@ impl Webhooks {
         settings: WebhookSettings,
         registry: &Registry,
     ) -> Result<Self, MetricsError> {
-        let networks: Vec<Network> = settings.allow.iter().filter_map(|network| network.parse().ok()).collect();
-        let reach = Reach::Public(networks);
+        let reach = Reach::public(&settings.allow);
         // They were checked with the settings.
         let secrets = [&settings.secret, &settings.old_secret].into_iter().filter_map(|text| Secret::read(text).ok());
         let client = match client(reach.clone(), &settings) {
@@ -243,13 +242,7 @@ impl Webhooks {
             return over("webhook_unsigned", "gateway.webhooks.secret is not set: nothing is sent unsigned");
         }
         let Ok(url) = Url::parse(&hook.url) else { return over("webhook_refused", "its address is no URL") };
-        let literal = match url.host() {
-            Some(url::Host::Ipv4(address)) => Some(address.into()),
-            Some(url::Host::Ipv6(address)) => Some(address.into()),
-            Some(url::Host::Domain(_)) => None,
-            None => return over("webhook_refused", "its address names no host"),
-        };
-        if literal.is_some_and(|address| !self.reach.allows(address)) {
+        if !self.reach.allows_url(&url) {
             return over("webhook_refused", "its address is not one that may be connected to");
         }
         let Ok(_room) = self.room.acquire().await else { return over("webhook_failed", "the gateway is closing") };

@@ -10,6 +10,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
+use url::{Host, Url};
+
 /// What kind of address it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Kind {
@@ -149,6 +151,22 @@ impl fmt::Display for Refused {
 }
 
 impl Reach {
+    /// Public addresses and these networks, which were checked with the settings that they are from.
+    pub fn public(besides: &[String]) -> Self {
+        Self::Public(besides.iter().filter_map(|network| network.parse().ok()).collect())
+    }
+
+    /// Whether what stands in a URL may be connected to, as far as that is seen without asking where its name leads: not an address that
+    /// may not, nor nothing at all.
+    pub fn allows_url(&self, url: &Url) -> bool {
+        match url.host() {
+            Some(Host::Ipv4(address)) => self.allows(address.into()),
+            Some(Host::Ipv6(address)) => self.allows(address.into()),
+            Some(Host::Domain(_)) => true,
+            None => false,
+        }
+    }
+
     /// Of a URL that has an address in place of a name, this is all that is asked: clients resolve names alone.
     pub fn allows(&self, address: IpAddr) -> bool {
         match self {
@@ -185,6 +203,23 @@ mod tests {
 
     fn kind(text: &str) -> Kind {
         Kind::of(text.parse().unwrap())
+    }
+
+    #[test]
+    fn an_address_in_a_url_is_judged_and_a_name_is_left_to_the_moment_of_connecting() {
+        let reach = Reach::public(&["10.0.0.0/8".to_owned(), "no network".to_owned()]);
+        for (url, allowed) in [
+            ("https://example.org/", true),
+            ("http://localhost/", true),
+            ("http://10.1.2.3/", true),
+            ("http://127.0.0.1/", false),
+            ("http://2130706433/", false),
+            ("http://[::ffff:169.254.169.254]/", false),
+            ("http://[2001:4860:4860::8888]/", true),
+            ("data:text/plain,x", false),
+        ] {
+            assert_eq!(reach.allows_url(&url.parse().unwrap()), allowed, "{url}");
+        }
     }
 
     #[test]

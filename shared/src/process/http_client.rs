@@ -1,4 +1,5 @@
-//! The HTTP client of everything that is sent to an address which somebody else had a say in: model servers and webhooks.
+//! The HTTP client of everything that is sent to an address which somebody else had a say in: model servers, webhooks, and inputs that
+//! tasks name.
 //!
 //! Redirects are not followed, proxies of the environment are not used, and a name is led to an address in the moment of
 //! connecting, within the [`Reach`] that it is given.
