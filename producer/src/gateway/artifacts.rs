@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use taskyard_shared::Envelope;
 use taskyard_shared::artifacts::{ArtifactError, ArtifactId, Artifacts, Reference, SCHEME};
 
@@ -109,8 +109,8 @@ impl Shared {
 }
 
 async fn put_input(artifacts: &Artifacts, envelope: &mut Envelope) -> Result<(), Problem> {
-    let content = Bytes::copy_from_slice(envelope.input.get().as_bytes());
-    let put = artifacts.put(content).await;
+    let input = std::mem::replace(&mut envelope.input, RawValue::NULL.to_owned());
+    let put = artifacts.put(String::from(Box::<str>::from(input)).into()).await;
     let id = put.map_err(|failure| problem(&failure).of_task(envelope.id))?;
     envelope.input = to_raw_value(&Reference { to: id })
         .map_err(|failure| Problem::new(Code::Internal, failure.to_string()).of_task(envelope.id))?;
