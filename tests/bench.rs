@@ -177,7 +177,7 @@ fn a_yard_that_runs_is_measured_by_the_metrics_of_its_roles() {
     let folder = tempfile::tempdir().unwrap();
     let models = "[models.nothing]\nhandler = \"simulated\"\nslots = 4\n[models.nothing.simulated]\n";
     let file = harness::models_file(folder.path(), models);
-    let port = harness::free_port();
+    let port = harness::ports::free_port();
     let mut own = environment(&place);
     own.retain(|(name, _)| name != "TASKYARD__ADMIN__LISTEN");
     let with_port = |address: String| [&own[..], &[("TASKYARD__ADMIN__LISTEN".to_owned(), address)]].concat();

@@ -156,7 +156,7 @@ fn dev_serves_the_shipped_models_until_it_is_told_to_stop() {
 fn dev_goes_on_when_nobody_reads_what_it_prints() {
     let folder = tempfile::tempdir().unwrap();
     let file = models_file(folder.path(), MODELS);
-    let port = harness::free_port();
+    let port = harness::ports::free_port();
     let listen = format!("127.0.0.1:{port}");
     let mut child = command(&["dev", "--config", file.to_str().unwrap()], &[("TASKYARD__GATEWAY__LISTEN", &listen)])
         .stdout(Stdio::piped())

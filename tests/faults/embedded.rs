@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::ask::askers;
 use crate::disk::Disk;
-use crate::harness::free_port;
+use crate::harness::ports::free_port;
 use crate::ledger::{DEAD, EXECUTED, Files, LEFT, Left, RECORDED, TOLD, Way};
 use crate::load::{Books, Caller, Known, Tasks};
 use crate::nemesis::Nemesis;

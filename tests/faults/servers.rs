@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::free_port;
+use crate::harness::ports::free_port;
 use crate::tweaks::Tweaks;
 
 /// A broker on two busy cores takes up to half a minute to start.
@@ -93,6 +94,18 @@ async fn answers(port: u16) -> bool {
     TcpStream::connect(("127.0.0.1", port)).await.is_ok()
 }
 
+/// A broker, and not only a port: whoever has the port may be another, or a broker that is about to end.
+async fn speaks_amqp(port: u16) -> bool {
+    let greeting = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.write_all(b"AMQP\0\0\x09\x01").await?;
+        // Its first frame: of a method, on channel 0.
+        let mut frame = [0; 3];
+        stream.read_exact(&mut frame).await.map(|_| frame == [1, 0, 0])
+    };
+    tokio::time::timeout(Duration::from_secs(5), greeting).await.is_ok_and(|spoken| spoken.unwrap_or(false))
+}
+
 /// The folder of `rabbitmq-server` and `rabbitmqctl`: that of `TASKYARD_FAULTS_RABBITMQ`; or Debian's own, since what Debian
 /// has in `PATH` changes to another user; or nothing, when they are in `PATH`. `None` when there is none.
 pub fn rabbitmq_programs() -> Option<PathBuf> {
@@ -168,7 +181,7 @@ impl Rabbit {
             command.envs(self.tweaks.iter().flat_map(Tweaks::environment));
             let mut server = Server::spawn(&mut command, &self.folder.join("output"));
             while server.child.try_wait().unwrap().is_none() {
-                if answers(self.port).await {
+                if speaks_amqp(self.port).await {
                     self.server = Some(server);
                     return;
                 }

@@ -10,7 +10,8 @@ use taskyard_shared::store::Store;
 use tokio::sync::Mutex;
 
 use crate::disk::Disk;
-use crate::harness::{free_port, root};
+use crate::harness::ports::free_port;
+use crate::harness::root;
 use crate::ledger::{EXECUTED, Files};
 use crate::plan::Server;
 use crate::relay::Relay;

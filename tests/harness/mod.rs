@@ -4,8 +4,10 @@
 //! says that it is skipped, and with `TASKYARD_TEST_REQUIRE_SERVERS` set it fails instead.
 #![allow(dead_code)] // Each test target uses a part of it.
 
+#[path = "../../shared/tests/support/ports.rs"]
+pub mod ports;
+
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -45,11 +47,6 @@ pub fn eventually<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T {
 
 pub fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A virtual host and a namespace of one test's own, deleted at the end.

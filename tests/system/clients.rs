@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
-use crate::harness::{free_port, root, servers};
+use crate::harness::ports::free_port;
+use crate::harness::{root, servers};
 use crate::yard::Yard;
 
 const PAUSE: &str = r#"

@@ -4,7 +4,8 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{Role, eventually, free_port, servers};
+use crate::harness::ports::free_port;
+use crate::harness::{Role, eventually, servers};
 use crate::yard::Yard;
 
 const MODELS: &str = r#"

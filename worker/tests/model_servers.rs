@@ -3,8 +3,9 @@
 //! `TASKYARD_TEST_MODEL_SERVERS` names the folder that it installed them in. Without it everything here is skipped.
 
 mod handlers_kit;
+#[path = "../../shared/tests/support/ports.rs"]
+mod ports;
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use handlers_kit::{failure, in_time, job, load, message, output, root};
+use ports::free_port;
 use serde_json::{Value, json};
 use taskyard_shared::process::egress::Reach;
 use taskyard_shared::process::http_client;
@@ -50,10 +52,6 @@ fn installed(name: &str) -> Option<PathBuf> {
 
 fn script(name: &str) -> PathBuf {
     root().join("worker/tests/model_servers").join(name)
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
 fn start(program: &Path, arguments: &[&str], folder: &Path) -> Child {

@@ -1,12 +1,16 @@
 //! The servers under test: the shared one, and private ones that a test may kill, fill and flush.
 
-use std::net::TcpListener;
+#[path = "../support/ports.rs"]
+pub mod ports;
+
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use redis::Value;
 use taskyard_shared::{TaskId, Topology};
+
+use self::ports::free_port;
 
 /// How long a test waits for what has to happen.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -87,10 +91,6 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
         }
     };
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("did not happen: {what}"))
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 /// A `redis-server` of the test's own. It keeps nothing on disk, and ends with the test.

@@ -1,13 +1,14 @@
 //! A RabbitMQ of the test's own: one port that speaks TLS and asks for a client's certificate, one that does not. It ends with the
 //! test.
 
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tokio::net::TcpStream;
+
+use crate::server::ports::free_port;
 
 /// It takes ten seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -17,10 +18,6 @@ pub struct Node {
     _folder: tempfile::TempDir,
     pub tls_port: u16,
     pub plain_port: u16,
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Where the program is. Debian's on the path runs as a user of its own, who cannot read the test's folder; the one behind it does.
