@@ -44,7 +44,7 @@ fn check_task(task: Task) {
         priority: Some(255),
         app_id: Some(String::new()),
         expiration: Some("-1".into()),
-        reply: Some(Reply { to: String::new(), correlation_id: None, array: true }),
+        reply: Some(Reply { to: "".into(), correlation_id: None, array: true }),
         ..Carried::default()
     };
     if let Err(invalid) = Envelope::new(task.clone(), &worst, now()) {

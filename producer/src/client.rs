@@ -29,7 +29,7 @@ use crate::results::{Inbox, Session, TooManyWaiting, Waiter};
 /// When the input cannot be written as JSON.
 pub fn task(model: impl Into<String>, input: &impl Serialize) -> Result<Task, Invalid> {
     let input = serde_json::value::to_raw_value(input).map_err(|error| Invalid::field("input", error))?;
-    Ok(Task::new(Target::Model(model.into()), input))
+    Ok(Task::new(Target::Model(model.into().into()), input))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -132,7 +132,7 @@ impl Prepared {
 
     /// Its result may carry another id than its own, so that only the correlation id tells.
     fn may_be_another(&self, named: bool) -> bool {
-        named && self.envelope.idempotency_key.is_some()
+        named && self.envelope.extras.idempotency_key.is_some()
     }
 }
 
@@ -165,7 +165,7 @@ impl Client {
 
     /// Name of the queue that results come to.
     pub fn reply_queue(&self) -> String {
-        self.inner.inbox.reply().to
+        self.inner.inbox.reply().to.into()
     }
 
     /// Submits one task.

@@ -35,7 +35,9 @@ impl Publisher {
         let key = envelope.model().unwrap_or("any").to_owned();
         let mut message = self.message(key, body, reply);
         message.properties.message_id = Some(envelope.id.0.to_string());
-        for (name, value) in [("traceparent", &envelope.traceparent), ("tracestate", &envelope.tracestate)] {
+        for (name, value) in
+            [("traceparent", &envelope.extras.traceparent), ("tracestate", &envelope.extras.tracestate)]
+        {
             if let Some(value) = value {
                 message.properties.headers.insert(name.to_owned(), value.to_string());
             }
@@ -65,8 +67,8 @@ impl Publisher {
     fn message(&self, key: String, body: Bytes, reply: Option<&Reply>) -> Message {
         let mut properties = Properties { content_type: Some("application/json".to_owned()), ..Properties::default() };
         if let Some(reply) = reply {
-            properties.reply_to = Some(reply.to.clone());
-            properties.correlation_id = reply.correlation_id.clone();
+            properties.reply_to = Some(reply.to.to_string());
+            properties.correlation_id = reply.correlation();
             if reply.array {
                 properties.headers.insert(RESULTS_HEADER.to_owned(), "array".to_owned());
             }

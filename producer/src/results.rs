@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use taskyard_shared::broker::{Broker, BrokerError, Delivery, QueueSpec, Verdict};
 use taskyard_shared::retry::Backoff;
-use taskyard_shared::{Reply, State, TaskId, TaskResult, wire};
+use taskyard_shared::{Correlation, Reply, State, TaskId, TaskResult, wire};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -74,7 +74,7 @@ impl Inbox {
 
     /// Where results are to be sent that are told by their ids alone. Several may travel in one message.
     pub fn reply(&self) -> Reply {
-        Reply { to: self.inner.queue.clone(), correlation_id: None, array: true }
+        Reply { to: self.inner.queue.as_str().into(), correlation_id: None, array: true }
     }
 
     /// Changes whenever the reply queue comes or goes.
@@ -255,8 +255,8 @@ impl Waiter {
 
     /// Where the result is to be sent for this waiter.
     pub fn reply(&self) -> Reply {
-        let correlation_id = Some(self.correlation.to_string());
-        Reply { to: self.inner.queue.clone(), correlation_id, array: true }
+        let correlation_id = Some(Correlation::Id(self.correlation));
+        Reply { to: self.inner.queue.as_str().into(), correlation_id, array: true }
     }
 
     /// The result, once it is there. Never resolves when nobody sends it: bound the wait. Cancel safe.

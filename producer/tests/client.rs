@@ -224,8 +224,8 @@ async fn a_refusal_of_a_second_task_does_not_reach_who_waits_for_the_first() {
         }
         let properties = &taken[asked].properties;
         let reply = Reply {
-            to: properties.reply_to.clone().unwrap(),
-            correlation_id: properties.correlation_id.clone(),
+            to: properties.reply_to.clone().unwrap().into(),
+            correlation_id: properties.correlation_id.clone().map(Into::into),
             array: false,
         };
         assert_eq!(yard.broker.inner().publish(vec![messages::result(&reply, &result).unwrap()]).await, [Ok(())]);

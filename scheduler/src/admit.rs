@@ -39,7 +39,10 @@ impl Core {
             task.expected = None;
         }
         task.model = spec.name.clone();
-        task.envelope.choice = choice;
+        // Extras are made when one is set.
+        if choice != task.envelope.extras.choice {
+            task.envelope.extras.choice = choice;
+        }
         let mut others = others.into_iter();
         let refusal = loop {
             let arrival = self.arrival(&task);
@@ -52,7 +55,7 @@ impl Core {
                     if is_new {
                         self.metrics.accepted(task.envelope.kind, &task.model);
                     }
-                    if let Some(choice) = &task.envelope.choice {
+                    if let Some(choice) = &task.envelope.extras.choice {
                         self.metrics.chosen(&task.model, choice.reason);
                     }
                     if task.model == spec.name
@@ -74,7 +77,7 @@ impl Core {
                         task.model = other.name.clone();
                         task.expected = None;
                         let bid = bids.iter().find(|(model, _)| **model == *other.name);
-                        if let (Some(choice), Some((_, bid))) = (&mut task.envelope.choice, bid) {
+                        if let (Some(choice), Some((_, bid))) = (&mut task.envelope.extras.choice, bid) {
                             choice.reason = match refusal {
                                 Refusal::Overloaded { .. } => ChoiceReason::Overload,
                                 _ => ChoiceReason::Deadline,
@@ -134,14 +137,14 @@ impl Core {
             tenant: envelope.tenant.to_string(),
             priority: envelope.priority,
             kind: envelope.kind,
-            cost: envelope.cost,
+            cost: envelope.extras.cost,
             expected: task.expected,
             deadline_us: envelope.deadline.map(|at| self.clock.micros(at)),
-            due_us: envelope.due.map(|at| self.clock.micros(at)),
-            not_before_us: envelope.not_before.map(|at| self.clock.micros(at)),
+            due_us: envelope.extras.due.map(|at| self.clock.micros(at)),
+            not_before_us: envelope.extras.not_before.map(|at| self.clock.micros(at)),
             // A task that was delayed by who sent it has waited since its time came; one that is tried again, since it was
             // accepted.
-            arrived_us: match (envelope.attempts, envelope.not_before) {
+            arrived_us: match (envelope.attempts, envelope.extras.not_before) {
                 (0, Some(start)) => Some(self.clock.micros(envelope.accepted.max(start))),
                 _ => Some(self.clock.micros(envelope.accepted)),
             },
@@ -166,7 +169,7 @@ impl Core {
     pub fn take_back(&mut self, mut task: Held) {
         let id = task.envelope.id;
         self.stop_watching(id);
-        if task.envelope.mirrors.is_some() {
+        if task.envelope.extras.mirrors.is_some() {
             // A copy is tried once.
             return self.end_unwanted(task);
         }
@@ -184,7 +187,7 @@ impl Core {
         }
         // The choice among models is made anew.
         let leaves_a_choice = matches!(task.envelope.target, Target::Capability(_));
-        if leaves_a_choice || !task.envelope.alternatives.is_empty() {
+        if leaves_a_choice || !task.envelope.extras.alternatives.is_empty() {
             task.envelope.chosen = None;
         }
         self.admit(task);

@@ -41,7 +41,7 @@ impl Core {
     /// `unknown_model`, `unknown_capability`, or `quality_unmet`.
     pub fn choose_model(&self, envelope: &Envelope) -> Result<Chosen, NoModel> {
         if let Some(spec) = envelope.chosen.as_deref().and_then(|chosen| self.models.get(chosen)) {
-            let (spec, choice) = (spec.clone(), envelope.choice.clone());
+            let (spec, choice) = (spec.clone(), envelope.extras.choice.clone());
             return Ok(Chosen { spec, others: Vec::new(), choice, bids: Vec::new() });
         }
         let mut is_named = true;
@@ -58,7 +58,7 @@ impl Core {
                     is_named = false;
                     (others, Vec::new())
                 }
-                (Ok(spec), (others, _)) if others.is_empty() && envelope.min_quality.is_none() => {
+                (Ok(spec), (others, _)) if others.is_empty() && envelope.extras.min_quality.is_none() => {
                     return Ok(Chosen { spec, others, choice: None, bids: Vec::new() });
                 }
                 (Ok(spec), (others, waits)) => {
@@ -71,7 +71,7 @@ impl Core {
                 let offers = |spec: &&Arc<ModelSpec>| {
                     let serves =
                         || self.serving(base(&spec.name), envelope.id).is_ok_and(|other| other.name == spec.name);
-                    spec.capabilities.contains(capability) && serves()
+                    spec.offers(capability) && serves()
                 };
                 let mut specs: Vec<Arc<ModelSpec>> = self.models.values().filter(offers).cloned().collect();
                 specs.sort_by(|one, other| one.name.cmp(&other.name));
@@ -103,13 +103,13 @@ impl Core {
         let request = Request {
             priority: envelope.priority,
             kind: envelope.kind,
-            cost: envelope.cost,
-            min_quality: envelope.min_quality,
+            cost: envelope.extras.cost,
+            min_quality: envelope.extras.min_quality,
             deadline_us: envelope.deadline.map(|at| self.clock.micros(at)),
             waited_seconds: waited_seconds(envelope),
         };
         let Some(allocation) = self.planner.allocate(&request, &candidates, self.clock.now_us()) else {
-            let least = envelope.min_quality.unwrap_or_default();
+            let least = envelope.extras.min_quality.unwrap_or_default();
             let named = specs.iter().map(|spec| spec.full_name()).collect::<Vec<_>>().join(", ");
             return Err(("quality_unmet", format!("no model that could run it states a quality of {least}: {named}")));
         };
@@ -192,7 +192,7 @@ impl Core {
 
     /// Those that are known, and the wait in seconds from which on each may run it.
     fn alternatives(&self, envelope: &Envelope) -> (Vec<Arc<ModelSpec>>, Vec<f64>) {
-        let known = envelope.alternatives.iter().filter_map(|alternative| {
+        let known = envelope.extras.alternatives.iter().filter_map(|alternative| {
             Some((self.serving(&alternative.model, envelope.id).ok()?, alternative.wait_ms as f64 / 1e3))
         });
         known.unzip()
@@ -220,9 +220,11 @@ impl Core {
     /// Has it chosen anew for a waiting task when the next of its alternatives may have it, and from the last on now and then: what it
     /// waits for may take longer than was expected.
     pub fn watch_patience(&mut self, id: TaskId) {
-        let Some(task) = self.held.get(&id).filter(|task| !task.envelope.alternatives.is_empty()) else { return };
+        let Some(task) = self.held.get(&id).filter(|task| !task.envelope.extras.alternatives.is_empty()) else {
+            return;
+        };
         let waited_ms = waited_seconds(&task.envelope) * 1e3;
-        let waits = task.envelope.alternatives.iter().map(|alternative| alternative.wait_ms as f64);
+        let waits = task.envelope.extras.alternatives.iter().map(|alternative| alternative.wait_ms as f64);
         let next_ms = waits.filter(|wait_ms| *wait_ms > waited_ms).min_by(f64::total_cmp);
         let left_ms =
             next_ms.map_or((waited_ms * (PATIENCE_GROWS - 1.0)).max(PATIENCE_LEAST_MS), |at_ms| at_ms - waited_ms);
@@ -233,7 +235,7 @@ impl Core {
 
 /// How long a task has waited, of what it was accepted for: not before its earliest start.
 fn waited_seconds(envelope: &Envelope) -> f64 {
-    let begins = envelope.not_before.map_or(envelope.accepted, |start| start.max(envelope.accepted));
+    let begins = envelope.extras.not_before.map_or(envelope.accepted, |start| start.max(envelope.accepted));
     (Timestamp::now().ms_since(begins) / 1e3).max(0.0)
 }
 

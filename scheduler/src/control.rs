@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Consumer, Delivery, Verdict};
 use taskyard_shared::control::{Answer, Ask, CANCELLED, Fate, Place, Question, Told, VERSION, Waiting};
-use taskyard_shared::{Priority, Reply, State, TaskId, Timestamp, messages};
+use taskyard_shared::{Correlation, Priority, Reply, State, TaskId, Timestamp, messages};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -90,7 +90,11 @@ impl Desk {
         };
         let properties = &delivery.properties;
         let to = properties.reply_to.clone()?;
-        let reply = Reply { to, correlation_id: properties.correlation_id.clone(), array: false };
+        let reply = Reply {
+            to: to.into(),
+            correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
+            array: false,
+        };
         let (answer, answered) = oneshot::channel();
         let taken = match question.ask {
             Ask::ReadPaused {} => self.pauses.send(answer).await.is_ok(),
@@ -341,7 +345,7 @@ fn of_unknown_model(task: &Held) -> Waiting {
         model: task.envelope.model().unwrap_or_default().to_owned(),
         priority: task.envelope.priority,
         since: task.envelope.accepted,
-        starts: task.envelope.not_before,
+        starts: task.envelope.extras.not_before,
         ahead_in_lane: None,
         ahead_uncounted: false,
         queued_in_model: 0,

@@ -599,7 +599,7 @@ impl Core {
     /// To be finished without having run.
     pub fn refuse(&mut self, task: Held, state: State, code: &'static str, message: String) {
         debug!(task.id = %task.envelope.id.0, code, "finished without a run");
-        if task.envelope.mirrors.is_some() {
+        if task.envelope.extras.mirrors.is_some() {
             return self.skip_copy(task.envelope.id);
         }
         self.finished.push(Finished { task, state, code, message, told: None, output: None });

@@ -130,7 +130,7 @@ impl Core {
                 return self.refuse(task, State::Rejected, "invalid_deployment", problem);
             }
         };
-        let problem = match (&task.envelope.target, task.envelope.not_before) {
+        let problem = match (&task.envelope.target, task.envelope.extras.not_before) {
             (Target::Capability(_), _) => Some("a deployment names its model, not a capability"),
             (_, Some(_)) => Some("a deployment begins at once: it has no earliest start"),
             _ => None,

@@ -125,9 +125,9 @@ pub(crate) async fn dispatch(
                     metrics.dispatched(&first.model, tasks.len());
                 }
                 for task in tasks {
-                    if task.envelope.mirrors.is_none() {
+                    if task.envelope.extras.mirrors.is_none() {
                         let sent = || task.envelope.result(State::Dispatched);
-                        let traceparent = task.envelope.traceparent.as_deref();
+                        let traceparent = task.envelope.extras.traceparent.as_deref();
                         events.state(Some(&task.model), sent, State::Dispatched, traceparent);
                     }
                     dispatched.sent.push(task.envelope.id);

@@ -114,8 +114,8 @@ impl Finisher {
             };
             tell(finished.told, Fate::Done);
             let envelope = &finished.task.envelope;
-            if envelope.mirrors.is_none() {
-                self.events.result_of(envelope.model(), result, envelope.traceparent.as_deref());
+            if envelope.extras.mirrors.is_none() {
+                self.events.result_of(envelope.model(), result, envelope.extras.traceparent.as_deref());
             }
             let also: Vec<&Reply> =
                 followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower)).collect();

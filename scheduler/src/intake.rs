@@ -15,8 +15,8 @@ use taskyard_shared::messages::{self, COUNTED_HEADER, RESULTS_HEADER, STEPS_HEAD
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::{Accept, Accepted, Store};
 use taskyard_shared::{
-    Carried, Envelope, Invalid, Kind, Priority, Reply, State, TaskError, TaskId, TaskResult, Timestamp, Timings,
-    Topology, decode_tasks,
+    Carried, Correlation, Envelope, Invalid, Kind, Priority, Reply, State, TaskError, TaskId, TaskResult, Timestamp,
+    Timings, Topology, decode_tasks,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -250,7 +250,7 @@ impl Intake {
                 alias: envelope.alias(),
                 record: envelope.result(State::Queued),
                 // Of a step it is in the envelope, and no other asks.
-                follower: envelope.reply.clone().filter(|_| envelope.workflow.is_none()),
+                follower: envelope.reply.clone().filter(|_| envelope.extras.workflow.is_none()),
             })
             .collect();
         let accepted = match self.store.accept(accepts).await {
@@ -272,9 +272,9 @@ impl Intake {
             match accepted {
                 Accepted::New => {
                     // What an accepted workflow consists of is not refused for others that wait.
-                    let is_known = redelivered || envelope.workflow.is_some();
+                    let is_known = redelivered || envelope.extras.workflow.is_some();
                     let queued = || envelope.result(State::Queued);
-                    let traceparent = envelope.traceparent.as_deref();
+                    let traceparent = envelope.extras.traceparent.as_deref();
                     self.events_of_tasks.state(envelope.model(), queued, State::Queued, traceparent);
                     let task = held(envelope, receipt, is_known);
                     match redelivered || is_counted || !self.quotas.is_limited(&task.envelope.tenant) {
@@ -293,13 +293,13 @@ impl Intake {
                         State::Queued | State::Blocked => {
                             // It may have been given another one since.
                             envelope.priority = record.priority;
-                            if envelope.workflow.is_none()
+                            if envelope.extras.workflow.is_none()
                                 && let Some(accepted) = record.timings.accepted
                             {
                                 // Its place is by when it came first: others that came after it may wait in page queues.
                                 envelope.accepted = accepted;
                             }
-                            let is_known = redelivered || envelope.workflow.is_some();
+                            let is_known = redelivered || envelope.extras.workflow.is_some();
                             to_admit.push(held(envelope, receipt, is_known));
                         }
                         // It is in a ready queue or with a worker: this copy is one too many.
@@ -393,8 +393,8 @@ fn carried(properties: &Properties) -> Carried {
         app_id: properties.app_id.clone(),
         expiration: properties.expiration.clone(),
         reply: properties.reply_to.clone().filter(|to| !to.is_empty()).map(|to| Reply {
-            to,
-            correlation_id: properties.correlation_id.clone(),
+            to: to.into(),
+            correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
             array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
         }),
         traceparent: header("traceparent").filter(|value| is_traceparent(value)),

@@ -212,7 +212,7 @@ impl Core {
             0 => self.clock.micros(envelope.accepted),
             _ => now_us.saturating_sub(task.since.elapsed().as_micros() as u64),
         };
-        came_us.max(envelope.not_before.map_or(0, |at| self.clock.micros(at)))
+        came_us.max(envelope.extras.not_before.map_or(0, |at| self.clock.micros(at)))
     }
 
     /// Keeps what is to be compared of an attempt that ended after so long.

@@ -11,7 +11,8 @@ use mimalloc::MiMalloc;
 use serde_json::value::RawValue;
 use taskyard_shared::load::Completion;
 use taskyard_shared::{
-    Carried, Envelope, Reply, State, TaskId, TaskResult, Timestamp, Timings, Topology, decode_tasks, messages, wire,
+    Carried, Correlation, Envelope, Reply, State, TaskId, TaskResult, Timestamp, Timings, Topology, decode_tasks,
+    messages, wire,
 };
 
 /// As the program has it.
@@ -39,8 +40,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let carried = Carried {
         message_id: Some(TaskId::new().0.to_string()),
         reply: Some(Reply {
-            to: "replies.client-7".to_owned(),
-            correlation_id: Some(TaskId::new().0.to_string()),
+            to: "replies.client-7".into(),
+            correlation_id: Some(Correlation::Id(TaskId::new().0)),
             array: true,
         }),
         ..Carried::default()

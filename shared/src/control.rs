@@ -137,8 +137,8 @@ pub struct QuotedTask {
 impl From<&Envelope> for QuotedTask {
     fn from(envelope: &Envelope) -> Self {
         let (model, capability) = match &envelope.target {
-            Target::Model(name) => (Some(name.clone()), None),
-            Target::Capability(name) => (None, Some(name.clone())),
+            Target::Model(name) => (Some(name.to_string()), None),
+            Target::Capability(name) => (None, Some(name.to_string())),
         };
         Self {
             model,
@@ -147,10 +147,10 @@ impl From<&Envelope> for QuotedTask {
             tenant: envelope.tenant.to_string(),
             priority: envelope.priority,
             deadline: envelope.deadline,
-            not_before: envelope.not_before,
-            cost: envelope.cost,
-            min_quality: envelope.min_quality,
-            alternatives: envelope.alternatives.to_vec(),
+            not_before: envelope.extras.not_before,
+            cost: envelope.extras.cost,
+            min_quality: envelope.extras.min_quality,
+            alternatives: envelope.extras.alternatives.to_vec(),
         }
     }
 }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::broker::{Destination, Message, Properties};
-use crate::envelope::{Envelope, Reply};
+use crate::envelope::{Correlation, Envelope, Reply};
 use crate::messages::{DETAIL_HEADER, REASON_HEADER, RESULTS_HEADER, printable, text_of};
 use crate::outcome::TaskResult;
 use crate::task::TaskId;
@@ -103,8 +103,8 @@ impl Letter {
             accepted: Some(envelope.accepted),
             died: result.timings.finished,
             reply: envelope.reply.clone(),
-            traceparent: envelope.traceparent.as_deref().map(str::to_owned),
-            tracestate: envelope.tracestate.as_deref().map(str::to_owned),
+            traceparent: envelope.extras.traceparent.as_deref().map(str::to_owned),
+            tracestate: envelope.extras.tracestate.as_deref().map(str::to_owned),
             // What an envelope holds came as JSON, so this cannot fail; a letter without a body is still a letter.
             ..Self::bare(
                 Content::Task,
@@ -132,8 +132,8 @@ impl Letter {
             priority: properties.priority,
             expiration: properties.expiration.clone(),
             reply: properties.reply_to.clone().filter(|to| !to.is_empty()).map(|to| Reply {
-                to,
-                correlation_id: properties.correlation_id.clone(),
+                to: to.into(),
+                correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
                 array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
             }),
             traceparent: header("traceparent"),
@@ -201,8 +201,7 @@ impl Letter {
             (Content::Task, Some(task)) => task.0,
             (_, task) => {
                 let name = task.map(text_of).unwrap_or_default();
-                let correlation =
-                    self.reply.as_ref().and_then(|reply| reply.correlation_id.as_deref()).unwrap_or_default();
+                let correlation = self.reply.as_ref().and_then(Reply::correlation).unwrap_or_default();
                 Uuid::new_v5(&LETTERS, &[name.as_bytes(), b"\n", correlation.as_bytes(), b"\n", &self.body].concat())
             }
         }
@@ -250,8 +249,8 @@ impl Letter {
         put("tracestate", self.tracestate.clone());
         if let Some(reply) = &self.reply {
             put(RESULTS_HEADER, reply.array.then(|| "array".to_owned()));
-            properties.reply_to = Some(reply.to.clone());
-            properties.correlation_id = reply.correlation_id.clone();
+            properties.reply_to = Some(reply.to.to_string());
+            properties.correlation_id = reply.correlation();
         }
         Message {
             to: Destination::Queue(topology.dead()),
@@ -313,7 +312,7 @@ mod tests {
         let again = crate::decode_tasks(&letter.body).unwrap().remove(0).unwrap();
         assert_eq!((again.id, again.priority), (Some(envelope.id), Some(envelope.priority)));
         assert_eq!(again.input.get(), envelope.input.get(), "the bytes that came");
-        assert_eq!(again.metadata, envelope.metadata);
+        assert_eq!(again.metadata, envelope.extras.metadata);
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub mod journal;
 pub mod process;
 
 pub use decode::{Invalid, decode_tasks};
-pub use envelope::{Carried, Envelope, Reply};
+pub use envelope::{Carried, Correlation, Envelope, Extra, Extras, Reply};
 pub use lifecycle::State;
 pub use outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings, Usage};
 pub use task::{Alternative, Kind, Priority, Target, Task, TaskId};

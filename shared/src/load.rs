@@ -40,6 +40,10 @@ impl ModelSpec {
     pub fn full_name(&self) -> String {
         if self.name.contains('@') { self.name.clone() } else { format!("{}@{}", self.name, self.version) }
     }
+
+    pub fn offers(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|offered| offered == capability)
+    }
 }
 
 /// One worker's report. It expires, so a worker that is gone is no longer counted.

@@ -189,17 +189,17 @@ pub fn schedules_mark(topology: &Topology, id: &str) -> Message {
 
 /// How a workflow ended, to whoever asked for it. `record` is a [`WorkflowRecord`](crate::workflow::WorkflowRecord).
 pub fn workflow_result(reply: &Reply, id: WorkflowId, record: Bytes) -> Message {
-    let mut message = Message::to_queue(&reply.to, record);
+    let mut message = Message::to_queue(&*reply.to, record);
     message.properties.kind = Some(WORKFLOW_TYPE.to_owned());
     message.properties.message_id = Some(id.0.to_string());
-    message.properties.correlation_id = reply.correlation_id.clone();
+    message.properties.correlation_id = reply.correlation();
     message
 }
 
 /// A result, to whoever asked for it.
 pub fn result(reply: &Reply, result: &TaskResult) -> Result<Message, Unwritable> {
-    let mut message = with_id(Message::to_queue(&reply.to, one("a result", result)?), result.id);
-    message.properties.correlation_id = reply.correlation_id.clone();
+    let mut message = with_id(Message::to_queue(&*reply.to, one("a result", result)?), result.id);
+    message.properties.correlation_id = reply.correlation();
     Ok(message)
 }
 
@@ -225,15 +225,15 @@ pub fn completions(topology: &Topology, shard: u32, completions: &[Completion]) 
 pub fn question(topology: &Topology, shard: u32, question: &Question, reply: &Reply) -> Result<Message, Unwritable> {
     let body = plain("a question", question)?;
     let mut message = Message { persistent: false, ..Message::to_queue(topology.control(shard), body) };
-    message.properties.reply_to = Some(reply.to.clone());
-    message.properties.correlation_id = reply.correlation_id.clone();
+    message.properties.reply_to = Some(reply.to.to_string());
+    message.properties.correlation_id = reply.correlation();
     Ok(message)
 }
 
 /// The answer to whoever asked.
 pub fn answer(reply: &Reply, answer: &Answer) -> Result<Message, Unwritable> {
-    let mut message = Message { persistent: false, ..Message::to_queue(&reply.to, plain("an answer", answer)?) };
-    message.properties.correlation_id = reply.correlation_id.clone();
+    let mut message = Message { persistent: false, ..Message::to_queue(&*reply.to, plain("an answer", answer)?) };
+    message.properties.correlation_id = reply.correlation();
     Ok(message)
 }
 

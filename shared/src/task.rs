@@ -116,17 +116,17 @@ impl From<Priority> for u8 {
 #[serde(rename_all = "snake_case")]
 pub enum Target {
     /// On this model, optionally `name@version`.
-    Model(String),
+    Model(Box<str>),
     /// On any model that offers this.
-    Capability(String),
+    Capability(Box<str>),
 }
 
 impl Target {
     /// From the two fields that say it on the wire. `None` unless it is exactly one of them.
     pub(crate) fn of(model: Option<String>, capability: Option<String>) -> Option<Self> {
         match (model, capability) {
-            (Some(model), None) => Some(Self::Model(model)),
-            (None, Some(capability)) => Some(Self::Capability(capability)),
+            (Some(model), None) => Some(Self::Model(model.into())),
+            (None, Some(capability)) => Some(Self::Capability(capability.into())),
             _ => None,
         }
     }

@@ -50,7 +50,7 @@ struct Payload<'a> {
 impl Hook {
     /// What is to be sent of a task that has ended so; nothing when it wants nothing sent of that.
     pub fn of(envelope: &Envelope, result: &TaskResult) -> Option<Self> {
-        let webhook = envelope.webhook.as_ref().filter(|webhook| wants(&webhook.events, result.state))?;
+        let webhook = envelope.extras.webhook.as_ref().filter(|webhook| wants(&webhook.events, result.state))?;
         let payload = Payload {
             r#type: format!("task.{}", result.state.as_str()),
             timestamp: result.timings.finished.unwrap_or_else(Timestamp::now),

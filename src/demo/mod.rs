@@ -169,13 +169,13 @@ async fn publish(
             kind: item.kind,
             priority: Some(item.priority),
             tenant: Some(item.tenant.to_owned()),
-            ..Task::new(Target::Model(item.model.to_owned()), input)
+            ..Task::new(Target::Model(item.model.into()), input)
         };
         let envelope = Envelope::new(task, &Carried::default(), Timestamp::now())
             .map_err(|failure| Failure::Internal(failure.to_string()))?;
         ids.insert(envelope.id, at);
         let body = encode(&envelope).map_err(|failure| Failure::Internal(failure.to_string()))?;
-        let reply = Reply { to: replies.to_owned(), correlation_id: Some(at.to_string()), array: false };
+        let reply = Reply { to: replies.into(), correlation_id: Some(at.to_string().into()), array: false };
         messages.push(publisher.single(&envelope, body.into(), Some(&reply)));
     }
     for answer in publisher.publish(messages, Duration::from_secs(10)).await {

@@ -165,7 +165,7 @@ impl Door {
             for delivery in batch.unwrap() {
                 consumer.acker().settle(vec![delivery.tag], Verdict::Ack).await;
                 let letter = Letter::read(&delivery.properties, delivery.body);
-                let number = letter.reply.as_ref().and_then(|reply| reply.correlation_id.as_ref()?.parse().ok());
+                let number = letter.reply.as_ref().and_then(|reply| reply.correlation()?.parse().ok());
                 letters.entry(number.unwrap_or(usize::MAX)).or_default().push(letter);
             }
         }

@@ -96,8 +96,8 @@ async fn what_was_settled_and_never_told_is_told_by_the_watch() {
     let carried = taskyard_shared::Carried {
         message_id: Some(ids[0].to_string()),
         reply: Some(taskyard_shared::Reply {
-            to: yard.replies.clone(),
-            correlation_id: Some(ids[0].to_string()),
+            to: yard.replies.clone().into(),
+            correlation_id: Some(ids[0].to_string().into()),
             array: false,
         }),
         ..taskyard_shared::Carried::default()

@@ -58,7 +58,7 @@ fn served() -> ModelSpec {
 fn envelope(body: serde_json::Value, yard: &Yard) -> Envelope {
     let task = decode_tasks(body.to_string().as_bytes()).unwrap().pop().unwrap().unwrap();
     let id = Uuid::new_v4();
-    let reply = taskyard_shared::Reply { to: yard.replies.clone(), correlation_id: None, array: false };
+    let reply = taskyard_shared::Reply { to: yard.replies.clone().into(), correlation_id: None, array: false };
     let carried = Carried { message_id: Some(id.to_string()), reply: Some(reply), ..Carried::default() };
     Envelope::new(task, &carried, Timestamp::now()).unwrap()
 }

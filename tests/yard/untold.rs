@@ -15,7 +15,7 @@ use super::{Obedient, Yard, spec};
 async fn too_late(yard: &Yard) -> Envelope {
     let body = json!([{"model": "m", "input": {}, "deadline_ms": 1}]).to_string();
     let task = decode_tasks(body.as_bytes()).unwrap().pop().unwrap().unwrap();
-    let reply = Reply { to: yard.replies.clone(), correlation_id: None, array: false };
+    let reply = Reply { to: yard.replies.clone().into(), correlation_id: None, array: false };
     let id = Uuid::new_v4().to_string();
     let carried = Carried { message_id: Some(id), reply: Some(reply), ..Carried::default() };
     let mut envelope = Envelope::new(task, &carried, Timestamp::now()).unwrap();

@@ -254,7 +254,8 @@ async fn steps_are_blocked_until_it_is_their_turn_and_an_end_that_was_asked_for_
     assert!(yard.store.cancel_workflow(WorkflowId(id)).await.unwrap().is_some());
     let ask = taskyard_shared::control::Ask::CancelWorkflow { id: WorkflowId(id) };
     let question = taskyard_shared::control::Question::new(ask);
-    let reply = taskyard_shared::Reply { to: yard.topology.replies("nobody"), correlation_id: None, array: false };
+    let reply =
+        taskyard_shared::Reply { to: yard.topology.replies("nobody").into(), correlation_id: None, array: false };
     let question = messages::question(&yard.topology, 0, &question, &reply).unwrap();
     assert_eq!(yard.broker.publish(vec![question]).await, [Ok(())]);
     yard.task_is(id, "last", State::Cancelled).await;

@@ -206,9 +206,9 @@ async fn run(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, mut batch: Ve
     for member in &batch {
         let run = Run { attempt: member.attempt(), started, ran_ms: 0.0, usage: None };
         let envelope = &member.held.envelope;
-        if envelope.mirrors.is_none() {
+        if envelope.extras.mirrors.is_none() {
             let running = || run.begun(yard, lane, envelope);
-            yard.events.state(Some(&lane.name), running, State::Running, envelope.traceparent.as_deref());
+            yard.events.state(Some(&lane.name), running, State::Running, envelope.extras.traceparent.as_deref());
         }
     }
     let answers = execute(yard, lane, handler, &mut batch).await;
@@ -297,7 +297,7 @@ fn claim(yard: &Yard, lane: &ModelLane, envelope: &Envelope, nonce: u128) -> Cla
         worker: yard.worker.clone(),
         nonce,
         lease_ms: yard.lease.as_millis() as u64,
-        max_attempts: envelope.max_attempts.unwrap_or(lane.spec.max_attempts),
+        max_attempts: envelope.extras.max_attempts.unwrap_or(lane.spec.max_attempts),
         attempts: envelope.attempts,
         beside: Beside::Others,
     }

@@ -271,7 +271,7 @@ impl Pump {
             model: model.clone(),
             attempt: AtomicU32::new(attempt),
             nonce,
-            is_quiet: envelope.mirrors.is_some(),
+            is_quiet: envelope.extras.mirrors.is_some(),
             cancelled: CancellationToken::new(),
             pending: Mutex::default(),
             told: Notify::new(),

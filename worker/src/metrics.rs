@@ -161,7 +161,7 @@ impl Metrics {
             (Outcome::Terminal { result, dead, .. }, Told::End(_)) => {
                 let outcome = result.state.as_str();
                 self.0.finished.with_label_values(&[model, outcome]).inc();
-                if *dead && envelope.mirrors.is_none() {
+                if *dead && envelope.extras.mirrors.is_none() {
                     self.dead_lettered(result.error.as_ref().map_or("failed", |error| known_code(&error.code)));
                 }
                 if let Some(ran_ms) = result.timings.ran_ms {

@@ -122,10 +122,10 @@ impl Settler {
     fn publish_events(&self, group: &[Settlement], told: &[Told]) {
         for (Settlement { held, outcome }, told) in group.iter().zip(told) {
             let envelope = &*held.envelope;
-            let (model, traceparent) = (envelope.model(), envelope.traceparent.as_deref());
+            let (model, traceparent) = (envelope.model(), envelope.extras.traceparent.as_deref());
             match (outcome, told) {
                 // Nobody is told of a copy.
-                _ if envelope.mirrors.is_some() => {}
+                _ if envelope.extras.mirrors.is_some() => {}
                 (Outcome::Terminal { result, .. }, Told::End(_)) => {
                     self.events.result_of(model, result, traceparent);
                 }
@@ -231,7 +231,7 @@ impl Settler {
                         Outcome::Terminal { dead, .. } => *dead,
                         _ => result.state == State::Failed,
                     };
-                    if dead && envelope.mirrors.is_none() {
+                    if dead && envelope.extras.mirrors.is_none() {
                         outgoing.push((self.dead_letter(envelope, result), Need::Work));
                     }
                 }
@@ -242,19 +242,16 @@ impl Settler {
                         None => {}
                     }
                     outgoing.extend(self.webhook(envelope, record));
-                    if record.state == State::Failed && envelope.mirrors.is_none() {
+                    if record.state == State::Failed && envelope.extras.mirrors.is_none() {
                         outgoing.push((self.dead_letter(envelope, record), Need::Work));
                     }
                 }
                 (Outcome::Retry { attempt, after, error, .. }, Told::Again) => {
                     info!(task.id = %envelope.id.0, task.model = envelope.model(), attempt, code = %error.code,
                         after_ms = after.as_millis() as u64, "to be tried again");
-                    let retry = Envelope {
-                        attempts: *attempt,
-                        not_before: Some(Timestamp::now().plus_ms(after.as_millis() as u64)),
-                        last_error: Some(Box::new(error.clone())),
-                        ..envelope.clone()
-                    };
+                    let mut retry = Envelope { attempts: *attempt, ..envelope.clone() };
+                    retry.extras.not_before = Some(Timestamp::now().plus_ms(after.as_millis() as u64));
+                    retry.extras.last_error = Some(Box::new(error.clone()));
                     self.push(&mut outgoing, messages::retry(&self.topology, &retry), Need::Work);
                 }
                 (Outcome::Terminal { result, .. }, Told::Again) => {
@@ -263,11 +260,9 @@ impl Settler {
                     self.push(&mut outgoing, messages::retry(&self.topology, &again), Need::Work);
                 }
                 (Outcome::Later { after_ms, begun }, _) => {
-                    let later = Envelope {
-                        attempts: envelope.attempts.max(u32::from(*begun)),
-                        not_before: Some(Timestamp::now().plus_ms(*after_ms)),
-                        ..envelope.clone()
-                    };
+                    let attempts = envelope.attempts.max(u32::from(*begun));
+                    let mut later = Envelope { attempts, ..envelope.clone() };
+                    later.extras.not_before = Some(Timestamp::now().plus_ms(*after_ms));
                     self.push(&mut outgoing, messages::retry(&self.topology, &later), Need::Work);
                 }
                 (_, Told::Stale) => {

@@ -22,7 +22,7 @@ pub(crate) enum Verdict {
 
 /// `attempt` counts from 1 and is the one that gave the answer.
 pub(crate) fn judge(yard: &Yard, lane: &ModelLane, envelope: &Envelope, attempt: u32, answer: Answer) -> Verdict {
-    let most = envelope.max_attempts.unwrap_or(lane.spec.max_attempts);
+    let most = envelope.extras.max_attempts.unwrap_or(lane.spec.max_attempts);
     match answer {
         Ok(output) if output.get().len() > yard.max_output_bytes => {
             let (size, limit) = (output.get().len(), yard.max_output_bytes);

@@ -11,7 +11,7 @@ use taskyard_shared::broker::{Broker, BrokerError, Delivery, QueueSpec, Verdict}
 use taskyard_shared::control::{Answer, Ask, Question, Told, VERSION};
 use taskyard_shared::process::settings::SHARDS_MOST;
 use taskyard_shared::retry::Backoff;
-use taskyard_shared::{Reply, messages};
+use taskyard_shared::{Correlation, Reply, messages};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -139,7 +139,11 @@ impl Shared {
         let active: Vec<u32> = active.into_iter().filter(|shard| is_asked(*shard)).collect();
         heard.active = active.len();
         let mut silent: BTreeSet<u32> = active.iter().copied().collect();
-        let reply = Reply { to: self.desk.queue.clone(), correlation_id: Some(correlation.to_string()), array: false };
+        let reply = Reply {
+            to: self.desk.queue.as_str().into(),
+            correlation_id: Some(Correlation::Id(correlation)),
+            array: false,
+        };
         let question = Question::new(ask);
         let questions = active.iter().map(|shard| messages::question(&self.topology, *shard, &question, &reply));
         let Ok(questions) = questions.collect::<Result<Vec<_>, _>>() else { return Ok(heard) };

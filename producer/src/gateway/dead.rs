@@ -154,7 +154,7 @@ pub(super) async fn get(State(gateway): State<Arc<Shared>>, request: Request) ->
     let json = std::str::from_utf8(&letter.body).ok().and_then(|text| RawValue::from_string(text.to_owned()).ok());
     Ok(Json(WholeLetter {
         letter: DeadLetter::of(&letter),
-        reply_to: letter.reply.as_ref().map(|reply| reply.to.clone()),
+        reply_to: letter.reply.as_ref().map(|reply| reply.to.to_string()),
         body: json.is_none().then(|| String::from_utf8_lossy(&letter.body).into_owned()),
         task: json,
     }))

@@ -143,7 +143,7 @@ impl Heard {
             Target::Capability(capability) => {
                 // What nobody runs is chosen last.
                 let runs = |name: &String| self.of_model(name).any(|model| model.drain_seconds.is_some());
-                let candidates = self.capabilities.get(capability)?.iter().filter(|name| runs(name));
+                let candidates = self.capabilities.get(&**capability)?.iter().filter(|name| runs(name));
                 let refused = candidates.map(|model| self.refused(envelope, model));
                 // It takes only one that does not.
                 refused.collect::<Option<Vec<u32>>>()?.into_iter().min()
@@ -155,7 +155,7 @@ impl Heard {
     fn refused(&self, envelope: &Envelope, model: &str) -> Option<u32> {
         let overloads = self.of_model(model).filter_map(|model| model.overload.as_ref());
         let refusing =
-            overloads.filter(|o| o.refuses(&envelope.tenant, envelope.kind, envelope.priority, envelope.cost));
+            overloads.filter(|o| o.refuses(&envelope.tenant, envelope.kind, envelope.priority, envelope.extras.cost));
         refusing.map(|overload| overload.retry_after_s).max()
     }
 

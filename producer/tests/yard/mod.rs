@@ -21,7 +21,9 @@ use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::{Anonymous, GatewaySettings, WebhookSettings};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Beside, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
-use taskyard_shared::{Carried, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks};
+use taskyard_shared::{
+    Carried, Correlation, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks,
+};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -286,8 +288,8 @@ impl Worker {
     async fn handle(&self, delivery: &Delivery) {
         let properties = &delivery.properties;
         let reply = properties.reply_to.clone().map(|to| Reply {
-            to,
-            correlation_id: properties.correlation_id.clone(),
+            to: to.into(),
+            correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
             array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
         });
         let carried = Carried {
@@ -375,8 +377,8 @@ impl Worker {
                 true => serde_json::to_vec(&[result]),
                 false => serde_json::to_vec(result),
             };
-            let mut message = Message::to_queue(reply.to, body.unwrap());
-            message.properties.correlation_id = reply.correlation_id;
+            let mut message = Message::to_queue(&*reply.to, body.unwrap());
+            message.properties.correlation_id = reply.correlation();
             message.persistent = false;
             let _ = self.broker.publish(vec![message]).await;
         }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use taskyard_shared::load::{Completion, LoadReport};
 use taskyard_shared::mirror::{Differing, Likeness, METADATA, TENANT, Tally};
 use taskyard_shared::store::{Store, StoreError};
-use taskyard_shared::{Envelope, Kind, Priority, State, Target, TaskId, Timestamp, envelope};
+use taskyard_shared::{Envelope, Extra, Kind, Priority, State, Target, TaskId, Timestamp, envelope};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::debug;
@@ -133,7 +133,7 @@ impl Core {
             return;
         }
         let Target::Model(model) = &envelope.target else { return };
-        let leaves_no_choice = envelope.alternatives.is_empty() && envelope.min_quality.is_none();
+        let leaves_no_choice = envelope.extras.alternatives.is_empty() && envelope.extras.min_quality.is_none();
         let may_run_twice = !matches!(envelope.kind, Kind::Training | Kind::Deployment);
         if !(leaves_no_choice && may_run_twice) {
             return;
@@ -151,36 +151,29 @@ impl Core {
         let spec = self.models.get(&**version).filter(|_| self.offers.slots(version) > 0)?;
         let name = spec.full_name();
         self.mirroring.keep(version, original.input.get().len()).then(|| {
+            let extra = Extra {
+                cost: original.extras.cost,
+                max_attempts: Some(1),
+                metadata: BTreeMap::from([(METADATA.to_owned(), original.id.0.to_string())]),
+                mirrors: Some(original.id),
+                ..Extra::default()
+            };
             Box::new(Envelope {
                 v: envelope::VERSION,
                 id: TaskId::new(),
-                target: Target::Model(name),
+                target: Target::Model(name.into()),
                 chosen: Some((**version).into()),
                 kind: original.kind,
                 tenant: TENANT.into(),
                 priority: Priority::LOWEST,
                 deadline: None,
-                not_before: None,
-                cost: original.cost,
                 timeout_ms: original.timeout_ms,
-                max_attempts: Some(1),
-                idempotency_key: None,
-                metadata: BTreeMap::from([(METADATA.to_owned(), original.id.0.to_string())]),
-                webhook: None,
-                min_quality: None,
-                alternatives: Box::default(),
-                choice: None,
                 accepted: original.accepted,
                 dispatched: None,
                 attempts: 0,
                 reply: None,
-                traceparent: None,
-                tracestate: None,
-                last_error: None,
                 shard: self.shard.number,
-                workflow: None,
-                due: None,
-                mirrors: Some(Box::new(original.id)),
+                extras: extra.into(),
                 input: original.input.clone(),
             })
         })

@@ -432,7 +432,7 @@ impl Coordinator {
             let ask = Ask::Cancel { ids: ids.to_vec() };
             // What they answer is told by the steps' results.
             let others = (0..self.shards).filter(|shard| *shard != self.shard);
-            let nobody = Reply { to: self.topology.replies("nobody"), correlation_id: None, array: false };
+            let nobody = Reply { to: self.topology.replies("nobody").into(), correlation_id: None, array: false };
             let question = Question::new(ask.clone());
             let questions = others.map(|shard| messages::question(&self.topology, shard, &question, &nobody));
             let questions: Vec<Message> = questions.filter_map(Result::ok).collect();

@@ -25,7 +25,7 @@ impl Core {
                 Target::Model(name) => on(taskyard_shared::deployment::base(name)),
                 // Whichever is chosen, it is likely one of the quick ones.
                 Target::Capability(capability) => {
-                    let offers = self.models.values().filter(|spec| spec.capabilities.contains(capability));
+                    let offers = self.models.values().filter(|spec| spec.offers(capability));
                     let least = offers.map(|spec| on(&spec.name)).fold(f64::INFINITY, f64::min);
                     if least.is_finite() { least } else { 0.0 }
                 }
@@ -44,8 +44,8 @@ pub(crate) async fn ask(plan: &Plan, events: &mpsc::Sender<Event>) -> Option<Vec
     for step in &plan.steps {
         let (kind, cost) = (step.task.kind, step.task.cost.map(f64::to_bits));
         let (how, name) = match &step.task.target {
-            Target::Model(name) => ("model", name.as_str()),
-            Target::Capability(name) => ("capability", name.as_str()),
+            Target::Model(name) => ("model", &**name),
+            Target::Capability(name) => ("capability", &**name),
         };
         which.push(*known.entry((how, name, kind, cost)).or_insert_with(|| {
             tasks.push((step.task.target.clone(), kind, cost));

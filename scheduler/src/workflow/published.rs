@@ -101,7 +101,9 @@ impl Intake {
     pub async fn take_steps(&self, delivery: Delivery, acker: &Arc<dyn Acker>, taken: &mut Vec<Taken>) {
         let known = match wire::read_envelopes(&delivery.body) {
             // Only schedulers make copies.
-            Ok(envelopes) if envelopes.iter().all(|one| one.workflow.is_some() && one.mirrors.is_none()) => {
+            Ok(envelopes)
+                if envelopes.iter().all(|one| one.extras.workflow.is_some() && one.extras.mirrors.is_none()) =>
+            {
                 Ok(envelopes)
             }
             Ok(_) => Err(("unreadable", "an envelope that is no step".to_owned())),

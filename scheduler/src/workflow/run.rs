@@ -97,7 +97,7 @@ impl Run {
             ..Task::new(of.target.clone(), input)
         };
         let carried = Carried {
-            reply: Some(Reply { to: steps_queue.to_owned(), correlation_id: None, array: true }),
+            reply: Some(Reply { to: steps_queue.into(), correlation_id: None, array: true }),
             traceparent: self.order.traceparent.clone(),
             tracestate: self.order.tracestate.clone(),
             ..Carried::default()
@@ -105,11 +105,11 @@ impl Run {
         // Nothing is left open that a property could spoil.
         let mut envelope = Envelope::new(task, &carried, Timestamp::now()).ok()?;
         envelope.deadline = envelope.deadline.into_iter().chain(self.order.deadline).min();
-        envelope.workflow = Some(Box::new(StepOf { id: self.order.id, step: planned.name.to_string(), item }));
+        envelope.extras.workflow = Some(Box::new(StepOf { id: self.order.id, step: planned.name.to_string(), item }));
         let after_s = self.remaining.get(step as usize).copied().unwrap_or(0.0);
         if let Some(deadline) = self.order.deadline.filter(|_| after_s > 0.0) {
             let due = deadline.as_micros().saturating_sub((after_s * 1e6) as i64);
-            envelope.due = Some(Timestamp::from_micros(due));
+            envelope.extras.due = Some(Timestamp::from_micros(due));
         }
         Some(envelope)
     }
@@ -138,7 +138,7 @@ impl Run {
         }
         // What a longer way depends on goes first, if nothing else tells them apart.
         let remaining = |envelope: &Envelope| {
-            let step = envelope.workflow.as_ref().and_then(|of| self.machine.plan().find(&of.step));
+            let step = envelope.extras.workflow.as_ref().and_then(|of| self.machine.plan().find(&of.step));
             step.and_then(|step| self.remaining.get(step as usize).copied()).unwrap_or(0.0)
         };
         todo.submit.sort_by(|one, other| remaining(other).total_cmp(&remaining(one)));

@@ -60,6 +60,10 @@ impl<'a> Reader<'a> {
         self.text().map(str::to_owned)
     }
 
+    pub fn boxed(&mut self) -> Option<Box<str>> {
+        self.text().map(Box::from)
+    }
+
     pub fn id(&mut self) -> Option<TaskId> {
         let text = self.text_of(36)?;
         Uuid::try_parse_ascii(text).ok().map(TaskId)

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Get, Put, Reader, read, read_all, write, write_all};
-use crate::envelope::{Envelope, Reply};
+use crate::envelope::{Correlation, Envelope, Extra, Reply};
 use crate::lifecycle::State;
 use crate::load::Completion;
 use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings, Usage};
@@ -60,19 +60,17 @@ fn any_error() -> impl Strategy<Value = TaskError> {
 }
 
 pub(crate) fn any_reply() -> impl Strategy<Value = Reply> {
-    (any_text(), of(any_text()), any::<bool>()).prop_map(|(to, correlation_id, array)| Reply {
-        to,
-        correlation_id,
+    let correlation = prop_oneof![any_text(), any_id().prop_map(|id| id.0.to_string())];
+    (any_text(), of(correlation), any::<bool>()).prop_map(|(to, correlation_id, array)| Reply {
+        to: to.into(),
+        correlation_id: correlation_id.as_ref().map(Correlation::from),
         array,
     })
 }
 
 fn any_target() -> impl Strategy<Value = Target> {
-    (any_text(), any::<bool>()).prop_map(
-        |(name, model)| {
-            if model { Target::Model(name) } else { Target::Capability(name) }
-        },
-    )
+    (any_text(), any::<bool>())
+        .prop_map(|(name, model)| if model { Target::Model(name.into()) } else { Target::Capability(name.into()) })
 }
 
 fn any_webhook() -> impl Strategy<Value = Webhook> {
@@ -149,13 +147,16 @@ prop_compose! {
         let kind = Kind::ALL[kind];
         let (webhook, choice) = (webhook.map(Box::new), choice.map(Box::new));
         let (traceparent, tracestate) = (traceparent.map(String::into_boxed_str), tracestate.map(String::into_boxed_str));
-        let (last_error, workflow, mirrors) = (last_error.map(Box::new), workflow.map(Box::new), mirrors.map(Box::new));
+        let (last_error, workflow) = (last_error.map(Box::new), workflow.map(Box::new));
         let (chosen, idempotency_key) = (chosen.map(String::into_boxed_str), idempotency_key.map(String::into_boxed_str));
         let (tenant, alternatives) = (tenant.into_boxed_str(), alternatives.into_boxed_slice());
+        let extra = Extra {
+            not_before, cost, max_attempts, idempotency_key, metadata, webhook, min_quality, alternatives, choice,
+            traceparent, tracestate, last_error, workflow, due, mirrors,
+        };
         Envelope {
-            v, id, target, chosen, kind, tenant, priority, deadline, not_before, cost, timeout_ms, max_attempts,
-            idempotency_key, metadata, webhook, accepted, dispatched, attempts, reply, traceparent, tracestate,
-            last_error, shard, input, min_quality, alternatives, choice, workflow, due, mirrors,
+            v, id, target, chosen, kind, tenant, priority, deadline, timeout_ms, accepted, dispatched, attempts, reply,
+            shard, extras: extra.into(), input,
         }
     }
 }

@@ -209,7 +209,7 @@ mod tests {
                 assert_eq!(read.input.get().len(), 256);
                 assert_eq!(read.priority.map(u8::from), Some((task % 10) as u8));
                 let model = format!("a-{}", task % 2);
-                assert_eq!(read.target, taskyard_shared::task::Target::Model(model));
+                assert_eq!(read.target, taskyard_shared::task::Target::Model(model.into()));
                 assert_eq!(read.tenant, Some(format!("t{:012x}", task % 3)));
                 assert!(read.id.unwrap().0.to_string().ends_with(&format!("{task:012x}")));
             }

@@ -158,7 +158,7 @@ pub async fn following_answers_the_record(store: Arc<dyn Store>) {
     let desk = Desk(store.clone());
     desk.open(ids[0]).await;
     let (_, result) = desk.finished(ids[2]).await;
-    let odd = Reply { to: "a \"queue\"\nof two lines, ünïcode".to_owned(), correlation_id: None, array: true };
+    let odd = Reply { to: "a \"queue\"\nof two lines, ünïcode".into(), correlation_id: None, array: true };
     let answers = store.follow(ids.to_vec(), odd.clone()).await.expect("follow");
     let states: Vec<_> = answers.iter().map(|task| task.as_ref().map(|task| (task.id, task.state))).collect();
     assert_eq!(states, [Some((ids[0], State::Queued)), None, Some((ids[2], State::Succeeded))]);

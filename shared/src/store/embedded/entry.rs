@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::flows::Flow;
 use super::record::{More, Record};
-use crate::envelope::Reply;
+use crate::envelope::{Correlation, Reply};
 use crate::journal::codec::{Malformed, Reader, put_bytes, put_i64, put_option, put_str, put_u64, put_u128};
 use crate::store::pack::{self, put_state, state};
 use crate::task::{Priority, TaskId};
@@ -59,7 +59,7 @@ fn put_followers(out: &mut Vec<u8>, followers: &[Reply]) {
     put_u64(out, followers.len() as u64);
     for Reply { to, correlation_id, array } in followers {
         put_str(out, to);
-        put_option(out, correlation_id.as_deref(), put_str);
+        put_option(out, correlation_id.as_ref().map(Correlation::to_string).as_deref(), put_str);
         out.push(u8::from(*array));
     }
 }
@@ -180,8 +180,8 @@ fn followers(reader: &mut Reader<'_>) -> Result<Vec<Reply>, Malformed> {
     let mut followers = Vec::new();
     for _ in 0..reader.u64()? {
         followers.push(Reply {
-            to: reader.str()?.to_owned(),
-            correlation_id: reader.option(Reader::str)?.map(str::to_owned),
+            to: reader.str()?.into(),
+            correlation_id: reader.option(Reader::str)?.map(Correlation::from),
             array: reader.u8()? != 0,
         });
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::envelope::Reply;
+use crate::envelope::{Correlation, Reply};
 use crate::journal::Address;
 use crate::journal::codec::{Malformed, Reader};
 use crate::lifecycle::State;
@@ -84,7 +84,7 @@ impl Record {
     pub fn bytes(&self) -> usize {
         let beside = self.more.as_ref().map_or(0, |more| {
             let texts = more.followers.iter().map(|follower| {
-                FOLLOWER_BYTES + follower.to.len() + follower.correlation_id.as_ref().map_or(0, String::len)
+                FOLLOWER_BYTES + follower.to.len() + follower.correlation_id.as_ref().map_or(0, Correlation::heap_bytes)
             });
             more.alias.as_ref().map_or(0, |alias| alias.len()) + texts.sum::<usize>()
         });
