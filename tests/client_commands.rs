@@ -255,6 +255,38 @@ async fn lists_are_filtered_and_go_on_where_they_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn workflows_are_listed_and_the_list_goes_on_where_it_ended() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    for tenant in ["blue", "red"] {
+        for number in 0..5 {
+            let steps = json!([{"name": "a", "model": "echo", "input": 1}, {"name": "b", "model": "echo", "input": 2}]);
+            let body = json!({"tasks": steps, "tenant": tenant, "metadata": {"n": number.to_string()}});
+            assert_eq!(gateway.post("/v1/workflows", &body).await.status, 202);
+        }
+    }
+    let list = async |more: &[&str]| taskyard(&gateway, &[&["workflow", "list"], more].concat()).await;
+    let ran = list(&["--tenant", "blue", "--limit", "3", "-o", "jsonl"]).await;
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    let labels = |ran: &Ran| ran.lines().iter().map(|one| one["metadata"]["n"].clone()).collect::<Vec<_>>();
+    assert_eq!(labels(&ran), ["4", "3", "2"]);
+    let cursor = ran.err.trim().rsplit(' ').next().unwrap();
+    let ran = list(&["--tenant", "blue", "--cursor", cursor, "-o", "jsonl"]).await;
+    assert_eq!(labels(&ran), ["1", "0"]);
+    assert_eq!(ran.err, "", "that was all");
+    let ran = list(&["-o", "json"]).await;
+    assert_eq!(ran.json().as_array().unwrap().len(), 10);
+    assert_eq!(ran.json()[0]["counts"], json!({"blocked": 2}));
+    let ran = list(&["--metadata", "n=2", "--state", "queued"]).await;
+    let lines: Vec<&str> = ran.out.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", ran.out);
+    assert!(lines[0].starts_with("ID ") && lines[1].contains("2 blocked") && lines[1].contains("red"), "{}", ran.out);
+    assert_eq!(list(&["--state", "failed", "-o", "jsonl"]).await.out, "");
+    let ran = list(&["--state", "blocked"]).await;
+    assert!(ran.code == 2 && ran.err.contains("must be one of queued, running"), "{} {}", ran.code, ran.err);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn models_workers_and_queues_are_printed() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;

@@ -308,6 +308,16 @@ async fn another_tenants_workflow_is_as_one_that_never_was() {
     assert_eq!((record.status, &record.json), (200, &blue.json), "nothing of it was changed");
     assert_eq!(door.get("all", &format!("/v1/workflows/{id}")).await.status, 200);
 
+    // By filters: nothing, whatever they name.
+    for query in ["", "?metadata.run=1", "?state=queued", "?limit=500"] {
+        let got = door.get("red", &format!("/v1/workflows{query}")).await;
+        assert_eq!((got.status, &got.json["workflows"]), (200, &json!([])), "{query}");
+        let got = door.get("blue", &format!("/v1/workflows{query}")).await;
+        assert_eq!(got.json["workflows"].as_array().unwrap().len(), 1, "{query}");
+    }
+    assert_eq!(door.get("red", "/v1/workflows?tenant=blue").await.problem(), "forbidden");
+    assert_eq!(door.get("all", "/v1/workflows?tenant=blue").await.json["workflows"][0]["id"], *id);
+
     // Nor is it had by naming it: the key is each tenant's own, and an id is a conflict that tells nothing.
     let red = door.post("red", "/v1/workflows", &workflow).await;
     assert_eq!((red.status, &red.json["tenant"]), (202, &json!("red")));

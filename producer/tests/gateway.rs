@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use taskyard_shared::TaskId;
 use taskyard_shared::deployment::Deployed;
 use taskyard_shared::load::{LoadReport, LoadState, ModelLoad, ModelSpec};
-use taskyard_shared::store::Store;
+use taskyard_shared::store::{Store, WorkflowWrite};
+use taskyard_shared::workflow::{WorkflowRecord, WorkflowState};
 use taskyard_shared::{Timestamp, decode_tasks};
 use yard::{RunningGateway, Yard, eventually, settings, within};
 
@@ -234,6 +235,74 @@ async fn lists_are_filtered_and_come_in_pages() {
     assert_eq!(count("state=running").await, 0);
     assert_eq!(count("tenant=nobody").await, 0);
     assert_eq!(count("limit=1000000000").await, 12);
+}
+
+#[tokio::test]
+async fn workflows_are_listed_by_filters_and_in_pages() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let mut expected = Vec::new();
+    for number in 0..12 {
+        let tenant = if number % 3 == 0 { "blue" } else { "red" };
+        let steps = json!([{"name": "a", "model": "echo", "input": 1}, {"name": "b", "model": "echo", "input": {"$from": "a"}}]);
+        let body =
+            json!({"tasks": steps, "tenant": tenant, "priority": 7, "metadata": {"parity": (number % 2).to_string()}});
+        let got = gateway.post("/v1/workflows", &body).await;
+        assert_eq!(got.status, 202, "{got:?}");
+        // A summary: what the record says, without what may be large.
+        let mut summary = got.json;
+        for large in ["steps", "outputs", "error", "on_failure"] {
+            assert!(summary.as_object_mut().unwrap().remove(large).is_some(), "{large}");
+        }
+        expected.insert(0, summary);
+    }
+    let all = gateway.get("/v1/workflows").await;
+    assert_eq!((all.status, &all.json), (200, &json!({"workflows": expected, "cursor": null})));
+    assert_eq!(expected[0]["counts"], json!({"blocked": 2}));
+
+    let (mut found, mut path) = (Vec::new(), "/v1/workflows?limit=5".to_owned());
+    loop {
+        let got = gateway.get(&path).await;
+        assert_eq!(got.status, 200, "{got:?}");
+        let page = got.json["workflows"].as_array().unwrap();
+        assert!(page.len() <= 5 && found.len() < 12, "{got:?}");
+        found.extend(page.clone());
+        match got.json["cursor"].as_str() {
+            Some(cursor) => path = format!("/v1/workflows?limit=5&cursor={cursor}"),
+            None => break,
+        }
+    }
+    assert_eq!(found, expected);
+
+    // One ends: the list says so, and it stays where it is.
+    let one = gateway.get(&format!("/v1/workflows/{}", expected[4]["id"].as_str().unwrap())).await;
+    let mut record: WorkflowRecord = serde_json::from_str(&one.text).unwrap();
+    (record.state, record.finished) = (WorkflowState::Failed, Some(Timestamp::now()));
+    yard.store.inner().write_workflow(WorkflowWrite::new(&record, 7).unwrap()).await.unwrap();
+    let got = gateway.get("/v1/workflows").await.json;
+    assert_eq!(got["workflows"][4], serde_json::to_value(record.summary()).unwrap());
+
+    let count = async |query: &str| {
+        gateway.get(&format!("/v1/workflows?{query}")).await.json["workflows"].as_array().unwrap().len()
+    };
+    assert_eq!(count("tenant=blue").await, 4);
+    assert_eq!(count("metadata.parity=1&tenant=red").await, 4);
+    assert_eq!(count("state=failed").await, 1);
+    assert_eq!(count("state=failed&tenant=nobody").await, 0);
+    assert_eq!(count("state=queued").await, 11);
+    assert_eq!(count("limit=1000000000").await, 12);
+    for (query, code, field) in [
+        ("state=blocked", "invalid_parameter", "state"),
+        ("state=", "invalid_parameter", "state"),
+        ("cursor=0", "invalid_parameter", "cursor"),
+        ("limit=0", "invalid_parameter", "limit"),
+        ("model=echo", "unknown_parameter", "model"),
+    ] {
+        let got = gateway.get(&format!("/v1/workflows?{query}")).await;
+        assert_eq!((got.status, got.problem(), &got.json["field"]), (400, code, &json!(field)), "{query}");
+    }
+    yard.store.go_away(true);
+    assert_eq!(gateway.get("/v1/workflows").await.problem(), "store_unavailable");
 }
 
 #[tokio::test]

@@ -17,9 +17,10 @@ use taskyard_shared::store::contract::Check;
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
     Accept, Accepted, Beside, Claim, Claimed, Filter, Guard, RECORD_BYTES, Release, Released, Renew, Renewed,
-    Retention, Settle, Settled, Store, StoreError,
+    Retention, Settle, Settled, Store, StoreError, WorkflowFilter, WorkflowWrite,
 };
-use taskyard_shared::{Kind, Priority, State, TaskId, TaskResult, Timestamp, Timings};
+use taskyard_shared::workflow::{WorkflowId, WorkflowOrder, WorkflowRecord, WorkflowState};
+use taskyard_shared::{Carried, Kind, Priority, State, TaskId, TaskResult, Timestamp, Timings};
 use uuid::Uuid;
 
 use self::child::{Child, within};
@@ -456,4 +457,56 @@ async fn lists_go_back_only_so_far() {
         store.list(&Filter::default(), Some("ffffffffffffffff0000"), 5).await,
         Err(StoreError::BadCursor)
     ));
+}
+
+fn workflow(number: u128) -> WorkflowRecord {
+    let order = br#"{"tasks": [{"name": "a", "model": "m", "input": 1}, {"name": "b", "model": "m", "input": 1}]}"#;
+    let (order, plan) = WorkflowOrder::read(order, &Carried::default(), Timestamp::now()).unwrap();
+    WorkflowRecord { id: WorkflowId(Uuid::from_u128(number)), ..order.queued(plan) }
+}
+
+#[tokio::test]
+async fn the_list_of_workflows_outlives_the_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let everything = WorkflowFilter::default();
+    // Ids that are not in the order of their acceptance.
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        let store = open(dir.path());
+        for number in [5, 1, 9].map(|number| 10 * number + round) {
+            let queued = workflow(number);
+            store.accept_workflow(WorkflowWrite::new(&queued, 7).unwrap()).await.unwrap();
+            expected.insert(0, queued.summary());
+        }
+        // The oldest but one goes on, and is cancelled: it stays where it is.
+        let at = expected.len() - 2;
+        let state = if round == 2 { WorkflowState::Cancelled } else { WorkflowState::Running };
+        let record = WorkflowRecord { accepted: expected[at].accepted, state, ..workflow(10) };
+        store.write_workflow(WorkflowWrite::new(&record, 7).unwrap()).await.unwrap();
+        store.cancel_workflow(record.id).await.unwrap();
+        expected[at] = record.summary();
+        drop(store);
+
+        let store = open(dir.path());
+        let first = store.list_workflows(&everything, None, 2).await.unwrap();
+        let rest = store.list_workflows(&everything, first.cursor.as_deref(), 100).await.unwrap();
+        assert_eq!([first.workflows, rest.workflows].concat(), expected, "in round {round}");
+        assert_eq!(rest.cursor, None);
+    }
+}
+
+#[tokio::test]
+async fn the_list_of_workflows_goes_back_only_so_far() {
+    let store = EmbeddedStore::in_memory(Retention { listed: 5, ..Retention::default() });
+    for number in 0..1_200 {
+        store.accept_workflow(WorkflowWrite::new(&workflow(number), 7).unwrap()).await.unwrap();
+    }
+    let listed = async |filter: &WorkflowFilter| {
+        let page = store.list_workflows(filter, None, 1_000).await.unwrap();
+        page.workflows.iter().map(|workflow| workflow.id.0.as_u128()).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(&WorkflowFilter::default()).await, [1_199, 1_198, 1_197, 1_196, 1_195]);
+    let none = WorkflowFilter { state: Some(WorkflowState::Failed), ..WorkflowFilter::default() };
+    assert_eq!(listed(&none).await, [0; 0]);
+    assert!(store.workflow(workflow(0).id).await.unwrap().is_some(), "it is looked up all the same");
 }

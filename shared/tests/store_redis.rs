@@ -11,6 +11,8 @@ mod faults;
 mod server;
 #[path = "store_redis/tls.rs"]
 mod tls;
+#[path = "store_redis/workflows.rs"]
+mod workflows;
 
 use std::sync::Arc;
 

@@ -316,7 +316,7 @@ fn parse_alternative(text: &str) -> Result<Alternative, String> {
     Ok(Alternative { model: model.to_owned(), wait_ms })
 }
 
-fn parse_label(text: &str) -> Result<(String, String), String> {
+pub(super) fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("must be KEY=VALUE")?;
     Ok((key.to_owned(), value.to_owned()))
 }

@@ -1,5 +1,6 @@
-//! `taskyard workflow`: submit tasks that depend on each other, see how far they have come, cancel them.
+//! `taskyard workflow`: submit tasks that depend on each other, see how far they have come, list them, cancel them.
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
@@ -7,8 +8,9 @@ use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use taskyard_producer::gateway::duration;
 use taskyard_shared::process::exit::Exit;
-use taskyard_shared::workflow::{StepRecord, WorkflowRecord, WorkflowState};
+use taskyard_shared::workflow::{StepRecord, StepState, WorkflowRecord, WorkflowState, WorkflowSummary};
 
+use super::task::parse_label;
 use super::{ClientArgs, finish, say, shortened};
 use crate::client::{Api, Failure};
 use crate::output::{Format, Output};
@@ -32,6 +34,8 @@ enum WorkflowCommand {
     Submit(SubmitArgs),
     /// Prints a workflow as it stands
     Get(GetArgs),
+    /// Prints workflows, newest first
+    List(ListArgs),
     /// Cancels workflows: steps that wait never run, those that run are stopped
     Cancel(CancelArgs),
 }
@@ -57,6 +61,31 @@ struct GetArgs {
 }
 
 #[derive(Args, Clone, Debug)]
+struct ListArgs {
+    /// Only workflows in this state
+    #[arg(long, value_parser = parse_state)]
+    state: Option<WorkflowState>,
+    /// Only this tenant's workflows
+    #[arg(long)]
+    tenant: Option<String>,
+    /// Only workflows with this label; may be given several times
+    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = parse_label)]
+    metadata: Vec<(String, String)>,
+    /// Most workflows that are printed
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    limit: u32,
+    /// Where the page before ended
+    #[arg(long)]
+    cursor: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Page {
+    workflows: Vec<WorkflowSummary>,
+    cursor: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
 struct CancelArgs {
     /// Workflows' ids
     #[arg(required = true, value_name = "ID")]
@@ -77,6 +106,7 @@ pub async fn run(arguments: WorkflowArgs) -> Exit {
     finish(match command {
         WorkflowCommand::Submit(arguments) => submit(&client, &arguments).await,
         WorkflowCommand::Get(arguments) => get(&client, &arguments).await,
+        WorkflowCommand::List(arguments) => list(&client, arguments).await,
         WorkflowCommand::Cancel(arguments) => cancel(&client, &arguments).await,
     })
 }
@@ -134,6 +164,45 @@ async fn look_up(api: &Api, id: uuid::Uuid, wait: Duration) -> Result<WorkflowRe
         false => vec![("wait".to_owned(), format!("{}ms", wait.as_millis()))],
     };
     api.get(&format!("v1/workflows/{id}"), &query, wait).await
+}
+
+async fn list(client: &ClientArgs, arguments: ListArgs) -> Result<Exit, Failure> {
+    let api = client.api()?;
+    let mut filter: Vec<(String, String)> = Vec::new();
+    filter.extend(arguments.state.map(|state| ("state".to_owned(), state.as_str().to_owned())));
+    filter.extend(arguments.tenant.map(|tenant| ("tenant".to_owned(), tenant)));
+    filter.extend(arguments.metadata.into_iter().map(|(key, value)| (format!("metadata.{key}"), value)));
+    let limit = arguments.limit as usize;
+    let (mut workflows, mut cursor) = (Vec::new(), arguments.cursor);
+    loop {
+        let mut query = filter.clone();
+        query.push(("limit".to_owned(), (limit - workflows.len()).to_string()));
+        query.extend(cursor.take().map(|cursor| ("cursor".to_owned(), cursor)));
+        let page: Page = api.get("v1/workflows", &query, Duration::ZERO).await?;
+        workflows.extend(page.workflows);
+        cursor = page.cursor;
+        if cursor.is_none() || workflows.len() >= limit {
+            break;
+        }
+    }
+    let headers = ["id", "state", "tenant", "priority", "accepted", "finished", "steps"];
+    client.print(|output| {
+        output.rows(&headers, &workflows, |workflow| {
+            vec![
+                workflow.id.0.to_string(),
+                workflow.state.as_str().to_owned(),
+                workflow.tenant.clone(),
+                workflow.priority.get().to_string(),
+                workflow.accepted.to_string(),
+                or_dash(workflow.finished.map(|instant| instant.to_string())),
+                counted(&workflow.counts),
+            ]
+        })
+    })?;
+    if let Some(cursor) = cursor {
+        say(&format!("there are more: --cursor {cursor}"));
+    }
+    Ok(Exit::Ok)
 }
 
 async fn cancel(client: &ClientArgs, arguments: &CancelArgs) -> Result<Exit, Failure> {
@@ -200,7 +269,6 @@ fn task(step: &StepRecord) -> Option<String> {
 }
 
 fn fields(record: &WorkflowRecord) -> Vec<(&'static str, String)> {
-    let counts = record.counts.iter().map(|(state, count)| format!("{count} {}", state.as_str()));
     [
         ("id", Some(record.id.0.to_string())),
         ("state", Some(record.state.as_str().to_owned())),
@@ -210,12 +278,16 @@ fn fields(record: &WorkflowRecord) -> Vec<(&'static str, String)> {
         ("deadline", record.deadline.map(|instant| instant.to_string())),
         ("accepted", Some(record.accepted.to_string())),
         ("finished", record.finished.map(|instant| instant.to_string())),
-        ("steps", Some(counts.collect::<Vec<_>>().join(", "))),
+        ("steps", Some(counted(&record.counts))),
         ("error", record.error.as_ref().map(|error| format!("{}: {}", error.code, error.message))),
     ]
     .into_iter()
     .filter_map(|(name, value)| Some((name, value?)))
     .collect()
+}
+
+fn counted(steps: &BTreeMap<StepState, u32>) -> String {
+    steps.iter().map(|(state, count)| format!("{count} {}", state.as_str())).collect::<Vec<_>>().join(", ")
 }
 
 fn or_dash(text: Option<String>) -> String {
@@ -224,4 +296,10 @@ fn or_dash(text: Option<String>) -> String {
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
     duration(text).ok_or_else(|| "must be a time such as 30s, 500ms or 2m".to_owned())
+}
+
+fn parse_state(text: &str) -> Result<WorkflowState, String> {
+    let known = || WorkflowState::ALL.map(WorkflowState::as_str).join(", ");
+    let found = WorkflowState::ALL.into_iter().find(|state| state.as_str() == text);
+    found.ok_or_else(|| format!("must be one of {}", known()))
 }

@@ -11,7 +11,7 @@ use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{
     Accept, Accepted, Append, Appended, Claim, Claimed, Filter, Leased, Page, ReadStream, Release, Released, Renew,
     Renewed, Retention, Settle, Settled, Store, StoreError, Stream, TakeTokens, TokensTaken, WorkflowAccepted,
-    WorkflowSeen, WorkflowWrite,
+    WorkflowFilter, WorkflowPage, WorkflowSeen, WorkflowWrite,
 };
 use taskyard_shared::workflow::WorkflowId;
 use taskyard_shared::{Priority, Reply, TaskId, TaskResult};
@@ -169,6 +169,7 @@ calls! {
     async fn take_tokens(&self, takes: Vec<TakeTokens>) -> Vec<TokensTaken>;
     async fn workflow(&self, id: WorkflowId) -> Option<WorkflowSeen>;
     async fn cancel_workflow(&self, id: WorkflowId) -> Option<WorkflowSeen>;
+    async fn list_workflows(&self, filter: &WorkflowFilter, cursor: Option<&str>, limit: usize) -> WorkflowPage;
     async fn cancellations(&self) -> u64;
     async fn append(&self, appends: Vec<Append>) -> Vec<Appended>;
     async fn streams(&self, reads: Vec<ReadStream>) -> Vec<Stream>;

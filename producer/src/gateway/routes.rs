@@ -22,7 +22,7 @@ use super::problem::Code;
 use super::retry::Retried;
 use super::state::{ModelPage, QueuePage, WorkerPage};
 use super::tasks::TaskPage;
-use super::workflows::WorkflowChanged;
+use super::workflows::{WorkflowChanged, WorkflowPage};
 use super::{
     Shared, artifacts, batches, control, dead, events, health, openapi, quote, retry, schedules, state, tasks,
     workflows,
@@ -531,6 +531,24 @@ pub(super) const ROUTES: &[Route] = &[
         problems: WORKFLOW_PROBLEMS,
         access: Access::SUBMIT,
         handler: |method| on(method, workflows::post),
+    },
+    Route {
+        method: Verb::Get,
+        path: "/v1/workflows",
+        operation: "listWorkflows",
+        summary: "Workflows, newest first, a page at a time: of each what it is, and how far it has come",
+        parameters: &[
+            query("state", "Only workflows in this state"),
+            query("tenant", "Only this tenant's workflows"),
+            query("metadata.", "`metadata.KEY=VALUE`: only workflows with this label; may be given for several keys"),
+            query("cursor", "The `cursor` of the page before"),
+            query("limit", "Most workflows on the page: 50 by default, at most 500; more is taken as 500"),
+        ],
+        body: &[],
+        answers: &[json(200, "A page", Content::Of(of::<WorkflowPage>))],
+        problems: &[Code::UnknownParameter, Code::InvalidParameter, Code::StoreUnavailable],
+        access: Access::READ,
+        handler: |method| on(method, workflows::list),
     },
     Route {
         method: Verb::Get,

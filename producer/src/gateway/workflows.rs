@@ -16,8 +16,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use taskyard_shared::broker::PublishError;
 use taskyard_shared::control::Ask;
-use taskyard_shared::store::{WorkflowAccepted, WorkflowSeen, WorkflowWrite};
-use taskyard_shared::workflow::{StepState, WorkflowId, WorkflowOrder, WorkflowRecord, WorkflowState, decode_workflow};
+use taskyard_shared::store::{Store, WorkflowAccepted, WorkflowFilter, WorkflowSeen, WorkflowWrite};
+use taskyard_shared::workflow::{
+    StepState, WorkflowId, WorkflowOrder, WorkflowRecord, WorkflowState, WorkflowSummary, decode_workflow,
+};
 use taskyard_shared::{Invalid, TaskId, Timestamp};
 use tokio::time::Instant;
 
@@ -45,6 +47,14 @@ pub(super) struct WorkflowChanged {
     outcome: Outcome,
     /// As it stood last.
     state: WorkflowState,
+}
+
+/// One page of workflows, newest first.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct WorkflowPage {
+    workflows: Vec<WorkflowSummary>,
+    /// Give it as `cursor` for the next page; `null` at the end.
+    cursor: Option<String>,
 }
 
 /// What of a record is needed to know whose it is and how far it has come.
@@ -141,10 +151,9 @@ fn read(parts: &Parts, body: &[u8]) -> Result<(WorkflowOrder, WorkflowWrite, boo
     }
     let named = workflow.id.is_some() || workflow.idempotency_key.is_some();
     let (order, plan) = WorkflowOrder::of(workflow, body, &said.carried, Timestamp::now())?;
-    let (id, fingerprint) = (order.id, order.fingerprint(&plan));
-    let record =
-        serde_json::to_vec(&order.queued(plan)).map_err(|error| Problem::new(Code::Internal, error.to_string()))?;
-    Ok((order, WorkflowWrite { id, fingerprint, has_ended: false, record: record.into() }, named))
+    let fingerprint = order.fingerprint(&plan);
+    let write = WorkflowWrite::new(&order.queued(plan), fingerprint);
+    Ok((order, write.map_err(|error| Problem::new(Code::Internal, error.to_string()))?, named))
 }
 
 /// `GET /v1/workflows/{id}`
@@ -170,6 +179,41 @@ pub(super) async fn get(
         return Ok(json(found.seen.record).into_response());
     }
     Ok(json(gateway.with_what_runs(found.seen.record).await).into_response())
+}
+
+/// `GET /v1/workflows`
+pub(super) async fn list(
+    State(gateway): State<Arc<Shared>>,
+    Extension(parameters): Extension<Parameters>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Json<WorkflowPage>, Problem> {
+    let state = match parameters.get("state") {
+        Some(text) => {
+            let message = "state: must be one of a workflow's states";
+            let bad = || Problem::new(Code::InvalidParameter, message).at("state");
+            Some(WorkflowState::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(bad)?)
+        }
+        None => None,
+    };
+    let limit = parameters.limit()?;
+    let filter = WorkflowFilter {
+        state,
+        tenant: caller.narrowed(parameters.get("tenant").map(str::to_owned))?,
+        metadata: parameters.beginning("metadata.").map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+    };
+    let mut cursor = parameters.get("cursor").map(str::to_owned);
+    let mut workflows = Vec::new();
+    // What the store looks at in one call is bounded: a page of few among many takes several.
+    loop {
+        let (filter, after, left) = (filter.clone(), cursor.take(), limit - workflows.len());
+        let list = |store: Arc<dyn Store>| async move { store.list_workflows(&filter, after.as_deref(), left).await };
+        let page = gateway.records.ask(LOOKUP_LIMIT, list).await?;
+        workflows.extend(page.workflows);
+        cursor = page.cursor;
+        if cursor.is_none() || workflows.len() >= limit {
+            return Ok(Json(WorkflowPage { workflows, cursor }));
+        }
+    }
 }
 
 /// `POST /v1/workflows/{id}/cancel`

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use taskyard_shared::broker::{Message, Need, publish_surely};
 use taskyard_shared::schedule::{COUNTED, Due, Fired, Overlap, Published};
 use taskyard_shared::store::{Accept, StoreError, WorkflowWrite};
@@ -158,9 +157,8 @@ impl Keeper {
                     follower: None,
                 }),
                 Published::Workflow { order, plan } => {
-                    let (id, fingerprint) = (order.id, order.fingerprint(&plan));
-                    let Ok(record) = serde_json::to_vec(&order.queued(*plan)).map(Bytes::from) else { continue };
-                    let write = WorkflowWrite { id, fingerprint, has_ended: false, record };
+                    let fingerprint = order.fingerprint(&plan);
+                    let Ok(write) = WorkflowWrite::new(&order.queued(*plan), fingerprint) else { continue };
                     if let Err(failure) = self.store.accept_workflow(write).await {
                         debug!(%failure, "a tick's workflow is not recorded yet");
                         self.metrics.store_failed("accept_workflow");

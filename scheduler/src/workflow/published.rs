@@ -29,12 +29,8 @@ impl Intake {
             Ok((order, plan)) => {
                 let (id, fingerprint) = (order.id, order.fingerprint(&plan));
                 let reply = order.reply.clone();
-                let record = serde_json::to_vec(&order.queued(plan)).map(Bytes::from);
-                let accepted = match record {
-                    Ok(record) => {
-                        let write = WorkflowWrite { id, fingerprint, has_ended: false, record };
-                        self.store.accept_workflow(write).await
-                    }
+                let accepted = match WorkflowWrite::new(&order.queued(plan), fingerprint) {
+                    Ok(write) => self.store.accept_workflow(write).await,
                     Err(failure) => {
                         return warn!(%failure, "a workflow cannot be written down: it is left in the queue");
                     }

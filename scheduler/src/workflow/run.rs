@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use taskyard_shared::broker::Receipt;
 use taskyard_shared::store::WorkflowWrite;
 use taskyard_shared::workflow::{
@@ -187,11 +186,9 @@ impl Run {
 
     /// Its record, to be written.
     pub fn write(&self, state: WorkflowState) -> Result<WorkflowWrite, serde_json::Error> {
-        let has_ended = state.is_terminal();
         let mut record = self.order.record(&self.machine, state);
-        record.finished = has_ended.then(Timestamp::now);
-        let record = Bytes::from(serde_json::to_vec(&record)?);
-        Ok(WorkflowWrite { id: self.order.id, fingerprint: self.fingerprint, has_ended, record })
+        record.finished = state.is_terminal().then(Timestamp::now);
+        WorkflowWrite::new(&record, self.fingerprint)
     }
 
     pub fn was_written(&mut self, took: Duration) {

@@ -39,7 +39,7 @@ use serde_json::value::RawValue;
 
 use super::{
     Accept, Accepted, Beside, Claim, Claimed, Guard, Leased, Release, Released, Renew, Renewed, Retention, Settle,
-    Settled, Store,
+    Settled, Store, StoreError,
 };
 use crate::envelope::{Correlation, Reply};
 use crate::lifecycle::State;
@@ -151,6 +151,8 @@ macro_rules! store_contract {
             a_workflow_is_taken_in_once
             a_workflow_that_has_ended_stays_as_it_is
             a_workflow_to_be_cancelled_is_marked_until_it_ends
+            workflows_are_listed_newest_first_and_keep_their_places
+            a_list_of_workflows_holds_what_matches_as_it_was_last_written
             a_blocked_task_is_queued_once_it_comes_again_to_be_run
             batches_of_a_thousand_answer_in_order
             an_empty_batch_answers_nothing
@@ -162,6 +164,7 @@ macro_rules! store_contract {
             a_finished_record_is_forgotten_after_its_time
             an_idempotency_key_is_forgotten_with_its_task
             a_workflow_that_has_ended_is_forgotten_after_its_time
+            a_workflow_is_listed_until_it_is_forgotten
         }
     };
     ($run:path, $retention:expr => $($check:ident)*) => {

@@ -14,10 +14,12 @@ mod rates;
 pub mod redis;
 pub mod stream;
 mod surely;
+mod workflow;
 
 pub use rates::{Grant, Rates, Want};
 pub use stream::{Append, Appended, Part, ReadStream, Said, Stream};
 pub use surely::until_answered;
+pub use workflow::{WORKFLOW_BYTES, WorkflowAccepted, WorkflowFilter, WorkflowPage, WorkflowSeen, WorkflowWrite};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,41 +34,6 @@ use crate::load::{LoadReport, ModelSpec};
 use crate::outcome::TaskResult;
 use crate::task::{Priority, TaskId};
 use crate::workflow::WorkflowId;
-
-/// A workflow's record, to be written whole.
-#[derive(Clone, Debug)]
-pub struct WorkflowWrite {
-    pub id: WorkflowId,
-    /// Of what it asks for.
-    pub fingerprint: u128,
-    /// It has ended: it is kept for the retention time, and never written again.
-    pub has_ended: bool,
-    /// A [`WorkflowRecord`](crate::workflow::WorkflowRecord) as JSON; at most [`WORKFLOW_BYTES`].
-    pub record: Bytes,
-}
-
-/// A workflow's record as it stands.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct WorkflowSeen {
-    pub record: Bytes,
-    /// Somebody asked to cancel it.
-    pub is_unwanted: bool,
-    pub has_ended: bool,
-}
-
-#[derive(Clone, Debug)]
-pub enum WorkflowAccepted {
-    /// Recorded. It may be one that somebody asked to cancel before it came.
-    New {
-        is_unwanted: bool,
-    },
-    Known(WorkflowSeen),
-    /// Known, but with another content. Nothing was changed.
-    Conflict(WorkflowSeen),
-}
-
-/// A workflow's record cannot be larger than this.
-pub const WORKFLOW_BYTES: usize = 16 << 20;
 
 /// Most replies that one record keeps beside the envelope's own.
 pub const FOLLOWERS: usize = 16;
@@ -362,6 +329,19 @@ pub trait Store: Send + Sync {
 
     /// Asks for a workflow to be cancelled, and answers its record. An id that has none is remembered for [`MISSED_MS`].
     async fn cancel_workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError>;
+
+    /// The newest workflows that match, as [`list`](Self::list) has tasks. One that was last written before there was a list is
+    /// not in it until it is written again.
+    ///
+    /// # Errors
+    /// [`StoreError::BadCursor`] for a cursor that no page gave.
+    async fn list_workflows(
+        &self,
+        filter: &WorkflowFilter,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<WorkflowPage, StoreError>;
+
     /// Counts the tasks that were asked to be cancelled while they had not ended: when it has changed, leases are to be renewed.
     async fn cancellations(&self) -> Result<u64, StoreError>;
     /// Adds to the streams of tasks, see [`stream`].
@@ -411,7 +391,7 @@ pub struct Retention {
     pub finished_ms: u64,
     /// A record of a task that has not finished, from when it was last touched; milliseconds.
     pub unfinished_ms: u64,
-    /// Most tasks that lists go back to.
+    /// Most tasks, and most workflows, that lists go back to.
     pub listed: usize,
 }
 

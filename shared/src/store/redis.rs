@@ -25,7 +25,7 @@ use super::stream::{READ_BYTES, STREAM_BYTES, STREAM_MS, STREAM_PARTS};
 use super::{
     Accept, Accepted, Append, Appended, Beside, Claim, Claimed, FOLLOWERS, Filter, Leased, MISSED_MS, Page, Part,
     ReadStream, Release, Released, Renew, Renewed, Retention, Said, Settle, Settled, Store, StoreError, Stream,
-    TakeTokens, TokensTaken, WorkflowAccepted, WorkflowSeen, WorkflowWrite, cursor, pack,
+    TakeTokens, TokensTaken, WorkflowAccepted, WorkflowFilter, WorkflowPage, WorkflowSeen, WorkflowWrite, cursor, pack,
 };
 use crate::envelope::Reply;
 use crate::load::{LoadReport, ModelSpec};
@@ -35,7 +35,7 @@ use crate::task::{Priority, TaskId};
 use crate::topology::Topology;
 use crate::workflow::WorkflowId;
 
-/// Most tasks on one page.
+/// Most tasks, or workflows, on one page.
 const PAGE_TASKS: usize = 1_000;
 /// Most bytes of records on one page: beyond it the page ends early.
 const PAGE_BYTES: usize = 16 << 20;
@@ -71,6 +71,10 @@ struct Keys {
     value: String,
     tokens: String,
     workflow: String,
+    workflow_summary: String,
+    workflows: String,
+    /// When which of those that are listed is forgotten.
+    workflow_ends: String,
     /// Counts what was to be cancelled.
     cancellations: String,
     stream: String,
@@ -106,6 +110,9 @@ impl RedisStore {
                 value: topology.key("value:"),
                 tokens: topology.key("tokens:"),
                 workflow: topology.key("workflow:"),
+                workflow_summary: topology.key("workflow-summary:"),
+                workflows: topology.key("workflows"),
+                workflow_ends: topology.key("workflows:ends"),
                 cancellations: topology.key("cancellations"),
                 stream: topology.key("stream:"),
                 stream_head: topology.key("stream-head:"),
@@ -446,6 +453,15 @@ impl Store for RedisStore {
 
     async fn cancel_workflow(&self, id: WorkflowId) -> Result<Option<WorkflowSeen>, StoreError> {
         self.cancel_one(id).await
+    }
+
+    async fn list_workflows(
+        &self,
+        filter: &WorkflowFilter,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<WorkflowPage, StoreError> {
+        self.list_some(filter, cursor, limit).await
     }
 
     async fn cancellations(&self) -> Result<u64, StoreError> {

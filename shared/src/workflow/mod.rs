@@ -27,7 +27,9 @@ pub(crate) use json::object as members_of;
 pub use machine::{Command, Ended, Machine, Shown};
 pub use order::WorkflowOrder;
 pub use plan::{Plan, PlannedStep};
-pub use record::{ItemCounts, StepError, StepRecord, StepState, StepTimings, WorkflowRecord, WorkflowState};
+pub use record::{
+    ItemCounts, StepError, StepRecord, StepState, StepTimings, WorkflowRecord, WorkflowState, WorkflowSummary,
+};
 
 /// Limits on a workflow, beside those on each of its tasks.
 pub mod limits {

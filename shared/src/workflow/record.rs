@@ -31,6 +31,9 @@ pub enum WorkflowState {
 }
 
 impl WorkflowState {
+    pub const ALL: [Self; 7] =
+        [Self::Queued, Self::Running, Self::Succeeded, Self::Failed, Self::Cancelled, Self::Expired, Self::Rejected];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -174,6 +177,40 @@ pub struct WorkflowRecord {
     /// Of the steps that no other depends on, once they have succeeded, as long as they are not too large.
     #[serde(default)]
     pub outputs: BTreeMap<String, Box<RawValue>>,
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl WorkflowRecord {
+    pub fn summary(&self) -> WorkflowSummary {
+        WorkflowSummary {
+            id: self.id,
+            state: self.state,
+            tenant: self.tenant.clone(),
+            priority: self.priority,
+            deadline: self.deadline,
+            accepted: self.accepted,
+            finished: self.finished,
+            counts: self.counts.clone(),
+            metadata: self.metadata.clone(),
+        }
+    }
+}
+
+/// A workflow as lists show it: what it is, and how far it had come when its record was last written.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+pub struct WorkflowSummary {
+    pub id: WorkflowId,
+    pub state: WorkflowState,
+    pub tenant: String,
+    pub priority: Priority,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Timestamp>,
+    pub accepted: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub finished: Option<Timestamp>,
+    /// How many steps are in which state.
+    pub counts: BTreeMap<StepState, u32>,
     #[serde(default)]
     pub metadata: BTreeMap<String, String>,
 }

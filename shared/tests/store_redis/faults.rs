@@ -306,6 +306,7 @@ async fn few_rights_and_one_slot_of_a_cluster_are_enough() {
     contract::answers_are_those_of_a_simple_model(store.clone()).await;
     contract::an_idempotency_key_leads_to_the_first_task(store.clone()).await;
     contract::lists_page_newest_first(store.clone()).await;
+    contract::workflows_are_listed_newest_first_and_keep_their_places(store.clone()).await;
     contract::load_reports_expire(store.clone()).await;
     contract::the_newest_announcement_of_a_model_counts(store.clone()).await;
     contract::small_values_are_kept(store.clone()).await;

@@ -1,7 +1,7 @@
 //! Lists: newest first, page by page, of what matches.
 
 use super::*;
-use crate::store::{Filter, StoreError};
+use crate::store::Filter;
 
 /// Every page of a list, each at most `limit`; panics when it does not end.
 async fn pages(store: &dyn Store, filter: &Filter, limit: usize) -> Vec<Vec<TaskResult>> {

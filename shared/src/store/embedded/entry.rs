@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::flows::Flow;
+use super::flows::{Flow, Listed};
 use super::record::{More, Record};
 use crate::envelope::{Correlation, Reply};
 use crate::journal::codec::{Malformed, Reader, put_bytes, put_i64, put_option, put_str, put_u64, put_u128};
@@ -15,7 +15,9 @@ use crate::time::Timestamp;
 /// A record as an earlier version wrote it: fingerprint and followers stand within what is packed.
 const EARLIER_RECORD: u8 = 1;
 const MODEL: u8 = 2;
-const WORKFLOW: u8 = 8;
+/// A workflow that the list does not have, as all were written once.
+const UNLISTED_WORKFLOW: u8 = 8;
+const WORKFLOW: u8 = 9;
 const VALUE: u8 = 3;
 const RECORD: u8 = 6;
 /// A [`RECORD`] that begins with its marks: 1 when somebody asked to cancel it, plus 2 times (n + 1) when it was given the
@@ -77,12 +79,18 @@ pub(super) fn put_value(out: &mut Vec<u8>, key: &str, value: &[u8]) {
 }
 
 pub(super) fn put_workflow(out: &mut Vec<u8>, id: Uuid, flow: &Flow) {
-    out.push(WORKFLOW);
+    let listed =
+        flow.listed.as_ref().and_then(|listed| Some((listed.place, serde_json::to_vec(&listed.summary).ok()?)));
+    out.push(if listed.is_some() { WORKFLOW } else { UNLISTED_WORKFLOW });
     out.push(u8::from(flow.has_ended) + 2 * u8::from(flow.is_unwanted));
     put_u128(out, id.as_u128());
     put_u64(out, flow.touched_ms);
     put_u128(out, flow.fingerprint);
     put_bytes(out, &flow.json);
+    if let Some((place, summary)) = listed {
+        put_u64(out, place);
+        put_bytes(out, &summary);
+    }
 }
 
 pub(super) enum Entry<'a> {
@@ -106,13 +114,22 @@ pub(super) fn read(bytes: &[u8]) -> Result<Entry<'_>, Malformed> {
             Ok(untold(record(reader, marks, false)?))
         }
         EARLIER_RECORD => record(reader, 0, true),
-        WORKFLOW => {
+        kind @ (WORKFLOW | UNLISTED_WORKFLOW) => {
             let marks = reader.u8()?;
             let id = Uuid::from_u128(reader.u128()?);
             let (has_ended, is_unwanted) = (marks & 1 != 0, marks & 2 != 0);
             let (touched_ms, fingerprint) = (reader.u64()?, reader.u128()?);
             let json = bytes::Bytes::copy_from_slice(reader.bytes()?);
-            Ok(Entry::Workflow(id, Flow { fingerprint, has_ended, is_unwanted, touched_ms, json, address: None }))
+            let listed = match kind {
+                WORKFLOW => {
+                    let place = reader.u64()?;
+                    let summary = serde_json::from_slice(reader.bytes()?).map_err(|_| Malformed)?;
+                    Some(Listed { place, summary })
+                }
+                _ => None,
+            };
+            let flow = Flow { fingerprint, has_ended, is_unwanted, touched_ms, json, listed, address: None };
+            Ok(Entry::Workflow(id, flow))
         }
         MODEL => Ok(Entry::Model { name: reader.str()?, json: reader.bytes()? }),
         VALUE => Ok(Entry::Value { key: reader.str()?, value: reader.bytes()? }),

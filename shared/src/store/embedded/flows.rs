@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use super::entry;
 use crate::journal::{Address, Batch};
-use crate::store::{MISSED_MS, Retention, StoreError, WorkflowAccepted, WorkflowSeen, WorkflowWrite};
+use crate::store::{MISSED_MS, Retention, StoreError, WorkflowAccepted, WorkflowFilter, WorkflowSeen, WorkflowWrite};
+use crate::workflow::WorkflowSummary;
 
 /// Most workflows, ended ones among them.
 const FLOWS: usize = 100_000;
@@ -23,7 +24,16 @@ pub(super) struct Flow {
     /// When it ended, or else was last written.
     pub touched_ms: u64,
     pub json: Bytes,
+    /// None in what was last written before there was a list.
+    pub listed: Option<Listed>,
     pub address: Option<Address>,
+}
+
+/// What the list has of a workflow.
+pub(super) struct Listed {
+    /// The later it was taken in, the greater; it stays.
+    pub place: u64,
+    pub summary: WorkflowSummary,
 }
 
 impl Flow {
@@ -35,6 +45,7 @@ impl Flow {
 #[derive(Default)]
 pub(super) struct Flows {
     flows: BTreeMap<Uuid, Flow>,
+    by_place: BTreeMap<u64, Uuid>,
     /// By when they were written; those written again since are there again.
     by_age: VecDeque<(u64, Uuid)>,
     /// Until when it is remembered that they are to be cancelled.
@@ -44,7 +55,14 @@ pub(super) struct Flows {
 
 impl Flows {
     pub fn restore(&mut self, id: Uuid, flow: Flow) {
+        self.insert(id, flow);
+    }
+
+    fn insert(&mut self, id: Uuid, flow: Flow) {
         self.bytes += flow.json.len();
+        if let Some(listed) = &flow.listed {
+            self.by_place.insert(listed.place, id);
+        }
         self.flows.insert(id, flow);
     }
 
@@ -83,6 +101,9 @@ impl Flows {
     fn remove(&mut self, id: Uuid, batch: &mut Option<Batch>) {
         if let Some(flow) = self.flows.remove(&id) {
             self.bytes -= flow.json.len();
+            if let Some(listed) = &flow.listed {
+                self.by_place.remove(&listed.place);
+            }
             if let (Some(address), Some(batch)) = (flow.address, batch) {
                 batch.kill(address);
             }
@@ -93,13 +114,22 @@ impl Flows {
         self.flows.get(&id).filter(|flow| !Self::is_over(flow, now_ms, retention))
     }
 
-    fn put(&mut self, write: WorkflowWrite, is_unwanted: bool, now_ms: u64, batch: &mut Option<Batch>) {
-        let WorkflowWrite { id, fingerprint, has_ended, record } = write;
+    /// `place` is that of the record that it takes the place of.
+    fn put(
+        &mut self,
+        write: WorkflowWrite,
+        is_unwanted: bool,
+        place: Option<u64>,
+        now_ms: u64,
+        batch: &mut Option<Batch>,
+    ) {
+        let WorkflowWrite { id, fingerprint, has_ended, summary, record: json } = write;
         self.remove(id.0, batch);
-        self.bytes += record.len();
-        let mut flow = Flow { fingerprint, has_ended, is_unwanted, touched_ms: now_ms, json: record, address: None };
+        let place = place.unwrap_or_else(|| self.by_place.last_key_value().map_or(0, |(newest, _)| newest + 1));
+        let listed = Some(Listed { place, summary });
+        let mut flow = Flow { fingerprint, has_ended, is_unwanted, touched_ms: now_ms, json, listed, address: None };
         flow.address = batch.as_mut().map(|batch| batch.put(|out| entry::put_workflow(out, id.0, &flow)));
-        self.flows.insert(id.0, flow);
+        self.insert(id.0, flow);
         self.by_age.push_back((now_ms, id.0));
         // Those that were written again leave their earlier places behind.
         if self.by_age.len() > 2 * self.flows.len() + 64 {
@@ -137,7 +167,7 @@ impl Flows {
             )));
         }
         let is_unwanted = self.take_missed(write.id.0, now_ms);
-        self.put(write, is_unwanted, now_ms, batch);
+        self.put(write, is_unwanted, None, now_ms, batch);
         Ok(WorkflowAccepted::New { is_unwanted })
     }
 
@@ -155,6 +185,7 @@ impl Flows {
         }
         // One that was let in must be able to end.
         let (is_new, is_marked) = (known.is_none(), known.is_some_and(|known| known.is_unwanted));
+        let place = known.and_then(|known| known.listed.as_ref()).map(|listed| listed.place);
         if is_new && self.flows.len() >= FLOWS + FLOWS / 8 || self.bytes + write.record.len() > BYTES + BYTES / 8 {
             return Err(StoreError::Full(format!(
                 "{} workflows take {} bytes of memory",
@@ -163,12 +194,39 @@ impl Flows {
             )));
         }
         let is_unwanted = is_marked || is_new && self.take_missed(write.id.0, now_ms);
-        self.put(write, is_unwanted, now_ms, batch);
+        self.put(write, is_unwanted, place, now_ms, batch);
         Ok(None)
     }
 
     pub fn see(&self, id: Uuid, now_ms: u64, retention: Retention) -> Option<WorkflowSeen> {
         self.find(id, now_ms, retention).map(Flow::seen)
+    }
+
+    /// Those before the place `before` that match, newest first, of the next `most` of the list; each with its place. And where
+    /// to go on, unless that was the end.
+    pub fn list(
+        &self,
+        filter: &WorkflowFilter,
+        before: u64,
+        most: usize,
+        now_ms: u64,
+        retention: Retention,
+    ) -> (Vec<(u64, WorkflowSummary)>, Option<u64>) {
+        let too_many = self.by_place.len().saturating_sub(retention.listed);
+        let from = if too_many == 0 { Some(&0) } else { self.by_place.keys().nth(too_many) };
+        let Some(&from) = from.filter(|from| **from < before) else { return (Vec::new(), None) };
+        let (mut found, mut next) = (Vec::new(), None);
+        for (looked_at, (place, id)) in self.by_place.range(from..before).rev().enumerate() {
+            if looked_at == most {
+                return (found, next);
+            }
+            next = Some(*place);
+            let listed = self.find(*id, now_ms, retention).and_then(|flow| flow.listed.as_ref());
+            if let Some(listed) = listed.filter(|listed| filter.matches(&listed.summary)) {
+                found.push((*place, listed.summary.clone()));
+            }
+        }
+        (found, None)
     }
 
     pub fn cancel(

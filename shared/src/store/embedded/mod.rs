@@ -37,7 +37,7 @@ use super::pack::put_task;
 use super::{
     Accept, Accepted, Append, Appended, Claim, Claimed, Filter, Leased, Page, RECORD_BYTES, ReadStream, Release,
     Released, Renew, Renewed, Retention, Settle, Settled, Store, StoreError, Stream, TakeTokens, TokensTaken,
-    WORKFLOW_BYTES, WorkflowAccepted, WorkflowSeen, WorkflowWrite, cursor,
+    WORKFLOW_BYTES, WorkflowAccepted, WorkflowFilter, WorkflowPage, WorkflowSeen, WorkflowWrite, cursor,
 };
 use crate::envelope::Reply;
 use crate::journal::codec::Malformed;
@@ -518,6 +518,39 @@ impl Store for EmbeddedStore {
         let seen = self.workflow(id).await?;
         let bytes = seen.map_or(0, |seen| seen.record.len());
         self.change_flows(bytes, |flows, now_ms, batch| Ok(flows.cancel(id.0, now_ms, self.retention, batch))).await
+    }
+
+    async fn list_workflows(
+        &self,
+        filter: &WorkflowFilter,
+        cursor: Option<&str>,
+        limit: usize,
+    ) -> Result<WorkflowPage, StoreError> {
+        let mut before = cursor.map(cursor::read).transpose()?.unwrap_or(u64::MAX);
+        let limit = limit.min(PAGE);
+        let mut page = WorkflowPage::default();
+        if limit == 0 {
+            return Ok(page);
+        }
+        let mut last = 0;
+        loop {
+            let (found, next) = {
+                let flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
+                flows.list(filter, before, LOOKS, self.clock.now_ms(), self.retention)
+            };
+            for (place, summary) in found {
+                // One more than fits: there is a next page, and it begins after the last that did fit.
+                if page.workflows.len() == limit {
+                    page.cursor = Some(cursor::write(last));
+                    return Ok(page);
+                }
+                page.workflows.push(summary);
+                last = place;
+            }
+            let Some(next) = next else { return Ok(page) };
+            before = next;
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn cancellations(&self) -> Result<u64, StoreError> {

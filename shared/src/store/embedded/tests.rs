@@ -8,6 +8,7 @@ use crate::envelope::{Carried, Envelope};
 use crate::lifecycle::State;
 use crate::store::Guard;
 use crate::task::{Target, Task};
+use crate::workflow::{WorkflowOrder, WorkflowRecord};
 
 /// An end that a crash could still take back is shown to nobody who would rely on it.
 #[tokio::test]
@@ -63,4 +64,36 @@ async fn an_end_is_shown_once_it_is_on_disk() {
     settling.await.unwrap().unwrap();
     // What lies on disk is shown without a turn of the journal.
     assert!(futures_util::FutureExt::now_or_never(store.get(vec![id])).is_some());
+}
+
+/// As an earlier version left it: it is looked up, and listed once it is written again.
+#[tokio::test]
+async fn a_workflow_of_before_there_was_a_list_is_listed_once_it_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let id = WorkflowId(uuid::Uuid::new_v4());
+    let store = EmbeddedStore::open(dir.path(), Retention::default()).unwrap();
+    let mut batch = store.journal.as_ref().unwrap().reserve(0).await.unwrap();
+    let flow = Flow {
+        fingerprint: 7,
+        has_ended: false,
+        is_unwanted: false,
+        touched_ms: store.clock.now_ms(),
+        json: Bytes::from_static(b"{}"),
+        listed: None,
+        address: None,
+    };
+    batch.put(|out| entry::put_workflow(out, id.0, &flow));
+    batch.commit(true).await.unwrap();
+    drop(store);
+
+    let store = EmbeddedStore::open(dir.path(), Retention::default()).unwrap();
+    let everything = WorkflowFilter::default();
+    assert_eq!(store.workflow(id).await.unwrap().unwrap().record, "{}");
+    assert!(store.list_workflows(&everything, None, 10).await.unwrap().workflows.is_empty());
+    let order = br#"{"tasks": [{"name": "a", "model": "m", "input": 1}]}"#;
+    let (order, plan) = WorkflowOrder::read(order, &Carried::default(), Timestamp::now()).unwrap();
+    let record = WorkflowRecord { id, ..order.queued(plan) };
+    store.write_workflow(WorkflowWrite::new(&record, 7).unwrap()).await.unwrap();
+    let listed = store.list_workflows(&everything, None, 10).await.unwrap();
+    assert_eq!(listed.workflows, [record.summary()]);
 }

@@ -33,6 +33,7 @@ scripts! {
     FOLLOW = "follow.lua"
     LEASED = "leased.lua"
     LIST = "list.lua"
+    LIST_WORKFLOWS = "list_workflows.lua"
     LOADS = "loads.lua"
     RELEASE = "release.lua"
     RENEW = "renew.lua"
