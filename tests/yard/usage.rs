@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use taskyard_shared::Usage;
 use taskyard_shared::process::settings::ModelSettings;
 use taskyard_worker::handlers::{ModelCache, build};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -110,4 +111,52 @@ async fn tokens_are_in_the_result_and_counted_for_each_tenant_with_their_cost() 
     let cost = value("taskyard_token_cost_total{model=\"llm\",tenant=\"named\"}").unwrap();
     assert!((cost - 0.3).abs() < 1e-9, "{cost}");
     assert!(!text.contains("taskyard_token_cost_total{model=\"free\""));
+}
+
+/// Takes 10 and 5 tokens whenever it asks, and asks once in its first attempt, which fails, and twice in the next.
+struct Asking;
+
+#[async_trait]
+impl Handler for Asking {
+    async fn execute(&self, batch: Vec<Job>) -> Vec<Answer> {
+        let ask = |job: &Job| {
+            job.meanwhile.used(Usage { prompt_tokens: 10, completion_tokens: 5, cost: Some(0.25) });
+        };
+        let mut answers = Vec::new();
+        for job in batch {
+            ask(&job);
+            answers.push(match job.attempt {
+                1 => Err(TaskError { code: "own_code".into(), message: "as told".into(), retryable: true }),
+                _ => {
+                    ask(&job);
+                    Ok(job.input)
+                }
+            });
+        }
+        answers
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_has_what_its_last_attempt_took_and_the_metrics_what_all_of_them_took() {
+    let mut yard = Yard::new(|_| {}).await;
+    let registry = Registry::new().unwrap();
+    let (broker, store, settings) = (yard.broker.clone(), yard.store.clone(), yard.settings.worker.clone());
+    let worker = Worker::new(broker, store, yard.topology.clone(), settings, &registry).unwrap();
+    let worker = worker.tenants(["default".to_owned()]).model(spec("m"), Arc::new(Asking));
+    tokio::spawn(worker.run(CancellationToken::new(), CancellationToken::new()));
+    yard.scheduler(&[spec("m")]);
+    let ids = yard.publish(vec![json!({"model": "m", "input": 1})]).await;
+    yard.collect(&ids).await;
+    let result = yard.result(&ids[0]);
+    let took = Usage { prompt_tokens: 20, completion_tokens: 10, cost: Some(0.5) };
+    assert_eq!((result.state, result.attempt, result.usage), (State::Succeeded, 2, Some(took)));
+    let text = registry.render().unwrap();
+    for counted in [
+        "taskyard_tokens_total{kind=\"prompt\",model=\"m\",tenant=\"default\"} 30",
+        "taskyard_tokens_total{kind=\"completion\",model=\"m\",tenant=\"default\"} 15",
+        "taskyard_token_cost_total{model=\"m\",tenant=\"default\"} 0.75",
+    ] {
+        assert!(text.lines().any(|line| line == counted), "{counted}: {text}");
+    }
 }

@@ -103,48 +103,94 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn an_artifact_goes_in_the_second_round_that_finds_it_unneeded() {
-        let artifacts = Artifacts::in_memory();
-        let store: Arc<dyn Store> = Arc::new(EmbeddedStore::in_memory(Retention::default()));
-        let metrics = Metrics::new(&Registry::new().unwrap()).unwrap();
-        let (artifacts_, store_) = (artifacts.clone(), store.clone());
-        let sweeper = Sweeper { artifacts: artifacts_, store: store_, keep: Duration::ZERO, metrics };
-        let served = artifacts.put("served".into()).await.unwrap();
-        let left = artifacts.put("left over".into()).await.unwrap();
-        let is_there = async |id| artifacts.get(id, 99).await.is_ok();
-        let register = async |files: &[ArtifactId]| {
+    struct Yard {
+        artifacts: Artifacts,
+        store: Arc<dyn Store>,
+        sweeper: Sweeper,
+    }
+
+    impl Yard {
+        fn new(keep: Duration) -> Self {
+            let artifacts = Artifacts::in_memory();
+            let store: Arc<dyn Store> = Arc::new(EmbeddedStore::in_memory(Retention::default()));
+            let metrics = Metrics::new(&Registry::new().unwrap()).unwrap();
+            let sweeper = Sweeper { artifacts: artifacts.clone(), store: store.clone(), keep, metrics };
+            Self { artifacts, store, sweeper }
+        }
+
+        async fn put(&self, content: &'static str) -> ArtifactId {
+            self.artifacts.put(content.into()).await.unwrap()
+        }
+
+        async fn has(&self, id: ArtifactId) -> bool {
+            self.artifacts.get(id, 99).await.is_ok()
+        }
+
+        /// A model is made of these.
+        async fn register(&self, files: &[ArtifactId]) {
             let files = files.iter().map(|id| (id.hex(), Reference { to: *id })).collect();
             let variant = Variant { name: "m@2".into(), files, ..Variant::default() };
             let registered = [("m@2".to_owned(), Registration { like: "m".into(), variant })].into();
             let mut deployed = Deployed::default();
             deployed.registered = registered;
-            store.put(Deployed::KEY, serde_json::to_vec(&deployed).unwrap().into()).await.unwrap();
-        };
+            self.write(serde_json::to_vec(&deployed).unwrap()).await;
+        }
+
+        async fn write(&self, deployed: impl Into<bytes::Bytes>) {
+            self.store.put(Deployed::KEY, deployed.into()).await.unwrap();
+        }
+
+        async fn sweep(&self, unneeded: &mut BTreeSet<ArtifactId>) {
+            self.sweeper.sweep(unneeded).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn an_artifact_goes_in_the_second_round_that_finds_it_unneeded() {
+        let yard = Yard::new(Duration::ZERO);
+        let (served, also, left) = (yard.put("served").await, yard.put("also").await, yard.put("left over").await);
         let mut unneeded = BTreeSet::new();
 
         // What cannot be read may name anything, however often it is looked at; and what was found before that counts no more.
-        store.put(Deployed::KEY, "nonsense".into()).await.unwrap();
+        yard.write("nonsense").await;
         for _ in 0..3 {
-            sweeper.sweep(&mut unneeded).await.unwrap();
+            yard.sweep(&mut unneeded).await;
         }
-        assert!(unneeded.is_empty() && is_there(left).await);
+        assert!(unneeded.is_empty() && yard.has(left).await);
+        yard.register(&[]).await;
+        yard.sweep(&mut unneeded).await;
+        assert_eq!(unneeded, BTreeSet::from([served, also, left]));
+        yard.write("nonsense").await;
+        yard.sweep(&mut unneeded).await;
 
         // Found once; registered before it is found again.
-        register(&[]).await;
-        sweeper.sweep(&mut unneeded).await.unwrap();
-        assert_eq!(unneeded, BTreeSet::from([served, left]));
-        register(&[served]).await;
-        sweeper.sweep(&mut unneeded).await.unwrap();
-        assert!(is_there(served).await && !is_there(left).await);
-        sweeper.sweep(&mut unneeded).await.unwrap();
-        assert!(is_there(served).await);
+        yard.register(&[]).await;
+        yard.sweep(&mut unneeded).await;
+        assert!(yard.has(left).await);
+        yard.register(&[served, also]).await;
+        yard.sweep(&mut unneeded).await;
+        assert!(yard.has(served).await && yard.has(also).await && !yard.has(left).await);
+        yard.sweep(&mut unneeded).await;
+        assert!(yard.has(served).await && yard.has(also).await);
 
         // And when the model is retired, it goes.
-        register(&[]).await;
-        sweeper.sweep(&mut unneeded).await.unwrap();
-        assert!(is_there(served).await);
-        sweeper.sweep(&mut unneeded).await.unwrap();
-        assert!(!is_there(served).await);
+        yard.register(&[]).await;
+        yard.sweep(&mut unneeded).await;
+        assert!(yard.has(served).await);
+        yard.sweep(&mut unneeded).await;
+        assert!(!yard.has(served).await && !yard.has(also).await);
+    }
+
+    #[tokio::test]
+    async fn what_was_put_lately_stays_though_nobody_needs_it() {
+        let yard = Yard::new(Duration::from_secs(3600));
+        let young = yard.put("young").await;
+        yard.artifacts.put_note("a", "note".into()).await.unwrap();
+        let mut unneeded = BTreeSet::new();
+        for _ in 0..3 {
+            yard.sweep(&mut unneeded).await;
+        }
+        assert!(unneeded.is_empty() && yard.has(young).await);
+        assert_eq!(yard.artifacts.note("a", 99).await.unwrap(), Some("note".into()));
     }
 }

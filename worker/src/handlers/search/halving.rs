@@ -231,6 +231,17 @@ mod tests {
                 {"candidates": 2, "kept": 1, "failed": 0, "more": 10, "work": 10},
             ])
         );
+        // Of those that came as far the last rung decides, and neither their numbers nor the rungs before.
+        let turned = halved(json!({"do": "halve", "candidates": first["kept"], "by": "/m",
+            "results": [{"m": 9}, {"m": 4}]}))
+        .unwrap();
+        let least = halved(json!({"do": "halve", "candidates": first["kept"], "by": "/m", "least": true,
+            "results": [{"m": 9}, {"m": 4}]}))
+        .unwrap();
+        for (second, best) in [(turned, 3), (least, 1)] {
+            let told = reported(&plan, json!([first["scores"], second["scores"]])).unwrap();
+            assert_eq!((&told["best"]["number"], &told["candidates"][0]), (&json!(best), &told["best"]));
+        }
         // Where nothing is said of work it is what might be spent.
         let silent = halved(json!({"do": "halve", "candidates": plan["candidates"], "keep": 2, "by": "/m",
             "results": [{"m": 1}, {"m": 2}, {"m": 3}, {"m": 4}]}))
