@@ -9,10 +9,16 @@ use taskyard_shared::{State, TaskResult};
 /// a model in fewer bits never gives the same scores.
 const TOLERANCE: f64 = 0.01;
 
+/// Codes of copies whose workers were lost, and with them what they would have answered. How soon another worker finds such a copy
+/// decides whether it ends with one of these or is given back.
+const LOST: [&str; 2] = ["attempts_exhausted", "worker_lost"];
+
 /// How alike they are by their records, and what both took, in milliseconds, where there was something to compare.
 pub(crate) fn judge(task: Option<TaskResult>, copy: Option<TaskResult>) -> (Likeness, Option<(f64, f64)>) {
     // One that was lost, or ended by somebody, says nothing of its version.
-    let Some(copy) = copy.filter(|copy| copy.state.is_terminal() && copy.state != State::Cancelled) else {
+    let is_lost = |copy: &TaskResult| copy.error.as_ref().is_some_and(|error| LOST.contains(&&*error.code));
+    let has_ended = |copy: &TaskResult| copy.state.is_terminal() && copy.state != State::Cancelled && !is_lost(copy);
+    let Some(copy) = copy.filter(has_ended) else {
         return (Likeness::Skipped, None);
     };
     let Some(answer) = copy.output.filter(|_| copy.state == State::Succeeded) else { return (Likeness::Failed, None) };
@@ -59,7 +65,7 @@ fn is_near(one: &Number, other: &Number) -> bool {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use taskyard_shared::{Carried, Envelope, Target, Task, Timestamp};
+    use taskyard_shared::{Carried, Envelope, Target, Task, TaskError, Timestamp};
 
     use super::*;
 
@@ -108,6 +114,12 @@ mod tests {
         let other = ended(State::Succeeded, Some(json!(2)), 8.0);
         assert_eq!(judge(one(), other), (Likeness::Different, Some((4.0, 8.0))));
         assert_eq!(judge(one(), failed()), (Likeness::Failed, None));
+        for (code, likeness) in [("worker_lost", Likeness::Skipped), ("own_code", Likeness::Failed)] {
+            let mut copy = failed();
+            let error = TaskError { code: code.into(), message: String::new(), retryable: false };
+            copy.as_mut().unwrap().error = Some(error);
+            assert_eq!(judge(one(), copy), (likeness, None), "{code}");
+        }
         assert_eq!(judge(failed(), one()), (Likeness::Unknown, None));
         assert_eq!(judge(None, one()), (Likeness::Unknown, None));
         assert_eq!(judge(one(), ended(State::Queued, None, 0.0)), (Likeness::Skipped, None));
