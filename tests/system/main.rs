@@ -11,4 +11,5 @@ mod order;
 mod paging;
 mod poison;
 mod refusals;
+mod shadow;
 mod yard;

@@ -11,6 +11,7 @@ mod holding;
 mod long;
 mod meanwhile;
 mod mirror;
+mod mirror_lost;
 mod order;
 mod overload;
 mod paging;

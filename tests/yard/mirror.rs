@@ -12,9 +12,10 @@ use super::*;
 
 /// Gives the input back, but for the tenth of the inputs that it answers differently, and another that it fails on.
 #[derive(Default)]
-struct Odd {
-    runs: AtomicUsize,
-    gate: Option<Arc<Semaphore>>,
+pub(super) struct Odd {
+    pub begun: AtomicUsize,
+    pub runs: AtomicUsize,
+    pub gate: Option<Arc<Semaphore>>,
 }
 
 #[async_trait]
@@ -22,6 +23,7 @@ impl Handler for Odd {
     async fn execute(&self, batch: Vec<Job>) -> Vec<Answer> {
         let mut answers = Vec::new();
         for job in batch {
+            self.begun.fetch_add(1, Ordering::SeqCst);
             if let Some(gate) = &self.gate {
                 gate.acquire().await.unwrap().forget();
             }
@@ -37,7 +39,7 @@ impl Handler for Odd {
     }
 }
 
-fn versions() -> [ModelSpec; 2] {
+pub(super) fn versions() -> [ModelSpec; 2] {
     let plain = ModelSpec { quality: Some(0.5), ..spec("m") };
     [plain.clone(), ModelSpec { name: "m@2".into(), version: "2".into(), ..plain }]
 }
@@ -62,7 +64,7 @@ impl Yard {
     }
 
     /// Tasks for `m` with these numbers, which get their inputs back from version 1.
-    async fn served(&mut self, numbers: std::ops::Range<u64>) -> Vec<Uuid> {
+    pub(super) async fn served(&mut self, numbers: std::ops::Range<u64>) -> Vec<Uuid> {
         let inputs: Vec<Value> = numbers.map(|n| json!({"n": n})).collect();
         let ids = self.publish(inputs.iter().map(|input| json!({"model": "m", "input": input})).collect()).await;
         self.collect(&ids).await;
@@ -76,7 +78,7 @@ impl Yard {
 }
 
 /// What `GET /v1/models` says of the shadow of version 2.
-async fn shown(api: &Api) -> Value {
+pub(super) async fn shown(api: &Api) -> Value {
     let (status, body) = api.get("/v1/models").await;
     assert_eq!(status, 200, "{body}");
     let models = body["models"].as_array().unwrap();
@@ -86,12 +88,12 @@ async fn shown(api: &Api) -> Value {
 
 const OUTCOMES: [&str; 5] = ["same", "different", "failed", "skipped", "unknown"];
 
-fn counts(shadow: &Value) -> [u64; 5] {
+pub(super) fn counts(shadow: &Value) -> [u64; 5] {
     OUTCOMES.map(|outcome| shadow[outcome].as_u64().unwrap_or_default())
 }
 
 /// Asks until so many tasks were counted.
-async fn counted(api: &Api, tasks: u64) -> Value {
+pub(super) async fn counted(api: &Api, tasks: u64) -> Value {
     let until = std::time::Instant::now() + PATIENCE;
     loop {
         let shadow = shown(api).await;
@@ -103,7 +105,7 @@ async fn counted(api: &Api, tasks: u64) -> Value {
     }
 }
 
-async fn shadows(yard: &mut Yard, share: f64) {
+pub(super) async fn shadows(yard: &mut Yard, share: f64) {
     let done = yard.one(deployment("m@2", json!({"action": "shadow", "share": share}))).await;
     assert_eq!(done.state, State::Succeeded, "{done:?}");
 }
