@@ -13,6 +13,8 @@ use taskyard_shared::load::{LoadReport, LoadState, ModelLoad, ModelSpec};
 use taskyard_shared::store::{Store, WorkflowWrite};
 use taskyard_shared::workflow::{WorkflowRecord, WorkflowState};
 use taskyard_shared::{Timestamp, decode_tasks};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use yard::{RunningGateway, Yard, eventually, settings, within};
 
 fn id(text: &Value) -> TaskId {
@@ -568,5 +570,26 @@ async fn waits_end_when_the_gateway_stops() {
     let RunningGateway { task, address, .. } = gateway;
     within(task).await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(30));
-    assert!(tokio::net::TcpStream::connect(&address).await.is_err(), "it still listens");
+    assert!(TcpStream::connect(&address).await.is_err(), "it still listens");
+}
+
+#[tokio::test]
+async fn whoever_has_connected_before_it_stops_is_answered() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let mut connected = Vec::new();
+    for _ in 0..8 {
+        connected.push(TcpStream::connect(&gateway.address).await.unwrap());
+    }
+    gateway.stop.cancel();
+    eventually("it listens no more", || async { TcpStream::connect(&gateway.address).await.is_err() }).await;
+    for stream in &mut connected {
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    }
+    for mut stream in connected {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    }
+    within(gateway.task).await.unwrap();
 }

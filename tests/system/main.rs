@@ -11,5 +11,6 @@ mod order;
 mod paging;
 mod poison;
 mod refusals;
+mod rolling;
 mod shadow;
 mod yard;

@@ -31,6 +31,8 @@ const HEADERS: usize = 64;
 const REFUSED_AT_ONCE: usize = 64;
 /// How long running requests may go on once the gateway stops.
 const DRAIN: Duration = Duration::from_secs(10);
+/// And for the first request of a connection that was made before, to come.
+const FIRST: Duration = Duration::from_secs(1);
 /// After an `accept` that failed, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -49,7 +51,7 @@ pub(super) struct Counts {
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_READS: usize = 16;
 
-/// Serves until `stop`, then lets running requests finish.
+/// Serves until `stop`, then lets the requests of those who had connected finish.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -65,19 +67,7 @@ pub(super) async fn serve(
     let service = TowerToHyperService::new(router);
     let connections = TaskTracker::new();
     let abort = CancellationToken::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
+    let admit = |stream: TcpStream| {
         let Ok(place) = room.clone().try_acquire_owned() else {
             counts.refused.inc();
             if let Ok(place) = refusals.clone().try_acquire_owned() {
@@ -88,18 +78,27 @@ pub(super) async fn serve(
                     drop(place);
                 });
             }
-            continue;
+            return;
         };
         // Answers are small: they are not held back to be sent together.
         let _ = stream.set_nodelay(true);
-        let connection = http.serve_connection(TokioIo::new(Moving::new(stream, limits.timeout)), service.clone());
+        let spoken = CancellationToken::new();
+        let stream = Moving { spoken: spoken.clone(), ..Moving::new(stream, limits.timeout) };
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone());
         let (stop, abort, open) = (stop.clone(), abort.clone(), counts.open.clone());
         connections.spawn(async move {
             let _open = Counted::new(open);
             let mut connection = pin!(connection);
+            let ending = async {
+                stop.cancelled().await;
+                // One on which nothing has come yet would be closed at once, though its request may be on its way.
+                let _said = timeout(FIRST, spoken.cancelled()).await;
+            };
             let served = tokio::select! {
+                biased;
+                // First: what has come is read before it is said that it was the last.
                 served = connection.as_mut() => Some(served),
-                () = stop.cancelled() => None,
+                () = ending => None,
             };
             let served = match served {
                 Some(served) => served,
@@ -114,8 +113,27 @@ pub(super) async fn serve(
             }
             drop(place);
         });
+    };
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => admit(stream),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
     }
-    drop(listener);
+    // Whoever has connected is answered: the listener is asked itself, since the runtime may not have heard of them yet.
+    if let Ok(listener) = listener.into_std() {
+        while let Ok((stream, _)) = listener.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            stream.map_or_else(|error| tracing::warn!(%error, "a connection could not be accepted"), &admit);
+        }
+    }
     connections.close();
     if timeout(DRAIN, connections.wait()).await.is_err() {
         tracing::warn!(connections = connections.len(), "connections were cut: their requests did not end in time");
@@ -152,6 +170,8 @@ async fn refuse(stream: TcpStream, answer: &[u8]) -> io::Result<()> {
 struct Moving {
     stream: TcpStream,
     limit: Duration,
+    /// Cancelled once something was read.
+    spoken: CancellationToken,
     /// Runs while a write waits for the other end.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Runs once our side is closed.
@@ -160,7 +180,7 @@ struct Moving {
 
 impl Moving {
     fn new(stream: TcpStream, limit: Duration) -> Self {
-        Self { stream, limit, stalled: None, lingering: None }
+        Self { stream, limit, spoken: CancellationToken::new(), stalled: None, lingering: None }
     }
 
     fn judge<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
@@ -183,7 +203,11 @@ impl AsyncRead for Moving {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if polled.is_ready() {
+            self.spoken.cancel();
+        }
+        polled
     }
 }
 
