@@ -216,8 +216,9 @@ impl Letter {
     /// Several messages to the schedulers may travel in one: each by itself, where they can be told apart.
     pub fn members(&self) -> Vec<Bytes> {
         match members(&self.body) {
-            Some(members) => members.iter().map(|member| self.body.slice_ref(member.get().as_bytes())).collect(),
-            None => vec![self.body.clone()],
+            Some(members) if !members.is_empty() => members.iter().map(|member| self.body.slice_ref(member.get().as_bytes())).collect(),
+            // An array of nothing is one as well: sent again it is seen again, and does not go without a word.
+            _ => vec![self.body.clone()],
         }
     }
 
@@ -350,5 +351,7 @@ mod tests {
         assert_eq!(letter.members(), [Bytes::from_static(b"{\"a\": 1.0}"), Bytes::from_static(b"2")]);
         let letter = Letter::of_internal("unreadable", "", Bytes::from_static(b"[1,"));
         assert_eq!(letter.members(), [Bytes::from_static(b"[1,")]);
+        let letter = Letter::of_internal("unreadable", "", Bytes::from_static(b"[ ]"));
+        assert_eq!(letter.members(), [Bytes::from_static(b"[ ]")]);
     }
 }
