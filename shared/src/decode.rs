@@ -28,8 +28,9 @@ impl Invalid {
     /// What a reader says of a value may quote it, and a value may be as long as a body: both are cut.
     pub fn new(code: &'static str, field: impl Into<Cow<'static, str>>, message: impl Display) -> Self {
         let field = match field.into() {
-            long if long.len() > FIELD_BYTES => brief(long, FIELD_BYTES).into(),
-            short => short,
+            // Its parts may be names out of the body.
+            bad if bad.len() > FIELD_BYTES || has_control(&bad) => brief(bad, FIELD_BYTES).into(),
+            good => good,
         };
         Self { code, field, message: brief(message, MESSAGE_BYTES), id: None }
     }

@@ -238,7 +238,7 @@ pub(super) fn from_environment(
     ours.sort();
     let mut layer = Layer::default();
     for (variable, value) in ours {
-        let origin = Origin::Environment { variable: variable.clone() };
+        let origin = Origin::Environment { variable: variable.escape_debug().to_string() };
         let place = resolve(&SETTINGS, &Key::default(), &variable[PREFIX.len()..], &origin, below)?;
         let text = value.into_string().map_err(|_| ConfigError::WrongType {
             key: place.key.to_string(),
