@@ -216,7 +216,9 @@ impl Letter {
     /// Several messages to the schedulers may travel in one: each by itself, where they can be told apart.
     pub fn members(&self) -> Vec<Bytes> {
         match members(&self.body) {
-            Some(members) if !members.is_empty() => members.iter().map(|member| self.body.slice_ref(member.get().as_bytes())).collect(),
+            Some(members) if !members.is_empty() => {
+                members.iter().map(|member| self.body.slice_ref(member.get().as_bytes())).collect()
+            }
             // An array of nothing is one as well: sent again it is seen again, and does not go without a word.
             _ => vec![self.body.clone()],
         }
