@@ -35,10 +35,17 @@ impl Mirror {
 }
 
 impl Deployed {
-    /// The versions that are to run a task a second time, which names a model alone and goes to `to`.
-    pub fn mirrored<'a>(&'a self, model: &'a str, to: &'a str, task: TaskId) -> impl Iterator<Item = &'a str> {
+    /// The versions that are to run a task a second time, which names a model alone and goes to `to`; and since when they are.
+    pub fn mirrored<'a>(
+        &'a self,
+        model: &'a str,
+        to: &'a str,
+        task: TaskId,
+    ) -> impl Iterator<Item = (&'a str, Timestamp)> {
         let of_model = self.mirrors.iter().filter(move |(version, _)| base(version) == model && *version != to);
-        of_model.filter(move |(version, mirror)| mirror.takes(version, task)).map(|(version, _)| version.as_str())
+        of_model
+            .filter(move |(version, mirror)| mirror.takes(version, task))
+            .map(|(version, mirror)| (version.as_str(), mirror.since))
     }
 }
 
@@ -181,13 +188,16 @@ mod tests {
         let again = Deployed::read(&serde_json::to_vec(&deployed).unwrap()).unwrap();
         assert_eq!(again, deployed);
         let ids: Vec<TaskId> = (0..10_000).map(|_| TaskId::new()).collect();
-        let is_taken = |id: &&TaskId| deployed.mirrored("m", "m@1", **id).eq(["m@2"]);
+        let is_taken = |id: &&TaskId| deployed.mirrored("m", "m@1", **id).map(|(version, _)| version).eq(["m@2"]);
         let taken: Vec<&TaskId> = ids.iter().filter(is_taken).collect();
         assert!((2_200..2_800).contains(&taken.len()), "{}", taken.len());
-        assert!(taken.iter().all(|id| again.mirrored("m", "m@1", **id).eq(["m@2"])));
+        assert!(taken.iter().all(|id| again.mirrored("m", "m@1", **id).map(|(version, _)| version).eq(["m@2"])));
         let to_canary = taken.iter().filter(|id| deployed.route("m", ***id) == Some("m@3")).count();
         assert!((400..900).contains(&to_canary), "a quarter of them: {to_canary}");
-        assert!(ids.iter().all(|id| deployed.mirrored("n", "n@1", *id).eq(["n@2"])), "all of them");
+        assert!(
+            ids.iter().all(|id| deployed.mirrored("n", "n@1", *id).map(|(version, _)| version).eq(["n@2"])),
+            "all of them"
+        );
         assert!(ids.iter().all(|id| deployed.mirrored("n", "n@2", *id).next().is_none()), "it has it already");
         assert!(ids.iter().all(|id| deployed.mirrored("other", "other", *id).next().is_none()));
     }

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use taskyard_shared::deployment::Deployed;
 use taskyard_shared::load::{Completion, LoadReport};
 use taskyard_shared::mirror::{Differing, Likeness, METADATA, TENANT, Tally};
 use taskyard_shared::store::{Store, StoreError};
@@ -32,23 +33,36 @@ const BYTES_MOST: usize = 16 << 20;
 /// A task that is neither here nor with workers, and of whose end nothing was heard, is waited for so long.
 const UNHEARD_FOR: Duration = Duration::from_secs(60);
 
+/// A version in the shadow, from when it was put there until it is taken out: put there again it is another one.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Trial {
+    version: Arc<str>,
+    since: Timestamp,
+}
+
+impl Trial {
+    fn goes_on(&self, deployed: &Deployed) -> bool {
+        deployed.mirrors.get(&*self.version).is_some_and(|mirror| mirror.since == self.since)
+    }
+}
+
 /// Waits for the end of its task.
 struct Awaiting {
-    version: Arc<str>,
+    trial: Trial,
     /// Nothing when there is no room for a copy: its task is counted when it ends.
     envelope: Option<Box<Envelope>>,
     unheard_since: Option<Instant>,
 }
 
 struct Copy {
-    version: Arc<str>,
+    trial: Trial,
     task: TaskId,
     envelope: Box<Envelope>,
 }
 
 /// With the planner, or dispatched.
 struct Running {
-    version: Arc<str>,
+    trial: Trial,
     task: TaskId,
     bytes: usize,
     /// A second ago it was nowhere.
@@ -57,7 +71,7 @@ struct Running {
 
 /// A copy that has ended, beside its task.
 pub(crate) struct Looked {
-    version: Arc<str>,
+    trial: Trial,
     ids: Differing,
     bytes: usize,
     likeness: Likeness,
@@ -79,7 +93,7 @@ pub(crate) struct Mirroring {
     /// Their tasks have succeeded.
     ready: VecDeque<Copy>,
     running: HashMap<TaskId, Running>,
-    kept: BTreeMap<Arc<str>, Kept>,
+    kept: BTreeMap<Trial, Kept>,
     /// The models that share slots with a version.
     beside: BTreeMap<String, BTreeSet<String>>,
     pub looking: JoinSet<Looked>,
@@ -97,8 +111,8 @@ impl Mirroring {
     }
 
     /// Whether there is room for one more copy.
-    fn keep(&mut self, version: &Arc<str>, bytes: usize) -> bool {
-        let kept = self.kept.entry(version.clone()).or_default();
+    fn keep(&mut self, trial: &Trial, bytes: usize) -> bool {
+        let kept = self.kept.entry(trial.clone()).or_default();
         let has_room = kept.copies < COPIES_MOST && kept.bytes + bytes <= BYTES_MOST;
         if has_room {
             kept.copies += 1;
@@ -107,12 +121,12 @@ impl Mirroring {
         has_room
     }
 
-    fn let_go(&mut self, version: &str, bytes: usize) {
-        if let Some(kept) = self.kept.get_mut(version) {
+    fn let_go(&mut self, trial: &Trial, bytes: usize) {
+        if let Some(kept) = self.kept.get_mut(trial) {
             kept.copies = kept.copies.saturating_sub(1);
             kept.bytes = kept.bytes.saturating_sub(bytes);
             if kept.copies == 0 {
-                self.kept.remove(version);
+                self.kept.remove(trial);
             }
         }
     }
@@ -120,7 +134,7 @@ impl Mirroring {
     /// Nobody waits for this copy's task any more.
     fn give_up(&mut self, awaiting: &Awaiting) {
         if let Some(envelope) = &awaiting.envelope {
-            self.let_go(&awaiting.version, envelope.input.get().len());
+            self.let_go(&awaiting.trial, envelope.input.get().len());
         }
     }
 }
@@ -138,19 +152,21 @@ impl Core {
         if !(leaves_no_choice && may_run_twice) {
             return;
         }
-        let versions = deployed.mirrored(model, &task.model, envelope.id).map(Arc::from).collect::<Vec<_>>();
-        for version in versions {
-            let copy = self.copy_of(envelope, &version);
+        let trials = deployed.mirrored(model, &task.model, envelope.id);
+        let trials: Vec<_> = trials.map(|(version, since)| Trial { version: version.into(), since }).collect();
+        for trial in trials {
+            let copy = self.copy_of(envelope, &trial);
             let copies = self.mirroring.awaiting.entry(envelope.id).or_default();
-            copies.push(Awaiting { version, envelope: copy, unheard_since: None });
+            copies.push(Awaiting { trial, envelope: copy, unheard_since: None });
         }
     }
 
     /// If the version has a worker, and room.
-    fn copy_of(&mut self, original: &Envelope, version: &Arc<str>) -> Option<Box<Envelope>> {
+    fn copy_of(&mut self, original: &Envelope, trial: &Trial) -> Option<Box<Envelope>> {
+        let version = &trial.version;
         let spec = self.models.get(&**version).filter(|_| self.offers.slots(version) > 0)?;
         let name = spec.full_name();
-        self.mirroring.keep(version, original.input.get().len()).then(|| {
+        self.mirroring.keep(trial, original.input.get().len()).then(|| {
             let extra = Extra {
                 cost: original.extras.cost,
                 max_attempts: Some(1),
@@ -186,8 +202,8 @@ impl Core {
                 self.look_at(done.id, copy);
             } else {
                 // Its worker gave it back, and it is not tried again.
-                self.mirroring.let_go(&copy.version, copy.bytes);
-                self.count_mirrored(&copy.version, Likeness::Skipped);
+                self.mirroring.let_go(&copy.trial, copy.bytes);
+                self.count_mirrored(&copy.trial, Likeness::Skipped);
             }
             return true;
         }
@@ -198,13 +214,13 @@ impl Core {
             match awaiting.envelope {
                 // Whichever shard dispatches it next copies it anew.
                 _ if !done.state.is_terminal() => self.mirroring.give_up(&awaiting),
-                None => self.count_mirrored(&awaiting.version, Likeness::Skipped),
+                None => self.count_mirrored(&awaiting.trial, Likeness::Skipped),
                 Some(envelope) if done.state == State::Succeeded => {
-                    self.mirroring.ready.push_back(Copy { version: awaiting.version, task: done.id, envelope });
+                    self.mirroring.ready.push_back(Copy { trial: awaiting.trial, task: done.id, envelope });
                 }
                 Some(_) => {
                     self.mirroring.give_up(&awaiting);
-                    self.count_mirrored(&awaiting.version, Likeness::Unknown);
+                    self.count_mirrored(&awaiting.trial, Likeness::Unknown);
                 }
             }
         }
@@ -219,7 +235,8 @@ impl Core {
         let mut free: BTreeMap<Arc<str>, usize> = BTreeMap::new();
         let copies = std::mem::take(&mut self.mirroring.ready);
         for copy in copies {
-            let free = free.entry(copy.version.clone()).or_insert_with(|| self.free_for_copies(&copy.version));
+            let version = &copy.trial.version;
+            let free = free.entry(version.clone()).or_insert_with(|| self.free_for_copies(version));
             match free.checked_sub(1) {
                 Some(left) => {
                     *free = left;
@@ -242,14 +259,14 @@ impl Core {
         self.offers.calls(version, self.shard).max(1).saturating_sub(self.planner.outstanding(version))
     }
 
-    fn run_copy(&mut self, Copy { version, task, mut envelope }: Copy) {
+    fn run_copy(&mut self, Copy { trial, task, mut envelope }: Copy) {
         if !std::mem::replace(&mut self.mirroring.gives_way, true) {
             self.planner.handle_tenant(TENANT, TenantLimits { weight: 0.0, ..TenantLimits::default() });
         }
         envelope.accepted = Timestamp::now();
         let (id, bytes) = (envelope.id, envelope.input.get().len());
         let held = Held {
-            model: version.to_string(),
+            model: trial.version.to_string(),
             envelope,
             receipt: None,
             since: Instant::now(),
@@ -260,12 +277,12 @@ impl Core {
         match self.planner.handle_arrival(self.arrival(&held), self.clock.now_us()) {
             Ok(()) => {
                 self.held.insert(id, held);
-                self.mirroring.running.insert(id, Running { version, task, bytes, is_missed: false });
+                self.mirroring.running.insert(id, Running { trial, task, bytes, is_missed: false });
             }
             // So much waits that it gives way.
             Err(_) => {
-                self.mirroring.let_go(&version, bytes);
-                self.count_mirrored(&version, Likeness::Skipped);
+                self.mirroring.let_go(&trial, bytes);
+                self.count_mirrored(&trial, Likeness::Skipped);
             }
         }
     }
@@ -273,25 +290,25 @@ impl Core {
     /// A copy that the planner gives up, or that cannot be sent.
     pub fn skip_copy(&mut self, id: TaskId) {
         if let Some(copy) = self.mirroring.running.remove(&id) {
-            self.mirroring.let_go(&copy.version, copy.bytes);
-            self.count_mirrored(&copy.version, Likeness::Skipped);
+            self.mirroring.let_go(&copy.trial, copy.bytes);
+            self.count_mirrored(&copy.trial, Likeness::Skipped);
         }
     }
 
-    fn look_at(&mut self, copy: TaskId, Running { version, task, bytes, .. }: Running) {
+    fn look_at(&mut self, copy: TaskId, Running { trial, task, bytes, .. }: Running) {
         let ids = Differing { task, copy };
-        self.mirroring.looking.spawn(look(self.store.clone(), version, ids, bytes));
+        self.mirroring.looking.spawn(look(self.store.clone(), trial, ids, bytes));
     }
 
     /// A copy has been compared.
-    pub fn note_looked(&mut self, Looked { version, ids, bytes, likeness, ms }: Looked) {
-        self.mirroring.let_go(&version, bytes);
-        self.count_mirrored(&version, likeness);
+    pub fn note_looked(&mut self, Looked { trial, ids, bytes, likeness, ms }: Looked) {
+        self.mirroring.let_go(&trial, bytes);
+        self.count_mirrored(&trial, likeness);
         if likeness == Likeness::Different {
-            debug!(task.id = %ids.task.0, copy.id = %ids.copy.0, task.model = &*version, "answers differently");
+            debug!(task.id = %ids.task.0, copy.id = %ids.copy.0, task.model = &*trial.version, "answers differently");
         }
         if let Some((task_ms, copy_ms)) = ms {
-            self.note_compared(&version, ids, likeness, (task_ms, copy_ms));
+            self.note_compared(&trial, ids, likeness, (task_ms, copy_ms));
         }
     }
 
@@ -321,8 +338,8 @@ impl Core {
                 copy.unheard_since = copy.unheard_since.filter(|_| !is_here);
                 let is_over = !is_here && copy.unheard_since.get_or_insert_with(Instant::now).elapsed() >= UNHEARD_FOR;
                 if is_over {
-                    let (version, envelope) = (copy.version.clone(), copy.envelope.take());
-                    given_up.push(Awaiting { version, envelope, unheard_since: None });
+                    let (trial, envelope) = (copy.trial.clone(), copy.envelope.take());
+                    given_up.push(Awaiting { trial, envelope, unheard_since: None });
                 }
                 !is_over
             });
@@ -338,7 +355,7 @@ impl Core {
         for copy in given_up {
             self.mirroring.give_up(&copy);
             let likeness = if copy.envelope.is_some() { Likeness::Unknown } else { Likeness::Skipped };
-            self.count_mirrored(&copy.version, likeness);
+            self.count_mirrored(&copy.trial, likeness);
         }
         // Their ends were not heard of, but may be in the store.
         for id in missed {
@@ -352,24 +369,23 @@ impl Core {
     /// What is here of versions that are tried out no more goes, but for what workers run.
     fn end_mirrors(&mut self) {
         let Self { mirroring, deploying, .. } = self;
-        let mirrors = &deploying.deployed.mirrors;
-        if mirroring.kept.keys().all(|version| mirrors.contains_key(&**version)) {
+        let is_over = |trial: &Trial| !trial.goes_on(&deploying.deployed);
+        if !mirroring.kept.keys().any(is_over) {
             return;
         }
-        let is_over = |version: &str| !mirrors.contains_key(version);
         let mut given_up = Vec::new();
         mirroring.awaiting.retain(|_, copies| {
-            given_up.extend(copies.extract_if(.., |copy| is_over(&copy.version)));
+            given_up.extend(copies.extract_if(.., |copy| is_over(&copy.trial)));
             !copies.is_empty()
         });
         given_up.iter().for_each(|copy| mirroring.give_up(copy));
         let ready = std::mem::take(&mut mirroring.ready).into_iter();
-        let (over, going_on): (VecDeque<Copy>, VecDeque<Copy>) = ready.partition(|copy| is_over(&copy.version));
+        let (over, going_on): (VecDeque<Copy>, VecDeque<Copy>) = ready.partition(|copy| is_over(&copy.trial));
         mirroring.ready = going_on;
-        for Copy { version, envelope, .. } in over {
-            mirroring.let_go(&version, envelope.input.get().len());
+        for Copy { trial, envelope, .. } in over {
+            mirroring.let_go(&trial, envelope.input.get().len());
         }
-        let running = mirroring.running.iter().filter(|(_, copy)| is_over(&copy.version));
+        let running = mirroring.running.iter().filter(|(_, copy)| is_over(&copy.trial));
         let running: Vec<TaskId> = running.map(|(id, _)| *id).collect();
         for id in running {
             if self.planner.handle_cancel(id) {
@@ -381,7 +397,7 @@ impl Core {
 }
 
 /// Reads what both came to.
-async fn look(store: Arc<dyn Store>, version: Arc<str>, ids: Differing, bytes: usize) -> Looked {
+async fn look(store: Arc<dyn Store>, trial: Trial, ids: Differing, bytes: usize) -> Looked {
     let records = store.get(vec![ids.task, ids.copy]).await;
     let judged = match records.map(<[_; 2]>::try_from) {
         // Outputs may be large.
@@ -393,5 +409,5 @@ async fn look(store: Arc<dyn Store>, version: Arc<str>, ids: Differing, bytes: u
         }
     };
     let (likeness, ms) = judged.unwrap_or((Likeness::Unknown, None));
-    Looked { version, ids, bytes, likeness, ms }
+    Looked { trial, ids, bytes, likeness, ms }
 }

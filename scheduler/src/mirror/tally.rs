@@ -9,6 +9,7 @@ use taskyard_shared::mirror::{Differing, Likeness, Mirror, Tallies, Tally};
 use taskyard_shared::store::{Store, StoreError};
 use tracing::{debug, info, warn};
 
+use super::Trial;
 use crate::core::Core;
 use crate::deploying::Deploying;
 use crate::metrics::Metrics;
@@ -36,32 +37,34 @@ impl Core {
         });
     }
 
-    /// Of a version that is tried out no more nothing is counted.
-    pub fn count_mirrored(&mut self, version: &str, likeness: Likeness) {
-        if let Some(tally) = self.tally(version) {
+    /// Of a trial that is over nothing is counted.
+    pub fn count_mirrored(&mut self, trial: &Trial, likeness: Likeness) {
+        if let Some(tally) = self.tally(trial) {
             tally.count(likeness);
-            self.metrics.mirrored(version, likeness);
+            self.metrics.mirrored(&trial.version, likeness);
         }
     }
 
     /// What both took, and who they are if they differ.
-    pub fn note_compared(&mut self, version: &str, ids: Differing, likeness: Likeness, (task_ms, copy_ms): (f64, f64)) {
-        if let Some(tally) = self.tally(version) {
+    pub fn note_compared(&mut self, trial: &Trial, ids: Differing, likeness: Likeness, (task_ms, copy_ms): (f64, f64)) {
+        if let Some(tally) = self.tally(trial) {
             tally.task_ms += task_ms;
             tally.copy_ms += copy_ms;
             if likeness == Likeness::Different {
                 tally.differs(ids);
             }
-            self.metrics.mirror_ran(version, task_ms / 1e3, copy_ms / 1e3);
+            self.metrics.mirror_ran(&trial.version, task_ms / 1e3, copy_ms / 1e3);
         }
     }
 
-    fn tally(&mut self, version: &str) -> Option<&mut Tally> {
-        let since = self.deploying.deployed.mirrors.get(version)?.since;
+    fn tally(&mut self, trial: &Trial) -> Option<&mut Tally> {
+        if !trial.goes_on(&self.deploying.deployed) {
+            return None;
+        }
         self.mirroring.is_dirty = true;
-        let tally = self.mirroring.tallies.entry(version.to_owned()).or_insert_with(|| Tally::new(since));
-        if tally.since != since {
-            *tally = Tally::new(since);
+        let tally = self.mirroring.tallies.entry(trial.version.to_string()).or_insert_with(|| Tally::new(trial.since));
+        if tally.since != trial.since {
+            *tally = Tally::new(trial.since);
         }
         Some(tally)
     }
