@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod health;
 pub mod keys;
 pub mod models;
+mod pages;
 pub mod queues;
 pub mod schedule;
 pub mod simulate;

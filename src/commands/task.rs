@@ -15,6 +15,7 @@ use taskyard_shared::process::exit::Exit;
 use taskyard_shared::{Alternative, State, TaskResult, Timestamp};
 
 use self::submit::SubmitArgs;
+use super::pages::{self, PageArgs};
 use super::{ClientArgs, finish, say, shortened};
 use crate::client::{Api, Failure};
 use crate::output::Output;
@@ -84,24 +85,22 @@ pub struct ListArgs {
     /// Only tasks of this model
     #[arg(long)]
     model: Option<String>,
-    /// Only this tenant's tasks
-    #[arg(long)]
-    tenant: Option<String>,
-    /// Only tasks with this label; may be given several times
-    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = parse_label)]
-    metadata: Vec<(String, String)>,
-    /// Most tasks that are printed
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
-    limit: u32,
-    /// Where the page before ended
-    #[arg(long)]
-    cursor: Option<String>,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 #[derive(Deserialize)]
 struct Page {
     tasks: Vec<TaskResult>,
     cursor: Option<String>,
+}
+
+impl pages::Page for Page {
+    type Member = TaskResult;
+
+    fn open(self) -> (Vec<TaskResult>, Option<String>) {
+        (self.tasks, self.cursor)
+    }
 }
 
 pub async fn run(arguments: TaskArgs) -> Exit {
@@ -162,31 +161,10 @@ fn found(ids: &[uuid::Uuid], answers: Vec<Result<TaskResult, Failure>>) -> Resul
 
 async fn list(client: &ClientArgs, arguments: ListArgs) -> Result<Exit, Failure> {
     let api = client.api()?;
-    let mut filter: Vec<(String, String)> = Vec::new();
-    let mut add = |name: &str, value: Option<String>| filter.extend(value.map(|value| (name.to_owned(), value)));
-    add("state", arguments.state.map(word));
-    add("model", arguments.model);
-    add("tenant", arguments.tenant);
-    for (key, value) in arguments.metadata {
-        add(&format!("metadata.{key}"), Some(value));
-    }
-    let limit = arguments.limit as usize;
-    let (mut tasks, mut cursor) = (Vec::new(), arguments.cursor);
-    loop {
-        let mut query = filter.clone();
-        query.push(("limit".to_owned(), (limit - tasks.len()).to_string()));
-        query.extend(cursor.take().map(|cursor| ("cursor".to_owned(), cursor)));
-        let page: Page = api.get("v1/tasks", &query, Duration::ZERO).await?;
-        tasks.extend(page.tasks);
-        cursor = page.cursor;
-        if cursor.is_none() || tasks.len() >= limit {
-            break;
-        }
-    }
-    client.print(|output| rows(output, &tasks))?;
-    if let Some(cursor) = cursor {
-        say(&format!("there are more: --cursor {cursor}"));
-    }
+    let filter = [("state", arguments.state.map(word)), ("model", arguments.model)];
+    let listed = arguments.page.list::<Page>(&api, "v1/tasks", filter).await?;
+    client.print(|output| rows(output, &listed.members))?;
+    listed.say_rest();
     Ok(Exit::Ok)
 }
 

@@ -10,7 +10,7 @@ use taskyard_producer::gateway::duration;
 use taskyard_shared::process::exit::Exit;
 use taskyard_shared::workflow::{StepRecord, StepState, WorkflowRecord, WorkflowState, WorkflowSummary};
 
-use super::task::parse_label;
+use super::pages::{self, PageArgs};
 use super::{ClientArgs, finish, say, shortened};
 use crate::client::{Api, Failure};
 use crate::output::{Format, Output};
@@ -65,24 +65,22 @@ struct ListArgs {
     /// Only workflows in this state
     #[arg(long, value_parser = parse_state)]
     state: Option<WorkflowState>,
-    /// Only this tenant's workflows
-    #[arg(long)]
-    tenant: Option<String>,
-    /// Only workflows with this label; may be given several times
-    #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = parse_label)]
-    metadata: Vec<(String, String)>,
-    /// Most workflows that are printed
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
-    limit: u32,
-    /// Where the page before ended
-    #[arg(long)]
-    cursor: Option<String>,
+    #[command(flatten)]
+    page: PageArgs,
 }
 
 #[derive(Deserialize)]
 struct Page {
     workflows: Vec<WorkflowSummary>,
     cursor: Option<String>,
+}
+
+impl pages::Page for Page {
+    type Member = WorkflowSummary;
+
+    fn open(self) -> (Vec<WorkflowSummary>, Option<String>) {
+        (self.workflows, self.cursor)
+    }
 }
 
 #[derive(Args, Clone, Debug)]
@@ -168,26 +166,11 @@ async fn look_up(api: &Api, id: uuid::Uuid, wait: Duration) -> Result<WorkflowRe
 
 async fn list(client: &ClientArgs, arguments: ListArgs) -> Result<Exit, Failure> {
     let api = client.api()?;
-    let mut filter: Vec<(String, String)> = Vec::new();
-    filter.extend(arguments.state.map(|state| ("state".to_owned(), state.as_str().to_owned())));
-    filter.extend(arguments.tenant.map(|tenant| ("tenant".to_owned(), tenant)));
-    filter.extend(arguments.metadata.into_iter().map(|(key, value)| (format!("metadata.{key}"), value)));
-    let limit = arguments.limit as usize;
-    let (mut workflows, mut cursor) = (Vec::new(), arguments.cursor);
-    loop {
-        let mut query = filter.clone();
-        query.push(("limit".to_owned(), (limit - workflows.len()).to_string()));
-        query.extend(cursor.take().map(|cursor| ("cursor".to_owned(), cursor)));
-        let page: Page = api.get("v1/workflows", &query, Duration::ZERO).await?;
-        workflows.extend(page.workflows);
-        cursor = page.cursor;
-        if cursor.is_none() || workflows.len() >= limit {
-            break;
-        }
-    }
+    let filter = [("state", arguments.state.map(|state| state.as_str().to_owned()))];
+    let listed = arguments.page.list::<Page>(&api, "v1/workflows", filter).await?;
     let headers = ["id", "state", "tenant", "priority", "accepted", "finished", "steps"];
     client.print(|output| {
-        output.rows(&headers, &workflows, |workflow| {
+        output.rows(&headers, &listed.members, |workflow| {
             vec![
                 workflow.id.0.to_string(),
                 workflow.state.as_str().to_owned(),
@@ -199,9 +182,7 @@ async fn list(client: &ClientArgs, arguments: ListArgs) -> Result<Exit, Failure>
             ]
         })
     })?;
-    if let Some(cursor) = cursor {
-        say(&format!("there are more: --cursor {cursor}"));
-    }
+    listed.say_rest();
     Ok(Exit::Ok)
 }
 
