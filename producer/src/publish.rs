@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use taskyard_shared::broker::{Broker, BrokerError, Destination, Message, Properties, PublishError, QueueSpec};
-use taskyard_shared::messages::{RESULTS_HEADER, WORKFLOW_TYPE, work_queues};
+use taskyard_shared::messages::{WORKFLOW_TYPE, ask_for, work_queues};
 use taskyard_shared::workflow::WorkflowOrder;
 use taskyard_shared::{Envelope, Invalid, Reply, Topology, wire};
 
@@ -67,11 +67,7 @@ impl Publisher {
     fn message(&self, key: String, body: Bytes, reply: Option<&Reply>) -> Message {
         let mut properties = Properties { content_type: Some("application/json".to_owned()), ..Properties::default() };
         if let Some(reply) = reply {
-            properties.reply_to = Some(reply.to.to_string());
-            properties.correlation_id = reply.correlation();
-            if reply.array {
-                properties.headers.insert(RESULTS_HEADER.to_owned(), "array".to_owned());
-            }
+            ask_for(&mut properties, reply);
         }
         Message {
             to: Destination::Exchange { name: self.exchange.clone(), key },

@@ -222,12 +222,7 @@ async fn a_refusal_of_a_second_task_does_not_reach_who_waits_for_the_first() {
         if state == State::Rejected {
             result.error = Some(TaskError { code: "conflict".into(), message: String::new(), retryable: false });
         }
-        let properties = &taken[asked].properties;
-        let reply = Reply {
-            to: properties.reply_to.clone().unwrap().into(),
-            correlation_id: properties.correlation_id.clone().map(Into::into),
-            array: false,
-        };
+        let reply = Reply { array: false, ..messages::reply_of(&taken[asked].properties).unwrap() };
         assert_eq!(yard.broker.inner().publish(vec![messages::result(&reply, &result).unwrap()]).await, [Ok(())]);
     };
     answer(1, State::Rejected).await;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use taskyard_shared::broker::{Broker, BrokerError, Consumer, Delivery, Verdict};
 use taskyard_shared::control::{Answer, Ask, CANCELLED, Fate, Place, Question, Told, VERSION, Waiting};
-use taskyard_shared::{Correlation, Priority, Reply, State, TaskId, Timestamp, messages};
+use taskyard_shared::{Priority, Reply, State, TaskId, Timestamp, messages};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -88,13 +88,7 @@ impl Desk {
                 return None;
             }
         };
-        let properties = &delivery.properties;
-        let to = properties.reply_to.clone()?;
-        let reply = Reply {
-            to: to.into(),
-            correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
-            array: false,
-        };
+        let reply = messages::reply_of(&delivery.properties)?;
         let (answer, answered) = oneshot::channel();
         let taken = match question.ask {
             Ask::ReadPaused {} => self.pauses.send(answer).await.is_ok(),

@@ -11,12 +11,12 @@ use taskyard_shared::broker::{
 };
 use taskyard_shared::dead::{self, Letter};
 use taskyard_shared::events::Events;
-use taskyard_shared::messages::{self, COUNTED_HEADER, RESULTS_HEADER, STEPS_HEADER, WORKFLOW_TYPE};
+use taskyard_shared::messages::{self, COUNTED_HEADER, STEPS_HEADER, WORKFLOW_TYPE};
 use taskyard_shared::retry::Backoff;
 use taskyard_shared::store::{Accept, Accepted, Store};
 use taskyard_shared::{
-    Carried, Correlation, Envelope, Invalid, Kind, Priority, Reply, State, TaskError, TaskId, TaskResult, Timestamp,
-    Timings, Topology, decode_tasks,
+    Carried, Envelope, Invalid, Kind, Priority, State, TaskError, TaskId, TaskResult, Timestamp, Timings, Topology,
+    decode_tasks,
 };
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -392,11 +392,7 @@ fn carried(properties: &Properties) -> Carried {
         priority: properties.priority,
         app_id: properties.app_id.clone(),
         expiration: properties.expiration.clone(),
-        reply: properties.reply_to.clone().filter(|to| !to.is_empty()).map(|to| Reply {
-            to: to.into(),
-            correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
-            array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
-        }),
+        reply: messages::reply_of(properties),
         traceparent: header("traceparent").filter(|value| is_traceparent(value)),
         tracestate: header("tracestate").filter(|value| value.len() <= 512),
     }

@@ -8,8 +8,8 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::broker::{Destination, Message, Properties};
-use crate::envelope::{Correlation, Envelope, Reply};
-use crate::messages::{DETAIL_HEADER, REASON_HEADER, RESULTS_HEADER, printable, text_of};
+use crate::envelope::{Envelope, Reply};
+use crate::messages::{DETAIL_HEADER, REASON_HEADER, ask_for, printable, reply_of, text_of};
 use crate::outcome::TaskResult;
 use crate::task::TaskId;
 use crate::time::Timestamp;
@@ -131,11 +131,7 @@ impl Letter {
             kind: properties.kind.clone(),
             priority: properties.priority,
             expiration: properties.expiration.clone(),
-            reply: properties.reply_to.clone().filter(|to| !to.is_empty()).map(|to| Reply {
-                to: to.into(),
-                correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
-                array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
-            }),
+            reply: reply_of(properties),
             traceparent: header("traceparent"),
             tracestate: header("tracestate"),
             ..Self::bare(Content::Published, reason.to_owned(), message.to_owned(), body)
@@ -251,9 +247,7 @@ impl Letter {
         put("traceparent", self.traceparent.clone());
         put("tracestate", self.tracestate.clone());
         if let Some(reply) = &self.reply {
-            put(RESULTS_HEADER, reply.array.then(|| "array".to_owned()));
-            properties.reply_to = Some(reply.to.to_string());
-            properties.correlation_id = reply.correlation();
+            ask_for(&mut properties, reply);
         }
         Message {
             to: Destination::Queue(topology.dead()),

@@ -3,9 +3,9 @@
 
 use bytes::Bytes;
 
-use crate::broker::{Message, QueueSpec};
+use crate::broker::{Message, Properties, QueueSpec};
 use crate::control::{Answer, Question};
-use crate::envelope::{Envelope, Reply};
+use crate::envelope::{Correlation, Envelope, Reply};
 use crate::load::Completion;
 use crate::outcome::TaskResult;
 use crate::schedule::{Published, ScheduleOrder};
@@ -225,9 +225,27 @@ pub fn completions(topology: &Topology, shard: u32, completions: &[Completion]) 
 pub fn question(topology: &Topology, shard: u32, question: &Question, reply: &Reply) -> Result<Message, Unwritable> {
     let body = plain("a question", question)?;
     let mut message = Message { persistent: false, ..Message::to_queue(topology.control(shard), body) };
-    message.properties.reply_to = Some(reply.to.to_string());
-    message.properties.correlation_id = reply.correlation();
+    ask_for(&mut message.properties, reply);
     Ok(message)
+}
+
+/// Where a message says that its result goes.
+pub fn reply_of(properties: &Properties) -> Option<Reply> {
+    let to = properties.reply_to.as_deref().filter(|to| !to.is_empty())?;
+    Some(Reply {
+        to: to.into(),
+        correlation_id: properties.correlation_id.as_deref().map(Correlation::from),
+        array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
+    })
+}
+
+/// Has a message say where its result goes.
+pub fn ask_for(properties: &mut Properties, reply: &Reply) {
+    properties.reply_to = Some(reply.to.to_string());
+    properties.correlation_id = reply.correlation();
+    if reply.array {
+        properties.headers.insert(RESULTS_HEADER.to_owned(), "array".to_owned());
+    }
 }
 
 /// The answer to whoever asked.

@@ -15,15 +15,13 @@ use taskyard_producer::{Gateway, GatewayParts};
 use taskyard_shared::artifacts::Artifacts;
 use taskyard_shared::broker::embedded::EmbeddedBroker;
 use taskyard_shared::broker::{Broker, Delivery, Message, Verdict};
-use taskyard_shared::messages::{RESULTS_HEADER, work_queues};
+use taskyard_shared::messages::{reply_of, work_queues};
 use taskyard_shared::process::keys::Keys;
 use taskyard_shared::process::metrics::Registry;
 use taskyard_shared::process::settings::{Anonymous, GatewaySettings, WebhookSettings};
 use taskyard_shared::store::embedded::EmbeddedStore;
 use taskyard_shared::store::{Accept, Accepted, Beside, Claim, Claimed, Guard, Retention, Settle, Settled, Store};
-use taskyard_shared::{
-    Carried, Correlation, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks,
-};
+use taskyard_shared::{Carried, Envelope, Reply, State, TaskError, TaskResult, Timestamp, Topology, decode_tasks};
 use tokio::net::TcpListener;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -287,11 +285,7 @@ impl Worker {
 
     async fn handle(&self, delivery: &Delivery) {
         let properties = &delivery.properties;
-        let reply = properties.reply_to.clone().map(|to| Reply {
-            to: to.into(),
-            correlation_id: properties.correlation_id.as_ref().map(Correlation::from),
-            array: properties.headers.get(RESULTS_HEADER).is_some_and(|value| value == "array"),
-        });
+        let reply = reply_of(properties);
         let carried = Carried {
             message_id: properties.message_id.clone(),
             priority: properties.priority,

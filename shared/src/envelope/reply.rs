@@ -54,12 +54,6 @@ impl From<&str> for Correlation {
     }
 }
 
-impl From<&String> for Correlation {
-    fn from(text: &String) -> Self {
-        Self::from(text.as_str())
-    }
-}
-
 impl From<String> for Correlation {
     fn from(text: String) -> Self {
         Self::from(text.as_str())

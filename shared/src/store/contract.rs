@@ -41,7 +41,7 @@ use super::{
     Accept, Accepted, Beside, Claim, Claimed, Guard, Leased, Release, Released, Renew, Renewed, Retention, Settle,
     Settled, Store, StoreError,
 };
-use crate::envelope::{Correlation, Reply};
+use crate::envelope::Reply;
 use crate::lifecycle::State;
 use crate::outcome::{ChoiceReason, ModelChoice, TaskError, TaskResult, Timings, Usage};
 use crate::task::{Kind, Priority, TaskId};
@@ -281,8 +281,11 @@ fn claim_of(id: TaskId, nonce: u128, lease_ms: u64) -> Claim {
 }
 
 fn follower(name: &str) -> Reply {
-    let correlation = Correlation::from(&format!("correlation-{name}"));
-    Reply { to: format!("replies.{name}").into(), correlation_id: Some(correlation), array: false }
+    Reply {
+        to: format!("replies.{name}").into(),
+        correlation_id: Some(format!("correlation-{name}").into()),
+        array: false,
+    }
 }
 
 /// A nonce that no other claim has.

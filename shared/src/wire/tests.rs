@@ -63,7 +63,7 @@ pub(crate) fn any_reply() -> impl Strategy<Value = Reply> {
     let correlation = prop_oneof![any_text(), any_id().prop_map(|id| id.0.to_string())];
     (any_text(), of(correlation), any::<bool>()).prop_map(|(to, correlation_id, array)| Reply {
         to: to.into(),
-        correlation_id: correlation_id.as_ref().map(Correlation::from),
+        correlation_id: correlation_id.map(Correlation::from),
         array,
     })
 }
