@@ -82,8 +82,8 @@ pub(super) async fn serve(
         };
         // Answers are small: they are not held back to be sent together.
         let _ = stream.set_nodelay(true);
-        let spoken = CancellationToken::new();
-        let stream = Moving { spoken: spoken.clone(), ..Moving::new(stream, limits.timeout) };
+        let stream = Moving::new(stream, limits.timeout);
+        let spoken = stream.spoken.clone();
         let connection = http.serve_connection(TokioIo::new(stream), service.clone());
         let (stop, abort, open) = (stop.clone(), abort.clone(), counts.open.clone());
         connections.spawn(async move {
