@@ -30,6 +30,8 @@ impl Invalid {
         let field = match field.into() {
             // Its parts may be names out of the body.
             bad if bad.len() > FIELD_BYTES || has_control(&bad) => brief(bad, FIELD_BYTES).into(),
+            // A name of a body's own, which has to be shown somehow.
+            none if none.is_empty() => "\"\"".into(),
             good => good,
         };
         Self { code, field, message: brief(message, MESSAGE_BYTES), id: None }
