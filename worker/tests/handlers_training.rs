@@ -2,11 +2,8 @@
 
 mod handlers_kit;
 
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 
-use futures_util::FutureExt;
 use handlers_kit::{failure, in_time, job, message, models, output, root};
 use serde_json::{Value, json};
 use taskyard_shared::artifacts::{ArtifactId, Artifacts};
@@ -82,26 +79,26 @@ async fn what_it_makes_is_served_and_answers_as_well_as_it_says() {
 
 #[tokio::test]
 async fn another_attempt_goes_on_from_the_checkpoint_and_comes_to_the_same() {
-    let artifacts = Artifacts::in_memory();
+    let folder = tempfile::tempdir().unwrap();
+    let artifacts = Artifacts::in_folder(folder.path()).unwrap();
     let handler = training(Some(&artifacts)).await;
     let order = |iterations: u64| json!({"name": "cards", "rows": questions("train", 12), "l2": 0.001, "max_iterations": iterations});
     let whole = ask(&handler, job(order(30))).await;
     assert_eq!(whole["iterations"], 30, "{whole}");
 
-    // An attempt that is dropped as soon as there is a checkpoint, as one is whose worker dies.
-    let cut = job(order(30));
+    // An attempt that ends before it is through: what it has learnt cannot be kept where a file stands for the folder.
+    let cut = job(order(10));
     let place = format!("checkpoints/{}", cut.id.0);
-    let mut running = handler.execute(vec![cut.clone()]);
-    let left = poll_fn(|context| match running.as_mut().poll(context) {
-        Poll::Ready(answers) => panic!("it was not cut: {answers:?}"),
-        Poll::Pending => match artifacts.note(&place, 1 << 20).now_or_never() {
-            Some(kept) => kept.unwrap().map_or(Poll::Pending, Poll::Ready),
-            None => panic!("what is in memory is there at once"),
-        },
-    });
-    let left = in_time("a checkpoint", left).await;
-    drop(running);
-    let resumed = ask(&handler, Job { attempt: 2, ..cut }).await;
+    let (contents, aside) = (folder.path().join("sha256"), folder.path().join("aside"));
+    std::fs::rename(&contents, &aside).unwrap();
+    std::fs::write(&contents, "").unwrap();
+    let answers = in_time("the attempt", handler.execute(vec![cut.clone()])).await;
+    assert!(failure(&answers[0]).1, "not to be tried again: {answers:?}");
+    std::fs::remove_file(&contents).unwrap();
+    std::fs::rename(&aside, &contents).unwrap();
+    let left = artifacts.note(&place, 1 << 20).await.unwrap().expect("a checkpoint");
+
+    let resumed = ask(&handler, Job { id: cut.id, attempt: 2, ..job(order(30)) }).await;
     assert_eq!(resumed["resumed_from"], 10, "{resumed}");
     assert_eq!((&resumed["iterations"], &resumed["weights"]), (&whole["iterations"], &whole["weights"]));
     assert_eq!(artifacts.note(&place, 1 << 20).await, Ok(None), "nothing is left of what is through");
