@@ -3,16 +3,13 @@
 //! RabbitMQ and Redis are started here, on ports and in folders of their own. A test whose server is not installed says that it is
 //! skipped, which is a failure when `TASKYARD_TEST_REQUIRE_SERVERS` is 1.
 
-#[path = "tls/authority.rs"]
-mod authority;
+#[path = "tls/files.rs"]
+mod files;
 #[path = "tls/rabbitmq.rs"]
 mod rabbitmq;
 #[path = "store_redis/server.rs"]
 #[allow(dead_code)]
 mod server;
-
-use std::path::PathBuf;
-use std::sync::Once;
 
 use taskyard_shared::Topology;
 use taskyard_shared::broker::rabbitmq::RabbitMq;
@@ -21,55 +18,10 @@ use taskyard_shared::process::settings::{BrokerSettings, QueueType, Settings, St
 use taskyard_shared::store::redis::RedisStore;
 use taskyard_shared::store::{Store, StoreError, contract};
 
-use self::authority::Authority;
-use self::rabbitmq::Node;
+use self::files::Files;
+use self::rabbitmq::{LOGIN, Node};
 use self::server::Server;
-
-/// As the binary does it.
-fn provider() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
-}
-
-/// Everything that is needed, in files.
-struct Files {
-    folder: tempfile::TempDir,
-}
-
-impl Files {
-    /// Two authorities, `ca` and `other`; of the first a server's certificate for `localhost` alone, one that has expired, and a
-    /// client's; of the second a client's.
-    fn new() -> Self {
-        provider();
-        let folder = tempfile::tempdir().unwrap();
-        let (ca, other) = (Authority::new("the yard's"), Authority::new("somebody's"));
-        std::fs::write(folder.path().join("ca.pem"), ca.pem()).unwrap();
-        std::fs::write(folder.path().join("other.pem"), other.pem()).unwrap();
-        std::fs::write(folder.path().join("nonsense.pem"), "no certificate").unwrap();
-        ca.issue(folder.path(), "server", &["localhost"], false);
-        ca.issue(folder.path(), "expired", &["localhost"], true);
-        ca.issue(folder.path(), "client", &["client"], false);
-        other.issue(folder.path(), "stranger", &["client"], false);
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        match name {
-            "" => PathBuf::new(),
-            name => self.folder.path().join(name),
-        }
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
-    }
-
-    /// `client` is the name of a certificate and its key.
-    fn tls(&self, ca: &str, client: &str) -> TlsSettings {
-        let of = |end: &str| if client.is_empty() { PathBuf::new() } else { self.path(&format!("{client}.{end}")) };
-        TlsSettings { ca_file: self.path(ca), cert_file: of("pem"), key_file: of("key") }
-    }
-}
+use self::server::ports::free_port;
 
 fn broker(url: &str, tls: TlsSettings) -> BrokerSettings {
     let broker = Settings::default().broker;
@@ -100,20 +52,19 @@ async fn a_message_goes_round(broker: &RabbitMq) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_is_taken_for_its_certificate_alone() {
     let files = Files::new();
-    let Some(node) = Node::started(&files.text("ca.pem"), &files.text("server.pem"), &files.text("server.key")).await
-    else {
+    let Some(node) = Node::started(&files).await else {
         return;
     };
-    let url = format!("amqps://guest:guest@localhost:{}/%2f", node.tls_port);
+    let url = format!("amqps://{LOGIN}@localhost:{}/%2f", node.tls_port);
     let known = || files.tls("ca.pem", "client");
 
     let connected = RabbitMq::connect(&broker(&url, known())).await.unwrap();
     a_message_goes_round(&connected).await;
     connected.close().await;
 
-    let by_address = format!("amqps://guest:s3cret@127.0.0.1:{}/%2f", node.tls_port);
-    let plain_port = format!("amqps://guest:s3cret@localhost:{}/%2f", node.plain_port);
-    let plain_url = format!("amqp://guest:s3cret@localhost:{}/%2f", node.tls_port);
+    let by_address = format!("amqps://{LOGIN}@127.0.0.1:{}/%2f", node.tls_port);
+    let plain_port = format!("amqps://{LOGIN}@localhost:{}/%2f", node.plain_port);
+    let plain_url = format!("amqp://{LOGIN}@localhost:{}/%2f", node.tls_port);
     let ca = "broker.tls.ca_file";
     for (url, tls, words) in [
         (&by_address, known(), ["not for the name 127.0.0.1", "certificate"]),

@@ -13,4 +13,5 @@ mod poison;
 mod refusals;
 mod rolling;
 mod shadow;
+mod tls;
 mod yard;

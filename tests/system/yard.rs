@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use taskyard_shared::broker::rabbitmq::RabbitMq;
 use taskyard_shared::broker::{Broker, Destination, Message, Properties, QueueSpec, Verdict};
-use taskyard_shared::process::settings::Settings;
+use taskyard_shared::process::settings::{BrokerSettings, Settings};
 use taskyard_shared::{TaskResult, Topology};
 use uuid::Uuid;
 
@@ -88,12 +88,15 @@ pub struct Publisher {
 
 impl Publisher {
     pub async fn new(place: &Place) -> Self {
-        let mut settings = Settings::default();
-        settings.broker.url = place.amqp.clone();
-        let broker: Arc<dyn Broker> = Arc::new(RabbitMq::connect(&settings.broker).await.unwrap());
-        let replies = format!("replies-{}", Uuid::new_v4().simple());
-        broker.declare(&[QueueSpec::exclusive(&replies)]).await.unwrap();
-        let topology = Topology::new(&place.namespace);
+        let settings = BrokerSettings { url: place.amqp.clone(), ..Settings::default().broker };
+        let replies = QueueSpec::exclusive(format!("replies-{}", Uuid::new_v4().simple()));
+        Self::with(&settings, Topology::new(&place.namespace), replies).await
+    }
+
+    pub async fn with(settings: &BrokerSettings, topology: Topology, replies: QueueSpec) -> Self {
+        let broker: Arc<dyn Broker> = Arc::new(RabbitMq::connect(settings).await.unwrap());
+        broker.declare(std::slice::from_ref(&replies)).await.unwrap();
+        let replies = replies.name;
         Self { broker, topology, replies, results: HashMap::new(), told_again: 0, differing: 0 }
     }
 

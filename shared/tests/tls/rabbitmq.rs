@@ -8,16 +8,23 @@ use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use crate::server::ports::free_port;
+use super::files::Files;
+use super::free_port;
 
 /// It takes ten seconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Who may do everything.
+pub const LOGIN: &str = "yard:s3cret";
+
+#[allow(dead_code)] // Each test target uses a part of it.
 pub struct Node {
-    child: Child,
-    _folder: tempfile::TempDir,
+    program: PathBuf,
+    child: Option<Child>,
+    folder: tempfile::TempDir,
     pub tls_port: u16,
     pub plain_port: u16,
+    distribution: u16,
 }
 
 /// Where the program is. Debian's on the path runs as a user of its own, who cannot read the test's folder; the one behind it does.
@@ -27,8 +34,10 @@ fn program() -> Option<PathBuf> {
     folders.map(|folder: PathBuf| folder.join("rabbitmq-server")).find(|path| path.is_file())
 }
 
+#[allow(dead_code)]
 impl Node {
-    pub async fn started(ca: &str, certificate: &str, key: &str) -> Option<Self> {
+    /// `None`, said aloud, when the program is not installed.
+    pub async fn started(files: &Files) -> Option<Self> {
         let Some(program) = program() else {
             let required = std::env::var_os("TASKYARD_TEST_REQUIRE_SERVERS").is_some_and(|value| value == "1");
             assert!(!required, "rabbitmq-server is not installed");
@@ -36,31 +45,44 @@ impl Node {
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
         let (tls_port, plain_port, distribution) = (free_port(), free_port(), free_port());
+        let (user, password) = LOGIN.split_once(':').unwrap();
         let config = format!(
             "listeners.tcp.1 = 127.0.0.1:{plain_port}\n\
              listeners.ssl.1 = 127.0.0.1:{tls_port}\n\
-             ssl_options.cacertfile = {ca}\n\
-             ssl_options.certfile = {certificate}\n\
-             ssl_options.keyfile = {key}\n\
+             ssl_options.cacertfile = {}\n\
+             ssl_options.certfile = {}\n\
+             ssl_options.keyfile = {}\n\
              ssl_options.verify = verify_peer\n\
              ssl_options.fail_if_no_peer_cert = true\n\
+             default_user = {user}\n\
+             default_pass = {password}\n\
              vm_memory_high_watermark.absolute = 1GB\n\
-             disk_free_limit.absolute = 1MB\n"
+             disk_free_limit.absolute = 1MB\n",
+            files.text("ca.pem"),
+            files.text("server.pem"),
+            files.text("server.key"),
         );
-        std::fs::write(path("rabbitmq.conf"), config).unwrap();
-        std::fs::write(path("enabled_plugins"), "[].\n").unwrap();
+        std::fs::write(folder.path().join("rabbitmq.conf"), config).unwrap();
+        std::fs::write(folder.path().join("enabled_plugins"), "[].\n").unwrap();
+        let mut node = Self { program, child: None, folder, tls_port, plain_port, distribution };
+        node.start().await;
+        Some(node)
+    }
+
+    /// Starts it, again too, with what it has on disk.
+    pub async fn start(&mut self) {
+        let path = |name: &str| self.folder.path().join(name);
         let log = std::fs::File::create(path("log")).unwrap();
-        let child = Command::new(program)
-            .env("RABBITMQ_NODENAME", format!("taskyard-tls-{tls_port}@localhost"))
-            .env("RABBITMQ_DIST_PORT", distribution.to_string())
+        let mut child = Command::new(&self.program)
+            .env("RABBITMQ_NODENAME", format!("taskyard-tls-{}@localhost", self.tls_port))
+            .env("RABBITMQ_DIST_PORT", self.distribution.to_string())
             .env("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins"))
             .env("RABBITMQ_MNESIA_BASE", path("data"))
             .env("RABBITMQ_LOG_BASE", path("logs"))
             .env("RABBITMQ_PID_FILE", path("pid"))
-            .env("HOME", folder.path())
+            .env("HOME", self.folder.path())
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -68,28 +90,44 @@ impl Node {
             .process_group(0)
             .spawn()
             .unwrap();
-        let mut node = Self { child, _folder: folder, tls_port, plain_port };
         let listening = async {
-            for port in [tls_port, plain_port] {
+            for port in [self.tls_port, self.plain_port] {
                 while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
-                    assert!(node.child.try_wait().unwrap().is_none(), "{}", node.log());
+                    assert!(child.try_wait().unwrap().is_none(), "{}", self.log());
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         };
-        assert!(tokio::time::timeout(PATIENCE, listening).await.is_ok(), "no RabbitMQ: {}", node.log());
-        Some(node)
+        let in_time = tokio::time::timeout(PATIENCE, listening).await.is_ok();
+        self.child = Some(child);
+        assert!(in_time, "no RabbitMQ: {}", self.log());
+    }
+
+    /// Ends it with SIGKILL, and waits until it is gone.
+    pub async fn crash(&mut self) {
+        self.kill();
+        for port in [self.tls_port, self.plain_port, self.distribution] {
+            while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let group = format!("-{}", child.id());
+            let _ended = Command::new("kill").args(["-KILL", "--", &group]).status();
+            let _reaped = child.wait();
+        }
     }
 
     fn log(&self) -> String {
-        std::fs::read_to_string(self._folder.path().join("log")).unwrap_or_default()
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let group = format!("-{}", self.child.id());
-        let _ended = Command::new("kill").args(["-KILL", "--", &group]).status();
-        let _reaped = self.child.wait();
+        self.kill();
     }
 }
