@@ -94,6 +94,11 @@ async fn what_a_task_goes_through_is_published_in_order_with_what_it_says() {
         assert_eq!(events.len(), 1, "{state}");
         assert_eq!((&events[0]["data"]["state"], &events[0]["traceparent"]), (&json!(state), &json!(traceparent)));
     }
+    for (state, moment) in [("dispatched", "dispatched"), ("running", "started"), ("succeeded", "finished")] {
+        let event = of(state)[0];
+        assert!(event["time"].is_string(), "{event}");
+        assert_eq!(event["time"], event["data"]["timings"][moment], "{state}: {event}");
+    }
     let said: Vec<&str> = of("partial").iter().map(|event| event["data"]["partial"].as_str().unwrap()).collect();
     assert_eq!(said, words, "in order, from the first on");
     assert_eq!(of("progress")[0]["data"]["message"], "half");

@@ -113,6 +113,17 @@ struct CloudEvent<'a, T> {
     data: T,
 }
 
+/// When a task came to its state, where that is known: roles tell what each of them does when it has the time, so that `dispatched`
+/// may be told after the end.
+fn came(task: &TaskResult) -> Option<Timestamp> {
+    match task.state {
+        State::Dispatched => task.timings.dispatched,
+        State::Running => task.timings.started,
+        ended if ended.is_terminal() => task.timings.finished,
+        _ => None,
+    }
+}
+
 /// What a task has said, as the data of an event.
 #[derive(Serialize)]
 struct Said<'a> {
@@ -174,7 +185,7 @@ impl Events {
     fn result(&self, model: &str, task: &TaskResult, traceparent: Option<&str>) {
         let topic = Topic::State(task.state);
         let number = format!("{}.{}", task.attempt, topic.name());
-        let body = self.write(topic, task.id, &number, traceparent, task);
+        let body = self.write(topic, (task.id, came(task)), &number, traceparent, task);
         self.put(topic, model, body);
     }
 
@@ -183,7 +194,7 @@ impl Events {
         if let Ok(partial) = serde_json::from_slice::<&RawValue>(partial) {
             let said = Said { id, model, attempt, partial: Some(partial), progress: None };
             let number = format!("{attempt}.partial.{number}");
-            self.put(Topic::Partial, model, self.write(Topic::Partial, id, &number, None, said));
+            self.put(Topic::Partial, model, self.write(Topic::Partial, (id, None), &number, None, said));
         }
     }
 
@@ -191,14 +202,14 @@ impl Events {
         if let Ok(progress) = serde_json::from_slice::<Progress>(progress) {
             let said = Said { id, model, attempt, partial: None, progress: Some(progress) };
             let number = format!("{attempt}.progress.{number}");
-            self.put(Topic::Progress, model, self.write(Topic::Progress, id, &number, None, said));
+            self.put(Topic::Progress, model, self.write(Topic::Progress, (id, None), &number, None, said));
         }
     }
 
     fn write(
         &self,
         topic: Topic,
-        id: TaskId,
+        (id, at): (TaskId, Option<Timestamp>),
         number: &str,
         traceparent: Option<&str>,
         data: impl Serialize,
@@ -209,7 +220,7 @@ impl Events {
             source: &self.0.source,
             r#type: format!("taskyard.task.{}", topic.name()),
             subject: id,
-            time: Timestamp::now(),
+            time: at.unwrap_or_else(Timestamp::now),
             datacontenttype: "application/json",
             traceparent,
             data,
