@@ -57,3 +57,15 @@ fn what_is_handed_on_as_it_ends_is_acked() {
         keeps_every_rule(&history(1, vec![Task { is_long: true, runs_ms, ..task(1) }], Vec::new()));
     }
 }
+
+/// It fails a moment after it was to be claimed late: the claim was carried out after the attempt was given back. It held the task, which was
+/// then taken for another attempt's, acked, and lost.
+#[test]
+fn what_fails_as_it_is_claimed_late_is_tried_again() {
+    for seed in 0..20 {
+        for runs_ms in 96..112 {
+            let fails = Task { runs_ms, meant: Meant::FailsAtFirst(1), ..task(1) };
+            keeps_every_rule(&history(seed, vec![fails], Vec::new()));
+        }
+    }
+}

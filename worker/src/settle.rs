@@ -152,7 +152,8 @@ impl Settler {
                 Outcome::Terminal { result, guard, .. } => {
                     settles.push((at, Settle::new(*guard, result.clone())));
                 }
-                // One that was not claimed has nothing to give back, unless a late claim of it went through unheard.
+                // Of one that was not claimed a late claim may have gone through unheard, or may be under way: that is not to hold the
+                // task when this delivery is acked.
                 Outcome::Retry { nonce, counts, .. } => {
                     releases.push((at, Release { id: held.envelope.id, nonce: *nonce, counts: *counts }));
                 }

@@ -118,6 +118,7 @@ macro_rules! store_contract {
             a_released_task_is_claimed_again_at_once
             a_released_attempt_need_not_count
             a_released_attempt_holds_nothing
+            a_claim_that_comes_after_its_attempt_was_given_back_is_refused
             followers_are_told_once_and_capped
             following_answers_the_record
             a_finished_task_gets_no_more_followers

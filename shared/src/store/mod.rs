@@ -281,6 +281,8 @@ pub trait Store: Send + Sync {
     async fn reprioritize(&self, tasks: Vec<(TaskId, Option<Priority>)>)
     -> Result<Vec<Option<TaskResult>>, StoreError>;
 
+    /// Gives attempts back, those also that were never claimed. A claim by one of them that is carried out after this is
+    /// [`Claimed::Busy`]: it holds nothing, for nobody would end it.
     async fn release(&self, releases: Vec<Release>) -> Result<Vec<Released>, StoreError>;
 
     /// The records as they stand; `None` for an id never accepted, or forgotten after its retention.

@@ -151,9 +151,10 @@ pub async fn a_waiting_task_is_given_another_priority(store: Arc<dyn Store>) {
     assert_eq!(desk.renew(other, own, LONG_MS).await, Renewed::Renewed);
     assert_eq!(desk.release(other, own, true).await, Released::Released);
     assert_eq!(desk.show(other).await.priority, priority(8));
-    desk.run(other, own, LONG_MS, 2).await;
+    let next = nonce();
+    desk.run(other, next, LONG_MS, 2).await;
     let result = succeeded(other, 2, "1");
-    assert!(matches!(desk.settle(2, own, &result).await, Settled::Done { .. }));
+    assert!(matches!(desk.settle(2, next, &result).await, Settled::Done { .. }));
     assert_eq!(text(&desk.reprioritize(other, Some(1)).await.expect("a record")), text(&result), "it has ended");
 }
 

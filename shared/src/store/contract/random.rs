@@ -75,6 +75,8 @@ struct Record {
     fingerprint: Option<char>,
     shown: TaskResult,
     nonce: Option<u128>,
+    /// The attempt that gave it back last. Its claim comes too late from then on, while nobody holds the task.
+    given_back_by: Option<u128>,
     leased: bool,
     unwanted: bool,
     attempts: u32,
@@ -88,6 +90,7 @@ impl Record {
             attempts: shown.attempt,
             shown,
             nonce: None,
+            given_back_by: None,
             leased: false,
             unwanted: false,
             followers: Vec::new(),
@@ -165,7 +168,7 @@ impl Model {
                 } else if record.nonce == Some(*nonce) {
                     record.leased = *lease_ms > 0;
                     format!("run {}", record.attempts)
-                } else if record.leased {
+                } else if record.leased || (record.nonce.is_none() && record.given_back_by == Some(*nonce)) {
                     "busy".to_owned()
                 } else if record.unwanted {
                     format!("unwanted {}", record.attempts)
@@ -173,6 +176,7 @@ impl Model {
                     format!("exhausted {begun}")
                 } else {
                     (record.attempts, record.nonce, record.leased) = (begun + 1, Some(*nonce), *lease_ms > 0);
+                    record.given_back_by = None;
                     (record.shown.state, record.shown.attempt) = (State::Running, begun + 1);
                     record.shown.worker = Some("worker-1".to_owned());
                     format!("run {}", begun + 1)
@@ -233,10 +237,10 @@ impl Model {
             }
             (Call::Release { nonce, counts }, record) => {
                 let known = record.is_some();
-                match record.as_mut().filter(|record| record.open() && record.nonce == Some(*nonce)) {
+                match record.as_mut().filter(|record| record.open() && record.nonce.is_none_or(|held| held == *nonce)) {
                     Some(record) => {
-                        record.attempts -= u32::from(!counts);
-                        (record.nonce, record.leased) = (None, false);
+                        record.attempts -= u32::from(record.nonce.is_some() && !counts);
+                        (record.nonce, record.leased, record.given_back_by) = (None, false, Some(*nonce));
                         (record.shown.state, record.shown.attempt) = (State::Queued, record.attempts);
                         record.shown.worker = None;
                         format!("{:?}", Released::Released)

@@ -41,7 +41,8 @@ pub async fn a_released_attempt_holds_nothing(store: Arc<dyn Store>) {
     desk.open(id).await;
     desk.run(id, first, LONG_MS, 1).await;
     assert_eq!(desk.release(id, first, false).await, Released::Released);
-    assert_eq!(desk.release(id, first, false).await, Released::Stale, "twice");
+    assert_eq!(desk.release(id, first, false).await, Released::Released, "twice, since an answer may be lost");
+    assert_eq!(desk.show(id).await.attempt, 0, "and counted once");
     assert_eq!(desk.renew(id, first, LONG_MS).await, Renewed::Lost);
     assert!(matches!(desk.settle(1, first, &succeeded(id, 1, "1")).await, Settled::Stale));
     // The number of an attempt that did not count is given again: only the nonce tells the two apart.
@@ -49,4 +50,22 @@ pub async fn a_released_attempt_holds_nothing(store: Arc<dyn Store>) {
     desk.run(id, second, LONG_MS, 1).await;
     assert!(matches!(desk.settle(1, first, &succeeded(id, 1, "1")).await, Settled::Stale));
     assert!(matches!(desk.settle(1, second, &succeeded(id, 1, "2")).await, Settled::Done { .. }));
+}
+
+/// A first attempt that need not claim may claim late, and come to its end before that is carried out.
+pub async fn a_claim_that_comes_after_its_attempt_was_given_back_is_refused(store: Arc<dyn Store>) {
+    let desk = Desk(store);
+    for counts in [true, false] {
+        let (id, first) = (TaskId::new(), nonce());
+        desk.open(id).await;
+        assert_eq!(desk.release(id, first, counts).await, Released::Released, "nobody holds it");
+        let late = desk.claim(claim_of(id, first, LONG_MS)).await;
+        assert!(matches!(late, Claimed::Busy { .. }), "{late:?}");
+        let task = desk.show(id).await;
+        assert_eq!((task.state, task.attempt, task.worker), (State::Queued, 0, None), "nothing holds it back");
+        desk.run(id, nonce(), LONG_MS, 1).await;
+        let late = desk.claim(claim_of(id, first, LONG_MS)).await;
+        assert!(matches!(late, Claimed::Busy { .. }), "{late:?}");
+        assert_eq!(desk.release(id, first, counts).await, Released::Stale, "another holds it");
+    }
 }

@@ -411,6 +411,10 @@ impl Records {
         if record.lease_ms > now_ms {
             return Held::Busy { for_ms: record.lease_ms - now_ms };
         }
+        if !record.held && record.nonce == claim.nonce {
+            // It has given the task back: this was under way for longer than the attempt took.
+            return Held::Busy { for_ms: 1 };
+        }
         if record.unwanted {
             return Held::Unwanted { attempts: record.attempt };
         }
@@ -465,12 +469,13 @@ impl Records {
 
     pub fn release(&mut self, release: &Release, now_ms: u64, batch: &mut Option<Batch>) -> Released {
         let Some(record) = self.touch(release.id, now_ms) else { return Released::Released };
-        if !record.open() || !record.holds(release.nonce) {
+        if !record.open() || (record.held && !record.holds(release.nonce)) {
             return Released::Stale;
         }
-        (record.lease_ms, record.held, record.alone) = (0, false, false);
+        // What nobody holds is marked as well: a claim of that attempt which is still on its way comes too late.
+        record.attempt = record.attempt.saturating_sub(u32::from(record.held && !release.counts));
+        (record.lease_ms, record.held, record.alone, record.nonce) = (0, false, false, release.nonce);
         record.state = State::Queued;
-        record.attempt = record.attempt.saturating_sub(u32::from(!release.counts));
         let more = record.more();
         (more.worker, more.started) = (None, None);
         write(record, release.id, batch);

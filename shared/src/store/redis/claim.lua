@@ -29,6 +29,9 @@ for number, key in ipairs(KEYS) do
       answers[number] = tries
     elseif held > 0 and lease > now then
       answers[number] = now - lease
+    elseif held == 0 and holder == nonce then
+      -- It has given the task back: this was under way for longer than the attempt took.
+      answers[number] = -1
     elseif unwanted(record, at) then
       answers[number] = { tries, 1 }
     elseif held > 0 and is_alone(record, at) then

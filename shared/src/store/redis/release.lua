@@ -1,5 +1,6 @@
 -- KEYS: each task's record. ARGV: milliseconds to keep; then for each attempt: nonce, 1 when it counts and 0 otherwise.
--- Answers for each: 1 when it is released or there is no record, 0 when it was not the record's.
+-- Answers for each: 1 when it is released or there is no record, 0 when it is another's or has ended. What nobody holds is marked by
+-- the nonce as well: a claim of that attempt which is still on its way comes too late.
 
 local answers = {}
 
@@ -10,11 +11,12 @@ for number, key in ipairs(KEYS) do
   if record then
     tries, held, holder = attempt_of(record, at)
   end
-  if record and held > 0 and holder == ARGV[number * 2] and byte(record, at) < SUCCEEDED then
-    if ARGV[number * 2 + 1] == '0' then
+  local nonce, counts = ARGV[number * 2], ARGV[number * 2 + 1] ~= '0'
+  if record and byte(record, at) < SUCCEEDED and (held == 0 or holder == nonce) then
+    if held > 0 and not counts then
       tries = tries - 1
     end
-    local run = pack('<BI4Bc16I8', QUEUED, tries, marks_but_alone(record, at), holder, 0)
+    local run = pack('<BI4Bc16I8', QUEUED, tries, marks_but_alone(record, at), nonce, 0)
     write(key, sub(record, 1, at - 1) .. run .. sub(record, at + 30), at, ARGV[1])
     answers[number] = 1
   else
