@@ -231,6 +231,13 @@ fn every_metric_is_written_down_with_its_kind_and_labels() {
 }
 
 #[test]
+fn no_metric_has_a_label_that_prometheus_keeps_for_summaries_and_histograms() {
+    for (name, (_, labels)) in metrics_made() {
+        assert!(!labels.split(", ").any(|label| ["quantile", "le"].contains(&label)), "{name}: {labels}");
+    }
+}
+
+#[test]
 fn every_field_state_and_call_is_written_down() {
     let page = reference();
     let schemas = taskyard_shared::schema::schemas();

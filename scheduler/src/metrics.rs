@@ -142,7 +142,7 @@ impl Metrics {
             start_coverage: registry.float_gauges(
                 "start_coverage_ratio",
                 "Part of the tasks that had to wait and started by the 50 % or 95 % quantile predicted when they were admitted.",
-                &["model", "quantile"],
+                &["model", "predicted_quantile"],
             )?,
             waiting: registry.gauges("scheduler_waiting_tasks", "Waiting tasks, by why they wait.", &["reason"])?,
             decision_seconds: registry.histograms(
