@@ -2,8 +2,7 @@
 
     python3 tests/stack/publish.py PORT COUNT [--password P] [--half-way 'COMMAND']        (needs pika)
 
-The tasks are the texts and files of demo/, over and over, with mixed priorities; right is what the demonstration expects,
-which is what the reference implementation answered. COMMAND is run once half of the results are in.
+The tasks and what is right for each: known.py. COMMAND is run once half of the results are in.
 
 Exits 1 unless every task came to one result, and the right one. A worker that dies between telling a result and
 acking its task leaves the task to another, which tells the recorded result once more: the same message twice is counted
@@ -11,10 +10,8 @@ and is no fault, two results of one task that differ in anything are.
 """
 
 import argparse
-import base64
 import collections
 import json
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -23,7 +20,8 @@ import uuid
 
 import pika
 
-DEMO = pathlib.Path(__file__).resolve().parents[2] / "demo"
+import known
+
 SILENCE_S = 60
 BATCH_TASKS = 50
 # Of the urgent ones; far enough for a machine that does other things too.
@@ -37,18 +35,6 @@ arguments.add_argument("--half-way")
 arguments = arguments.parse_args()
 
 
-def items():
-    for name, model in [("intents", "intents"), ("sentiment", "sentiment"), ("files", "file-type")]:
-        for line in (DEMO / f"{name}.jsonl").read_text().splitlines():
-            line = json.loads(line)
-            if "file" in line:
-                given = {"base64": base64.b64encode((DEMO / line["file"]).read_bytes()).decode()}
-            else:
-                given = {"text": line["text"]}
-            yield model, given, line["expected"]
-
-
-known = list(items())
 where = pika.ConnectionParameters(
     "127.0.0.1", arguments.port, credentials=pika.PlainCredentials("publisher", arguments.password)
 )
@@ -63,9 +49,8 @@ started = time.monotonic()
 for first in range(0, arguments.count, BATCH_TASKS):
     batch = []
     for number in range(first, min(first + BATCH_TASKS, arguments.count)):
-        # A stride that is prime to the number of items mixes the models.
-        model, given, answer = known[number * 37 % len(known)]
-        task = {"id": str(uuid.uuid4()), "model": model, "input": given, "priority": (1, 1, 1, 4, 4, 9)[number % 6]}
+        task, answer = known.task(number)
+        task["id"] = str(uuid.uuid4())
         if task["priority"] == 9:
             task["deadline_ms"] = DEADLINE_MS
         expected[task["id"]] = (answer, task["priority"])
