@@ -5,8 +5,12 @@
 mod cost;
 #[path = "store_redis/erase.rs"]
 mod erase;
+#[path = "store_redis/fail_over.rs"]
+mod fail_over;
 #[path = "store_redis/faults.rs"]
 mod faults;
+#[path = "store_redis/format.rs"]
+mod format;
 #[path = "store_redis/server.rs"]
 mod server;
 #[path = "store_redis/tls.rs"]

@@ -14,6 +14,10 @@ const AFTERMATH_MS: u64 = 20_000;
 /// The longest time without a fault in which no task comes to its end although some wait.
 const STALLED_MS: u64 = 60_000;
 
+/// What a process may hold when all is at rest, however many connections it has lost and made.
+const FILES_MOST: usize = 100;
+const RESIDENT_MB_MOST: u64 = 400;
+
 /// A promise that was broken.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Rule {
@@ -41,6 +45,8 @@ pub enum Rule {
     Stray,
     Panicked,
     WrongExit,
+    /// A process has more files open, or more memory, than what it does takes.
+    Grown,
     /// No task came to its end for long, while nothing was wrong.
     Stalled,
     /// The run ended before its tasks did.
@@ -84,6 +90,9 @@ pub struct Figures {
     pub ticks_repeated: usize,
     /// Longest time without an end while no fault was active; milliseconds.
     pub longest_quiet_ms: u64,
+    /// Most that a process held at the end.
+    pub files_open: usize,
+    pub resident_mb: u64,
 }
 
 pub struct Verdict {
@@ -115,6 +124,7 @@ pub fn check(ledger: &Ledger) -> Verdict {
     checker.strangers();
     checker.dead_letters();
     checker.processes();
+    checker.sizes();
     checker.liveness();
     checker.end_state();
     Verdict { broken: checker.broken, figures: checker.figures }
@@ -393,6 +403,16 @@ impl Checker<'_> {
         }
     }
 
+    fn sizes(&mut self) {
+        for held in &self.ledger.held {
+            self.figures.files_open = self.figures.files_open.max(held.files);
+            self.figures.resident_mb = self.figures.resident_mb.max(held.resident_mb);
+            if held.files > FILES_MOST || held.resident_mb > RESIDENT_MB_MOST {
+                self.broken.push(Broken { rule: Rule::Grown, what: format!("{held:?}") });
+            }
+        }
+    }
+
     /// From the first accepted task to the last end there is no long time without an end and without a fault.
     fn liveness(&mut self) {
         let ledger = self.ledger;
@@ -453,7 +473,7 @@ fn covered(faults: &[(u64, u64)], from: u64, until: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ledger::{Ended, Executed, Left, Overtaking, Recorded, Way};
+    use crate::ledger::{Ended, Executed, Held, Left, Overtaking, Recorded, Way};
 
     /// A ledger in which three tasks went as they should: one succeeded, one over HTTP too, one failed.
     fn good() -> Ledger {
@@ -695,6 +715,18 @@ mod tests {
         let expected = [Rule::Stray, Rule::Panicked, Rule::WrongExit, Rule::GaveUp, Rule::NotOvertaken];
         assert_eq!(rules(&ledger), expected);
         assert_eq!(check(&ledger).broken.len(), 5);
+    }
+
+    #[test]
+    fn a_process_that_has_grown_is_seen() {
+        let mut ledger = good();
+        let held = |files, resident_mb| Held { role: "worker".into(), files, resident_mb };
+        ledger.held = vec![held(FILES_MOST, RESIDENT_MB_MOST)];
+        assert_eq!(rules(&ledger), []);
+        for grown in [held(FILES_MOST + 1, 1), held(1, RESIDENT_MB_MOST + 1)] {
+            ledger.held = vec![held(1, 1), grown];
+            assert_eq!(check(&ledger).rules(), BTreeMap::from([(Rule::Grown, 1)]));
+        }
     }
 
     #[test]

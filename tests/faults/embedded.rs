@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::ask::askers;
 use crate::disk::Disk;
 use crate::harness::ports::free_port;
-use crate::ledger::{DEAD, EXECUTED, Files, LEFT, Left, RECORDED, TOLD, Way};
+use crate::ledger::{DEAD, EXECUTED, Files, HELD, LEFT, Left, RECORDED, TOLD, Way};
 use crate::load::{Books, Caller, Known, Tasks};
 use crate::nemesis::Nemesis;
 use crate::observe::{recorded, told};
@@ -128,6 +128,7 @@ pub async fn run(mut plan: Plan, megabytes: u32) {
         Some(_) => None,
     };
     clients.end();
+    files.write(HELD, &[yard.roles[0].held()]);
     let Ok(Yard { mut roles, disk: _disk, .. }) = Arc::try_unwrap(yard) else { panic!("somebody still uses the yard") };
     let accepted: Vec<Uuid> = files.ledger().accepted.into_keys().collect();
     for look in 1.. {

@@ -160,6 +160,15 @@ pub struct Left {
     pub unacked: u64,
 }
 
+/// What a process holds of the machine when all is over.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Held {
+    pub role: String,
+    /// Descriptors that are open.
+    pub files: usize,
+    pub resident_mb: u64,
+}
+
 /// Urgent tasks published behind a backlog of idle ones, after all is healed.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Overtaking {
@@ -182,6 +191,7 @@ pub struct Ledger {
     pub recorded: HashMap<Uuid, Recorded>,
     pub ended: Vec<Ended>,
     pub left: Vec<Left>,
+    pub held: Vec<Held>,
     /// Ids in the dead letters.
     pub dead: Vec<Uuid>,
     /// Lines of logs that say of a panic.
@@ -202,6 +212,7 @@ pub const FAULTS: &str = "faults";
 pub const RECORDED: &str = "recorded";
 pub const ENDED: &str = "ended";
 pub const LEFT: &str = "left";
+pub const HELD: &str = "held";
 pub const DEAD: &str = "dead";
 
 /// The files of one run.
@@ -257,6 +268,7 @@ impl Files {
         ledger.ticks = Ticks::read(self, &mut ledger.executed);
         ledger.recorded = self.read::<Recorded>(RECORDED).into_iter().map(|line| (line.id, line)).collect();
         ledger.left = self.read(LEFT);
+        ledger.held = self.read(HELD);
         ledger.dead = self.read(DEAD);
         ledger
     }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::harness::root;
-use crate::ledger::{ENDED, Ended, Files, now_ms};
+use crate::ledger::{ENDED, Ended, Files, Held, now_ms};
 use crate::servers::Group;
 use crate::tweaks::Tweaks;
 
@@ -62,6 +63,8 @@ pub struct Role {
     tweaks: Option<Arc<Tweaks>>,
     orders: mpsc::Sender<Order>,
     keeper: JoinHandle<()>,
+    /// Of the process that runs at present.
+    pid: Arc<AtomicU32>,
 }
 
 impl Role {
@@ -69,14 +72,23 @@ impl Role {
     pub async fn start(recipe: Recipe, files: Arc<Files>) -> Self {
         let (orders, receiver) = mpsc::channel(16);
         let (name, tweaks) = (recipe.name.clone(), recipe.tweaks.clone());
-        let mut keeper = Keeper { recipe, files, starts: 0, child: None, group: Group::new() };
+        let pid = Arc::new(AtomicU32::new(0));
+        let mut keeper = Keeper { recipe, files, starts: 0, child: None, pid: pid.clone(), group: Group::new() };
         keeper.spawn();
         assert!(keeper.ready().await, "{name} does not start; see {}", keeper.log().display());
-        Self { name, tweaks, orders, keeper: tokio::spawn(keeper.keep(receiver)) }
+        Self { name, tweaks, orders, keeper: tokio::spawn(keeper.keep(receiver)), pid }
     }
 
     pub fn tweaks(&self) -> &Tweaks {
         self.tweaks.as_deref().expect("its faults are only done where there is a compiler")
+    }
+
+    pub fn held(&self) -> Held {
+        let process = Path::new("/proc").join(self.pid.load(Ordering::SeqCst).to_string());
+        let files = std::fs::read_dir(process.join("fd")).unwrap().count();
+        let status = std::fs::read_to_string(process.join("status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        Held { role: self.name.clone(), files, resident_mb: resident.unwrap().parse::<u64>().unwrap() / 1024 }
     }
 
     pub async fn order(&self, order: Order) {
@@ -95,6 +107,7 @@ struct Keeper {
     files: Arc<Files>,
     starts: u32,
     child: Option<Child>,
+    pid: Arc<AtomicU32>,
     /// What it starts ends with this process.
     group: Group,
 }
@@ -124,6 +137,7 @@ impl Keeper {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
+        self.pid.store(child.id().unwrap_or_default(), Ordering::SeqCst);
         self.child = Some(child);
     }
 
@@ -230,8 +244,40 @@ pub fn panics(logs: &Path) -> Vec<String> {
     for entry in std::fs::read_dir(logs).unwrap() {
         let path = entry.unwrap().path();
         let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
-        let lines = text.lines().filter(|line| line.contains("panicked at"));
+        // As telemetry has it, and as Rust has it before there is any.
+        let is_panic = |line: &&str| line.contains("panic.place=") || line.contains("panicked at");
+        let lines = text.lines().filter(is_panic);
         found.extend(lines.map(|line| format!("{}: {line}", path.display())));
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use taskyard_shared::process::settings::Settings;
+
+    use super::*;
+
+    /// Logs are set up once for a process, so this test runs itself again in one of its own.
+    #[test]
+    fn a_panic_is_found_in_a_log_however_early_it_was() {
+        const INNER: &str = "TASKYARD_TEST_INNER_PANIC";
+        if let Some(is_logged) = std::env::var_os(INNER) {
+            if is_logged == "logged" {
+                taskyard_shared::process::telemetry::init(&Settings::default().log).unwrap();
+            }
+            let _panicked = std::thread::spawn(|| panic!("as told")).join();
+            return;
+        }
+        for when in ["early", "logged"] {
+            let folder = tempfile::tempdir().unwrap();
+            let log = std::fs::File::create(folder.path().join("role.1.log")).unwrap();
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            again.args(["--exact", "roles::tests::a_panic_is_found_in_a_log_however_early_it_was", "--nocapture"]);
+            let again = again.env(INNER, when).env("NO_COLOR", "1").stdout(Stdio::null()).stderr(log).status();
+            assert!(again.unwrap().success(), "{when}");
+            let found = panics(folder.path());
+            assert_eq!(found.len(), 1, "{when}: {found:?}");
+        }
+    }
 }

@@ -11,13 +11,13 @@ use taskyard_shared::{TaskId, Topology};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::ledger::{EXECUTED, Executed, Files, LEFT, Left, Overtaking, RECORDED, Way, What};
+use crate::ledger::{EXECUTED, Executed, Files, HELD, Held, LEFT, Left, Overtaking, RECORDED, Way, What};
 use crate::load::{Books, Caller, Known, Publisher, Task, Tasks};
 use crate::nemesis::Nemesis;
 use crate::observe::{bury, observe, recorded};
 use crate::overtake::overtake;
 use crate::plan::{self, Menu, Planned};
-use crate::roles::panics;
+use crate::roles::{Role, panics};
 use crate::yard::{NAMESPACE, ROLES, Servers, Yard};
 use crate::{schedule, verdict, workflows};
 
@@ -71,6 +71,7 @@ pub async fn run(plan: Plan, programs: PathBuf) {
     // The urgent ones overtook a backlog of more than that, if it came to that.
     assert!(pages > 0 || plan.window_tasks > 200 || gave_up.is_some(), "nothing of the backlog went to pages");
     rig.look_at_records(&yard).await;
+    files.write(HELD, &yard.roles.iter().map(Role::held).collect::<Vec<Held>>());
     rig.end();
     let logs = yard.logs.clone();
     let Ok(yard) = Arc::try_unwrap(yard) else { panic!("somebody still uses the yard") };

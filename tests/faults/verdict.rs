@@ -62,6 +62,8 @@ fn table(about: &[(&str, String)], verdict: &Verdict, took: Duration) -> String 
     row("  again, another, after a flush", figures.told_again_after_flush.to_string());
     row("executions", figures.executions.to_string());
     row("  repeated", figures.repeats.to_string());
+    row("most files open at the end", figures.files_open.to_string());
+    row("most memory at the end", format!("{} MB", figures.resident_mb));
     row("longest without an end or a fault", format!("{} ms", figures.longest_quiet_ms));
     row("faults", figures.faults.values().sum::<usize>().to_string());
     for (kind, count) in &figures.faults {

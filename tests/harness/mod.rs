@@ -107,7 +107,7 @@ impl Drop for Place {
     }
 }
 
-fn rabbitmqctl(arguments: &[&str]) -> String {
+pub fn rabbitmqctl(arguments: &[&str]) -> String {
     let output = Command::new("rabbitmqctl").args(arguments).output().expect("rabbitmqctl runs");
     assert!(output.status.success(), "rabbitmqctl {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()

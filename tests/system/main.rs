@@ -12,6 +12,7 @@ mod paging;
 mod poison;
 mod refusals;
 mod rolling;
+mod secrets;
 mod shadow;
 mod tls;
 mod yard;

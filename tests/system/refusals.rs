@@ -2,6 +2,7 @@
 
 use serde_json::json;
 use taskyard_shared::State;
+use taskyard_shared::broker::QueueSpec;
 use uuid::Uuid;
 
 use crate::harness::servers;
@@ -104,4 +105,19 @@ async fn a_batch_is_settled_task_by_task_and_a_repeated_publish_runs_once() {
     assert_eq!(publisher.results[&bad].error.as_ref().unwrap().message.split(':').next(), Some("input"));
     let differing = publisher.results.values().filter(|result| result.attempt > 1).count();
     assert_eq!(differing, 0, "nothing ran twice");
+}
+
+/// As after a change of `broker.queue_type`, or an operator's own hand.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_made_otherwise_is_named_and_tried_no_more() {
+    let Some(servers) = servers("mismatch") else { return };
+    let yard = Yard::new(&servers, MODELS);
+    let publisher = yard.publisher().await;
+    let intake = publisher.topology.intake();
+    let other = QueueSpec { max_length: Some(5), ..QueueSpec::durable(&intake) };
+    publisher.broker.declare(&[other]).await.unwrap();
+    let mut scheduler = yard.role(&["scheduler"]);
+    assert_eq!(scheduler.wait(), Some(2), "{:#?}", scheduler.lines());
+    let said = scheduler.lines().join("\n");
+    assert!(said.contains(&intake) && said.contains("x-max-length"), "{said}");
 }

@@ -212,6 +212,12 @@ async fn bodies() {
         ("too deep", deep(limits::DEPTH).into(), Refused("depth", "body")),
         ("far too deep", deep(100_000).into(), Refused("depth", "body")),
         ("far too deep, never closed", "[".repeat(100_000).into(), Refused("depth", "body")),
+        (
+            "as many keys as there is room for",
+            task(&format!("{{{}\"\":0}}", (0..90_000).map(|number| format!("\"{number}\":0,")).collect::<String>()))
+                .into(),
+            Runs,
+        ),
         ("brackets in a string", task(&format!("\"{}\"", "[".repeat(1000))).into(), Runs),
         ("a large task", task(&format!("\"{}\"", mib(limits::TASK_BYTES))).into(), Refused("too_large", "body")),
         ("a large message", vec![b' '; limits::BODY_BYTES + 1], Refused("too_large", "body")),
@@ -424,6 +430,11 @@ async fn properties() {
             "an expiration before now",
             |message| message.properties.expiration = Some("-1".into()),
             Refused("invalid_field", "expiration"),
+        ),
+        (
+            "an expiration of no time at all",
+            |message| message.properties.expiration = Some("0".into()),
+            Ends(State::Expired, "expired"),
         ),
         ("an expiration without end", |message| message.properties.expiration = Some("9999999999999".into()), Runs),
         (

@@ -211,6 +211,7 @@ impl Link {
                 Some("OOM" | "MISCONF") => StoreError::Full(text),
                 // Redis 6 wraps what failed inside a script into an `ERR`.
                 _ if text.contains("OOM command not allowed") => StoreError::Full(text),
+                _ if text.contains(READ_ONLY) => StoreError::Unreachable(text),
                 Some("NOREPLICAS" | "BUSY") => StoreError::Unreachable(text),
                 _ => StoreError::Refused(text),
             },
@@ -231,9 +232,13 @@ fn is_away(kind: ServerErrorKind) -> bool {
     )
 }
 
+/// How a server that is a replica by now refuses to write, wherever in the answer Redis 6 puts it.
+const READ_ONLY: &str = "READONLY You can't write";
+
 /// After a fail-over the same address may lead to another server: connect anew.
 fn is_of_no_more_use(answer: &Value) -> bool {
-    matches!(answer, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::ReadOnly))
+    let Value::ServerError(error) = answer else { return false };
+    error.kind() == Some(ServerErrorKind::ReadOnly) || error.details().is_some_and(|text| text.contains(READ_ONLY))
 }
 
 /// Host, empty for the same one, and port of the node that has the keys.
@@ -294,5 +299,35 @@ fn kind(value: &Value) -> &'static str {
         Value::Array(_) | Value::Set(_) => "an array",
         Value::Map(_) => "a map",
         _ => "something else",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_became_a_replica_is_left_whichever_version_says_so() {
+        for (answer, is_left) in [
+            ("-READONLY You can't write against a read only replica.\r\n", true),
+            ("-READONLY You can't write against a read only replica. script: 1f, on @user_script:3.\r\n", true),
+            (
+                "-ERR Error running script (call to f_1f): @user_script:3: -READONLY You can't write against a read only replica.\r\n",
+                true,
+            ),
+            ("-ERR Error running script (call to f_1f): @user_script:3: user_script:3: attempt to index\r\n", false),
+            ("-LOADING Redis is loading the dataset in memory\r\n", false),
+            ("+OK\r\n", false),
+        ] {
+            let answer = redis::parse_redis_value(answer.as_bytes()).unwrap();
+            assert_eq!(is_of_no_more_use(&answer), is_left, "{answer:?}");
+            let Err(error) = answer.extract_error() else { continue };
+            let settings = StoreSettings {
+                url: "redis://127.0.0.1:1".into(),
+                ..crate::process::settings::Settings::default().store
+            };
+            let is_away = matches!(Link::new(&settings).unwrap().explain(error), StoreError::Unreachable(_));
+            assert!(is_away || !is_left);
+        }
     }
 }
