@@ -15,7 +15,7 @@ const AFTERMATH_MS: u64 = 20_000;
 const STALLED_MS: u64 = 60_000;
 
 /// What a process may hold when all is at rest, however many connections it has lost and made.
-const FILES_MOST: usize = 100;
+const FILES_MOST: usize = 200;
 const RESIDENT_MB_MOST: u64 = 400;
 
 /// A promise that was broken.

@@ -16,12 +16,15 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::secret::masked;
+use super::secret::{MASK, masked};
 use super::settings::{LogFormat, LogSettings};
 use crate::time::Timestamp;
 
 /// Longest text of one field.
 const FIELD_CHARS: usize = 4096;
+
+/// Frames with which the AMQP client logs in. At `trace` it shows them like any other, the password in them.
+const LOG_INS: [&str; 2] = ["StartOk", "SecureOk"];
 
 /// Field that holds the words of an event.
 const MESSAGE: &str = "message";
@@ -105,7 +108,11 @@ impl Fields {
     }
 
     fn text(&mut self, field: &Field, text: &str) {
-        let text = if text.contains("://") { masked(text) } else { text.to_owned() };
+        let text = match text {
+            log_in if LOG_INS.iter().any(|frame| log_in.contains(frame)) => MASK.to_owned(),
+            with_url if with_url.contains("://") => masked(with_url),
+            plain => plain.to_owned(),
+        };
         let cut = text.char_indices().nth(FIELD_CHARS).map(|(at, _)| at);
         self.0.push((field.name(), Value::String(cut.map_or(text.clone(), |at| format!("{}…", &text[..at])))));
     }

@@ -98,6 +98,10 @@ fn a_long_value_is_cut_and_a_password_is_masked() {
     let line = json(|| tracing::info!(body = "ä".repeat(100_000), "to amqp://u:s3cret@h"));
     assert_eq!(line["body"].as_str().unwrap().chars().count(), 4097);
     assert_eq!(line["message"], "to amqp://u:***@h");
+    // As the broker's client has it.
+    let frame = "AMQPFrame::Method(Connection(StartOk(StartOk { response: LongString(\"\\0u\\0s3cret\") })))";
+    let line = json(|| tracing::info!(next_msg = %frame, frame = ?frame, "{frame}"));
+    assert_eq!((&line["next_msg"], &line["frame"], &line["message"]), (&"***".into(), &"***".into(), &"***".into()));
 }
 
 #[test]
