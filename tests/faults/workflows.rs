@@ -22,6 +22,9 @@ pub const PUBLISHED: &str = "workflows_published";
 pub const CONFIRMED: &str = "workflows_confirmed";
 pub const TOLD: &str = "workflows_told";
 
+/// Of a step some of whose tasks failed. In these workflows nothing but lost workers fails one.
+const ITEMS_FAILED: &str = "items_failed";
+
 /// Tasks that the step `parts` is.
 const PARTS: u32 = 3;
 
@@ -272,8 +275,9 @@ impl Workflows {
                 Meant::MayBeCancelled => &[State::Succeeded, State::Cancelled],
                 _ => &[State::Succeeded],
             };
-            // A step that lost its workers fails it, as any other.
-            let is_suspected = first.state == State::Failed && first.code.as_deref() == Some(WORKER_LOST);
+            // A step that lost its workers fails it, as any other; of several tasks the step's own code says it.
+            let is_suspected = first.state == State::Failed
+                && first.code.as_deref().is_some_and(|code| [WORKER_LOST, ITEMS_FAILED].contains(&code));
             if !may.contains(&first.state) && !is_suspected {
                 let what =
                     format!("workflow {id}, {:?}, ended as {} {:?}", workflow.meant, first.state.as_str(), first.code);

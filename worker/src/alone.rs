@@ -61,9 +61,12 @@ impl Alone {
 }
 
 impl Place {
-    /// Waits until it has been kept for as long as it may be; others are let in then.
-    pub async fn over(self) -> OwnedRwLockReadGuard<()> {
-        tokio::time::sleep(self.longest).await;
+    /// It may be kept for so long.
+    pub fn longest(&self) -> Duration {
+        self.longest
+    }
+
+    pub fn let_others_in(self) -> OwnedRwLockReadGuard<()> {
         self.gate.downgrade()
     }
 }

@@ -175,20 +175,22 @@ async fn run_alone(yard: &Yard, lane: &ModelLane, handler: &dyn Handler, held: H
     let running = run(yard, lane, handler, begun.running);
     match (place, nonce) {
         (Some(place), Some(nonce)) => {
-            let let_others_in = async {
-                let place = place.over().await;
-                // What happens from now on is not held against it. No attempt is begun by this: the task may just have been
-                // given back.
+            // What happens from now on is not held against it, nor while its end waits to be written: where the broker is away
+            // many would do so, and all be held to have been by themselves when the worker ends. No attempt is begun by this:
+            // the task may just have been given back.
+            let others_come = async {
                 let beside = Beside::OthersAnyway;
                 let claim = Claim { beside, max_attempts: 0, ..claim(yard, lane, &envelope, nonce) };
                 let _closed = yard.claimer.claim(vec![claim], vec![envelope]).await;
-                place
             };
             let mut running = pin!(running);
-            tokio::select! {
-                biased;
-                () = &mut running => {}
-                _place = let_others_in => running.await,
+            match tokio::time::timeout(place.longest(), &mut running).await {
+                // The place is kept until that is known.
+                Ok(()) => others_come.await,
+                Err(_) => {
+                    let _beside = place.let_others_in();
+                    tokio::join!(running, others_come);
+                }
             }
         }
         _ => running.await,
