@@ -3,7 +3,12 @@
 use serde_json::{Value, json};
 use taskyard_shared::store::{Beside, Claim, Claimed};
 
+use self::faults::{FaultyBroker, FaultyStore};
 use super::*;
+
+#[path = "../../producer/tests/yard/faults.rs"]
+#[allow(dead_code, reason = "a part of it is used here")]
+mod faults;
 
 /// Calls that last: an attempt claims its task before it begins.
 fn long() -> ModelSpec {
@@ -126,6 +131,41 @@ async fn others_are_let_in_after_a_while_and_what_happens_then_is_not_held_again
     assert!(all.iter().all(|id| yard.result(id).state == State::Succeeded));
     assert_eq!(yard.result(&lost).attempt, 3);
     drop(gate);
+}
+
+/// The broker takes nothing from their worker, so that most of their ends are not even written when it is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_whose_ends_wait_to_be_told_are_not_held_to_be_by_themselves() {
+    let mut yard = Yard::new(|_| {}).await;
+    let broker = Arc::new(FaultyBroker::new(EmbeddedBroker::in_memory()));
+    let store = Arc::new(FaultyStore::new(EmbeddedStore::in_memory(Retention::default())));
+    (yard.broker, yard.store) = (broker.inner(), store.inner());
+    yard.broker.declare(&messages::work_queues(&yard.topology)).await.unwrap();
+    yard.broker.declare(&[QueueSpec::exclusive(&yard.replies)]).await.unwrap();
+    let many = || ModelSpec { slots: 20, ..long() };
+    yard.scheduler(&[many()]);
+    let mut all = Vec::new();
+    for _ in 0..10 {
+        all.push(yard.lost().await);
+    }
+    let open = || Arc::new(Obedient { gate: Some(opened()), ..Obedient::default() });
+    let handler = open();
+    broker.hang(true);
+    (yard.broker, yard.store) = (broker.clone(), store.clone());
+    let (_, kill) = yard.worker("first", vec![(many(), handler.clone())]);
+    (yard.broker, yard.store) = (broker.inner(), store.inner());
+    runs(&handler, all.len()).await;
+    // It runs beside others: none of them is by itself any more.
+    all.extend(yard.publish(vec![waiting()]).await);
+    runs(&handler, all.len()).await;
+    // With it goes what it has not written.
+    store.hang(true);
+    kill.cancel();
+    yard.worker("second", vec![(many(), open())]);
+    yard.collect(&all).await;
+    for id in &all {
+        assert_eq!(yard.result(id).state, State::Succeeded, "{:?}", yard.result(id));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
