@@ -351,7 +351,9 @@ impl Checker<'_> {
 
     fn workflows(&mut self) {
         let ledger = self.ledger;
-        let (wrong, ends) = ledger.workflows.check(|from, until| self.flushed(from, until));
+        let (wrong, ends) = ledger
+            .workflows
+            .check(|from, until| self.flushed(from, until), |from, until| self.suffered(from, until).count());
         self.figures.workflows = ends;
         self.figures.steps_executed = ledger.workflows.executions();
         self.broken.extend(wrong);

@@ -256,8 +256,13 @@ impl Workflows {
         Self { published, confirmed: files.read(CONFIRMED).into_iter().collect(), told, executed }
     }
 
-    /// What is wrong, and how many ended in which state. `flushed` says whether the store was emptied in between two times.
-    pub fn check(&self, flushed: impl Fn(u64, u64) -> bool) -> (Vec<Broken>, BTreeMap<&'static str, usize>) {
+    /// What is wrong, and how many ended in which state. Between two times: `flushed` says whether the store was emptied, `suffered` how many
+    /// faults may have cut attempts.
+    pub fn check(
+        &self,
+        flushed: impl Fn(u64, u64) -> bool,
+        suffered: impl Fn(u64, u64) -> usize,
+    ) -> (Vec<Broken>, BTreeMap<&'static str, usize>) {
         let (mut wrong, mut ends) = (Vec::new(), BTreeMap::new());
         let mut broke = |rule, what| wrong.push(Broken { rule, what });
         for workflow in &self.published {
@@ -275,9 +280,10 @@ impl Workflows {
                 Meant::MayBeCancelled => &[State::Succeeded, State::Cancelled],
                 _ => &[State::Succeeded],
             };
-            // A step that lost its workers fails it, as any other; of several tasks the step's own code says it.
+            // A step that lost its workers, which takes two, fails it as any other; of several tasks the step's own code says it.
             let is_suspected = first.state == State::Failed
-                && first.code.as_deref().is_some_and(|code| [WORKER_LOST, ITEMS_FAILED].contains(&code));
+                && first.code.as_deref().is_some_and(|code| [WORKER_LOST, ITEMS_FAILED].contains(&code))
+                && suffered(workflow.at, first.at) >= 2;
             if !may.contains(&first.state) && !is_suspected {
                 let what =
                     format!("workflow {id}, {:?}, ended as {} {:?}", workflow.meant, first.state.as_str(), first.code);
@@ -357,6 +363,10 @@ mod tests {
     }
 
     fn wrong(change: impl FnOnce(&mut Workflows, &mut Vec<Told>)) -> Vec<Rule> {
+        wrong_after(0, change)
+    }
+
+    fn wrong_after(faults: usize, change: impl FnOnce(&mut Workflows, &mut Vec<Told>)) -> Vec<Rule> {
         let mut workflows = good();
         let id = workflows.published[0].id;
         let mut told = workflows.told.remove(&id).unwrap();
@@ -364,7 +374,7 @@ mod tests {
         if !told.is_empty() {
             workflows.told.insert(id, told);
         }
-        workflows.check(|_, _| false).0.into_iter().map(|broken| broken.rule).collect()
+        workflows.check(|_, _| false, |_, _| faults).0.into_iter().map(|broken| broken.rule).collect()
     }
 
     #[test]
@@ -385,5 +395,17 @@ mod tests {
         };
         assert_eq!(wrong(|_, told| again(told)), [Rule::TwoEnds]);
         assert_eq!(wrong(|_, told| told.push(told[0].clone())), [], "told again is told the same");
+    }
+
+    #[test]
+    fn a_step_is_held_to_have_lost_its_workers_after_two_faults_and_no_sooner() {
+        for (code, is_excused) in [(WORKER_LOST, true), (ITEMS_FAILED, true), ("meant_to_fail", false)] {
+            for (faults, are_enough) in [(1, false), (2, true)] {
+                let fails =
+                    |told: &mut Vec<Told>| (told[0].state, told[0].code) = (State::Failed, Some(code.to_owned()));
+                let wrong = wrong_after(faults, |_, told| fails(told));
+                assert_eq!(wrong.is_empty(), is_excused && are_enough, "{code} after {faults}: {wrong:?}");
+            }
+        }
     }
 }
