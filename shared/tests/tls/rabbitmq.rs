@@ -106,11 +106,14 @@ impl Node {
     /// Ends it with SIGKILL, and waits until it is gone.
     pub async fn crash(&mut self) {
         self.kill();
-        for port in [self.tls_port, self.plain_port, self.distribution] {
-            while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        let gone = async {
+            for port in [self.tls_port, self.plain_port, self.distribution] {
+                while TcpStream::connect(("127.0.0.1", port)).await.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
             }
-        }
+        };
+        assert!(tokio::time::timeout(PATIENCE, gone).await.is_ok(), "RabbitMQ was killed and is still there");
     }
 
     fn kill(&mut self) {
