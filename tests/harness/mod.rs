@@ -185,6 +185,44 @@ impl Drop for Role {
     }
 }
 
+/// A `redis-server` of a test's own; killed when dropped.
+pub struct Redis {
+    child: Child,
+    arguments: Vec<String>,
+}
+
+impl Redis {
+    /// `None`, said aloud, when the program is not installed.
+    pub fn started(arguments: Vec<String>) -> Option<Self> {
+        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
+            assert!(std::env::var_os("TASKYARD_TEST_REQUIRE_SERVERS").is_none(), "redis-server is not installed");
+            eprintln!("skipped: redis-server is not installed");
+            return None;
+        }
+        Some(Self { child: Self::spawn(&arguments), arguments })
+    }
+
+    fn spawn(arguments: &[String]) -> Child {
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", ""]).args(arguments).stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    pub fn end(&mut self) {
+        let _killed = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+
+    pub fn start_again(&mut self) {
+        self.child = Self::spawn(&self.arguments);
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// Settings of a yard at a place, as environment variables.
 pub fn environment(place: &Place) -> Vec<(String, String)> {
     [

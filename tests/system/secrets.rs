@@ -3,13 +3,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use taskyard_shared::process::keys::NewKey;
 
 use crate::harness::ports::free_port;
-use crate::harness::{Place, eventually, rabbitmqctl, servers};
+use crate::harness::{Place, Redis, eventually, rabbitmqctl, servers};
 use crate::yard::Yard;
 
 const BROKER: &str = "broker-canary-3f0c";
@@ -39,25 +39,9 @@ impl Drop for User {
     }
 }
 
-/// Wants a password.
-struct Redis {
-    child: Child,
-    port: u16,
-}
-
-impl Redis {
-    fn start(password: &str, port: u16) -> Self {
-        let mut command = Command::new("redis-server");
-        command.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--requirepass", password, "--save", ""]);
-        Self { child: command.stdout(Stdio::null()).spawn().unwrap(), port }
-    }
-}
-
-impl Drop for Redis {
-    fn drop(&mut self) {
-        let _killed = self.child.kill();
-        let _reaped = self.child.wait();
-    }
+fn redis(password: &str, port: u16) -> Option<Redis> {
+    let arguments = ["--port", &port.to_string(), "--requirepass", password, "--appendonly", "no"].map(str::to_owned);
+    Redis::started(arguments.into())
 }
 
 /// Answers every request with 1.
@@ -119,14 +103,15 @@ async fn what_is_secret_is_in_nothing_that_a_yard_says_however_much_it_says() {
     let mut yard = Yard::new(&servers, &models());
     yard.write("child.py", PROGRAM);
     let user = User::new(&yard.place);
-    let redis = Redis::start(STORE, free_port());
+    let port = free_port();
+    let Some(redis) = redis(STORE, port) else { return };
     let key = NewKey::generate().unwrap();
     let listen = format!("127.0.0.1:{}", free_port());
     let host = servers.amqp.rsplit_once('@').map_or(servers.amqp.trim_start_matches("amqp://"), |(_, host)| host);
     let broker = format!("amqp://{}:{BROKER}@{host}/{}", user.0, yard.place.vhost);
     for (name, value) in [
         ("BROKER__URL", broker),
-        ("STORE__URL", format!("redis://:{STORE}@127.0.0.1:{}/0", redis.port)),
+        ("STORE__URL", format!("redis://:{STORE}@127.0.0.1:{port}/0")),
         // The broker's client says nothing unless it is named.
         ("LOG__LEVEL", "trace,lapin=trace".to_owned()),
         ("GATEWAY__LISTEN", listen.clone()),
@@ -174,10 +159,9 @@ async fn what_is_secret_is_in_nothing_that_a_yard_says_however_much_it_says() {
     gateway.wait_for_line("webhook");
 
     // Neither server takes the password any more.
-    let port = redis.port;
     tokio::task::block_in_place(|| {
         drop(redis);
-        let _redis = Redis::start("another", port);
+        let _redis = self::redis("another", port);
         rabbitmqctl(&["change_password", &user.0, "another"]);
         rabbitmqctl(&["close_all_connections", "--vhost", &yard.place.vhost, "the password is another"]);
         for role in [&scheduler, &worker, &gateway] {

@@ -1,7 +1,6 @@
 //! A yard whose every connection is TLS with a client's certificate, through a change of the authority and of all certificates.
 
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use taskyard_shared::broker::QueueSpec;
@@ -11,7 +10,7 @@ use taskyard_shared::{State, Topology};
 use self::files::Files;
 use self::rabbitmq::{LOGIN, Node};
 use crate::harness::ports::free_port;
-use crate::harness::{Role, models_file};
+use crate::harness::{Redis, Role, models_file};
 use crate::yard::Publisher;
 
 #[path = "../../shared/tests/tls/files.rs"]
@@ -35,58 +34,23 @@ service_ms = 1500.0
 "#;
 
 /// One that speaks TLS alone. What it has answered survives a kill.
-struct Redis<'a> {
-    child: Child,
-    files: &'a Files,
-    folder: tempfile::TempDir,
-    port: u16,
-}
-
-impl<'a> Redis<'a> {
-    /// `None`, said aloud, when the program is not installed.
-    fn started(files: &'a Files) -> Option<Self> {
-        if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
-            assert!(std::env::var_os("TASKYARD_TEST_REQUIRE_SERVERS").is_none(), "redis-server is not installed");
-            eprintln!("skipped: redis-server is not installed");
-            return None;
-        }
-        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
-        Some(Self { child: Self::start(files, folder.path(), port), files, folder, port })
-    }
-
-    fn start(files: &Files, folder: &Path, port: u16) -> Child {
-        let (_, password) = LOGIN.split_once(':').unwrap();
-        let mut command = Command::new("redis-server");
-        command.args([
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            "0",
-            "--tls-port",
-            &port.to_string(),
-            "--requirepass",
-            password,
-        ]);
-        command.args(["--save", "", "--appendonly", "yes", "--appendfsync", "always", "--dir"]).arg(folder);
-        command.args(["--tls-ca-cert-file", &files.text("ca.pem"), "--tls-auth-clients", "yes"]);
-        command.args(["--tls-cert-file", &files.text("server.pem"), "--tls-key-file", &files.text("server.key")]);
-        command.stdout(Stdio::null()).spawn().unwrap()
-    }
-
-    fn end(&mut self) {
-        let _killed = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-
-    fn start_again(&mut self) {
-        self.child = Self::start(self.files, self.folder.path(), self.port);
-    }
-}
-
-impl Drop for Redis<'_> {
-    fn drop(&mut self) {
-        self.end();
-    }
+fn secret_redis(files: &Files, folder: &Path, port: u16) -> Option<Redis> {
+    let (_, password) = LOGIN.split_once(':').unwrap();
+    let (port, folder) = (port.to_string(), folder.display().to_string());
+    let [ca, certificate, key] = ["ca.pem", "server.pem", "server.key"].map(|name| files.text(name));
+    let arguments = [
+        ["--port", "0"],
+        ["--tls-port", &port],
+        ["--requirepass", password],
+        ["--appendonly", "yes"],
+        ["--appendfsync", "always"],
+        ["--dir", &folder],
+        ["--tls-auth-clients", "yes"],
+        ["--tls-ca-cert-file", &ca],
+        ["--tls-cert-file", &certificate],
+        ["--tls-key-file", &key],
+    ];
+    Redis::started(arguments.as_flattened().iter().map(|word| (*word).to_owned()).collect())
 }
 
 /// Roles that speak to these two alone.
@@ -98,14 +62,14 @@ struct SecretYard {
 }
 
 impl SecretYard {
-    fn new(folder: &Path, files: &Files, node: &Node, redis: &Redis) -> Self {
+    fn new(folder: &Path, files: &Files, node: &Node, redis: u16) -> Self {
         let tls = files.tls("ca.pem", "client");
         let listen = format!("127.0.0.1:{}", free_port());
         let (_, password) = LOGIN.split_once(':').unwrap();
         let mut environment = vec![
             ("TASKYARD__BROKER__URL".to_owned(), url(node)),
             ("TASKYARD__BROKER__QUEUE_TYPE".to_owned(), "classic".to_owned()),
-            ("TASKYARD__STORE__URL".to_owned(), format!("rediss://:{password}@localhost:{}/0", redis.port)),
+            ("TASKYARD__STORE__URL".to_owned(), format!("rediss://:{password}@localhost:{redis}/0")),
             ("TASKYARD__ADMIN__LISTEN".to_owned(), "127.0.0.1:0".to_owned()),
             ("TASKYARD__GATEWAY__LISTEN".to_owned(), listen.clone()),
             ("TASKYARD__LOG__LEVEL".to_owned(), "trace,lapin=trace".to_owned()),
@@ -148,10 +112,10 @@ fn url(node: &Node) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_yard_over_tls_lives_through_another_authority_and_loses_nothing() {
     let files = Files::new();
-    let Some(mut redis) = Redis::started(&files) else { return };
+    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
+    let Some(mut redis) = secret_redis(&files, folder.path(), port) else { return };
     let Some(mut node) = Node::started(&files).await else { return };
-    let folder = tempfile::tempdir().unwrap();
-    let yard = SecretYard::new(folder.path(), &files, &node, &redis);
+    let yard = SecretYard::new(folder.path(), &files, &node, port);
     let roles = tokio::task::block_in_place(|| {
         let started =
             [("scheduler", "active"), ("worker", "takes tasks"), ("gateway", "listening")].map(|(name, line)| {
