@@ -390,6 +390,9 @@ pub struct DataSettings {
     /// Of one task.
     #[serde(default = "default_data_max_rows")]
     pub max_rows: usize,
+    /// What the rows of one task may take in memory, about, and a file unpacked; megabytes.
+    #[serde(default = "default_data_max_mb")]
+    pub max_mb: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -405,6 +408,9 @@ fn default_max_candidates() -> usize {
 }
 fn default_data_max_rows() -> usize {
     1_000_000
+}
+fn default_data_max_mb() -> u64 {
+    1_024
 }
 fn default_max_rows() -> usize {
     200_000

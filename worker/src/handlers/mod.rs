@@ -10,6 +10,7 @@ pub mod training;
 
 pub(crate) mod answer;
 mod registered;
+mod rows;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -111,6 +111,7 @@ const BOUNDS: &[(&str, Bounds)] = &[
     ("models.*.process.recycle_after_tasks", Bounds::Whole(1, 1_000_000_000_000)),
     ("models.*.process.recycle_above_mb", Bounds::Whole(1, 100_000_000)),
     ("models.*.training.max_tokens", Bounds::Whole(1, 1_000_000)),
+    ("models.*.data.max_mb", Bounds::Whole(1, 1_000_000)),
     ("models.*.data.max_rows", Bounds::Whole(1, 100_000_000)),
     ("models.*.search.max_candidates", Bounds::Whole(1, 100_000)),
     ("models.*.training.max_rows", Bounds::Whole(2, 10_000_000)),

@@ -6,24 +6,32 @@ mod order;
 mod table;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::json;
 use taskyard_shared::TaskError;
 use taskyard_shared::artifacts::{ARTIFACT_BYTES, Artifacts, Reference};
 use taskyard_shared::process::settings::DataSettings;
+use tokio::sync::Semaphore;
 
 use self::order::{Dropped, Here, Order, Source, clean, join, top};
-use self::table::Row;
+use self::table::{Room, Row};
 use crate::handler::{Answer, Handler, Job, codes, error};
 use crate::handlers::answer::{bad_input, unavailable, written};
 
 const NOWHERE: &str = "tables need a place to be kept, and artifacts.url is empty";
 
+/// Tables that one task may make, by cutting one up or by a column's values.
+const TABLES: usize = 10_000;
+
 /// Rows in, rows out.
 pub struct DataHandler {
     artifacts: Option<Artifacts>,
     max_rows: usize,
+    max_bytes: u64,
+    /// Tables that are read at once. An attempt that is given up does not end the reading that it has begun.
+    readers: Arc<Semaphore>,
 }
 
 /// A table that was written.
@@ -34,13 +42,22 @@ struct Written {
 
 impl DataHandler {
     pub fn new(settings: &DataSettings, artifacts: Option<Artifacts>) -> Self {
-        Self { artifacts, max_rows: settings.max_rows }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            artifacts,
+            max_rows: settings.max_rows,
+            max_bytes: settings.max_mb.saturating_mul(1 << 20),
+            readers: Arc::new(Semaphore::new(cores)),
+        }
     }
 
     async fn carry_out(&self, job: &Job) -> Answer {
         match Order::read(&job.input).map_err(bad_input)? {
             Order::Split { from, part_rows } => {
                 let rows = self.rows(from).await?;
+                if rows.len().div_ceil(part_rows) > TABLES {
+                    return Err(bad_input(format!("part_rows would make more than {TABLES} parts")));
+                }
                 let mut parts = Vec::new();
                 for part in rows.chunks(part_rows) {
                     parts.push(self.keep(part).await?.table);
@@ -54,9 +71,9 @@ impl DataHandler {
                 written(&json!({"part": part.table, "rows": part.rows, "dropped": dropped}))
             }
             Order::Join { parts, by, unique, apart } => {
-                let mut rows = Vec::new();
+                let (mut rows, mut room) = (Vec::new(), self.room());
                 for part in parts {
-                    rows.extend(self.fetch(part.reference(), self.max_rows - rows.len()).await?);
+                    rows.extend(self.fetch(part.reference(), &mut room).await?);
                 }
                 let (tables, dropped) = join(rows, by.as_deref(), unique.as_deref(), apart.as_deref());
                 self.joined(tables, by.is_some(), dropped).await
@@ -78,6 +95,9 @@ impl DataHandler {
             let table = self.keep(&rows).await?;
             return written(&json!({"part": table.table, "rows": table.rows, "dropped": dropped}));
         }
+        if tables.len() > TABLES {
+            return Err(bad_input(format!("by would make more than {TABLES} tables")));
+        }
         let (mut kept, mut counts) = (BTreeMap::new(), BTreeMap::new());
         for (name, rows) in tables {
             let table = self.keep(&rows).await?;
@@ -88,21 +108,36 @@ impl DataHandler {
     }
 
     async fn rows(&self, from: Source) -> Result<Vec<Row>, TaskError> {
+        let mut room = self.room();
         match from {
-            Source::There(reference) => self.fetch(reference, self.max_rows).await,
-            Source::Here(Here::Csv(text)) => {
-                table::read(text.as_bytes(), self.max_rows, ARTIFACT_BYTES).map_err(bad_input)
+            Source::There(reference) => self.fetch(reference, &mut room).await,
+            Source::Here(Here::Csv(text)) => table::read(text.as_bytes(), &mut room).map_err(bad_input),
+            Source::Here(Here::Rows(rows)) => {
+                rows.iter().try_for_each(|row| room.take(row)).map_err(bad_input)?;
+                Ok(rows)
             }
-            Source::Here(Here::Rows(rows)) if rows.len() <= self.max_rows => Ok(rows),
-            Source::Here(Here::Rows(_)) => Err(bad_input(format!("there are more than {} rows", self.max_rows))),
         }
     }
 
-    async fn fetch(&self, from: Reference, most: usize) -> Result<Vec<Row>, TaskError> {
-        let content = self.artifacts()?.get(from.to, ARTIFACT_BYTES).await.map_err(|failure| unavailable(&failure))?;
-        let read = tokio::task::spawn_blocking(move || table::read(&content, most, ARTIFACT_BYTES));
-        let read = read.await.map_err(|_| error(codes::HANDLER_FAILED, "reading a table broke off", true))?;
-        read.map_err(|problem| bad_input(format!("{}: {problem}", from.to)))
+    fn room(&self) -> Room {
+        Room::new(self.max_rows, self.max_bytes)
+    }
+
+    async fn fetch(&self, from: Reference, room: &mut Room) -> Result<Vec<Row>, TaskError> {
+        let broke_off = || error(codes::HANDLER_FAILED, "reading a table broke off", true);
+        let turn = self.readers.clone().acquire_owned().await.map_err(|_| broke_off())?;
+        let most = self.max_bytes.min(ARTIFACT_BYTES);
+        let content = self.artifacts()?.get(from.to, most).await.map_err(|failure| unavailable(&failure))?;
+        let mut left = *room;
+        let read = tokio::task::spawn_blocking(move || {
+            let read = table::read(&content, &mut left);
+            drop(turn);
+            read.map(|rows| (rows, left))
+        });
+        let read = read.await.map_err(|_| broke_off())?;
+        let (rows, left) = read.map_err(|problem| bad_input(format!("{}: {problem}", from.to)))?;
+        *room = left;
+        Ok(rows)
     }
 
     async fn keep(&self, rows: &[Row]) -> Result<Written, TaskError> {
@@ -144,7 +179,7 @@ mod tests {
     #[tokio::test]
     async fn a_table_goes_through_parts_and_comes_together_again() {
         let artifacts = Artifacts::in_memory();
-        let handler = DataHandler::new(&DataSettings { max_rows: 1000 }, Some(artifacts.clone()));
+        let handler = DataHandler::new(&DataSettings { max_rows: 1000, max_mb: 1 }, Some(artifacts.clone()));
         let csv = "split,text\ntrain, a \ntrain,b\ntest,A\ntrain,\ntest,c\n";
         let split = ask(&handler, json!({"do": "split", "from": {"csv": csv}, "part_rows": 2})).await.unwrap();
         assert_eq!((split["rows"].as_u64(), split["parts"].as_array().map(Vec::len)), (Some(5), Some(3)));
@@ -170,7 +205,7 @@ mod tests {
         let artifacts = Artifacts::in_memory();
         let table = artifacts.put("[{},{},{}]".into()).await.unwrap();
         let other = artifacts.put("[1]".into()).await.unwrap();
-        let handler = DataHandler::new(&DataSettings { max_rows: 2 }, Some(artifacts));
+        let handler = DataHandler::new(&DataSettings { max_rows: 2, max_mb: 1 }, Some(artifacts));
         for (input, code) in [
             (json!({"do": "clean", "from": {"$ref": table}}), codes::BAD_INPUT),
             (json!({"do": "clean", "from": {"$ref": other}}), codes::BAD_INPUT),
@@ -181,7 +216,7 @@ mod tests {
             let failure = ask(&handler, input.clone()).await.unwrap_err();
             assert_eq!((failure.code.as_str(), failure.retryable), (code, false), "{input}: {failure:?}");
         }
-        let nowhere = DataHandler::new(&DataSettings { max_rows: 2 }, None);
+        let nowhere = DataHandler::new(&DataSettings { max_rows: 2, max_mb: 1 }, None);
         let failure = ask(&nowhere, json!({"do": "split", "from": {"csv": "a\n1\n"}})).await.unwrap_err();
         assert_eq!(failure.code, codes::NO_ARTIFACTS);
         assert!(ask(&nowhere, json!({"do": "top", "of": [{"a": 1}], "by": "/a"})).await.is_ok());

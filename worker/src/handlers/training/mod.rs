@@ -143,8 +143,9 @@ impl Trainer {
         for reference in references {
             let content =
                 self.artifacts().get(reference.to, ARTIFACT_BYTES).await.map_err(|failure| unavailable(&failure))?;
-            rows.extend(read_rows(&content).map_err(|problem| bad_input(format!("{}: {problem}", reference.to)))?);
-            rows = checked(rows, most)?;
+            let left = most - rows.len();
+            let read = tokio::task::spawn_blocking(move || read_rows(&content, left)).await.map_err(|_| broke_off())?;
+            rows.extend(read.map_err(|problem| bad_input(format!("{}: {problem}", reference.to)))?);
         }
         Ok(rows)
     }

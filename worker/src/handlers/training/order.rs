@@ -6,6 +6,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use taskyard_shared::artifacts::Reference;
 
+use crate::handlers::rows;
+
 /// The input of a training task.
 #[derive(Deserialize, Debug)]
 #[serde(deny_unknown_fields)]
@@ -87,20 +89,20 @@ impl Order {
     }
 }
 
-/// Rows as an artifact has them.
+/// Rows as an artifact has them, no more than `most`.
 ///
 /// # Errors
 /// Where it is not what it should be.
-pub(super) fn read_rows(content: &[u8]) -> Result<Vec<Row>, String> {
-    let first = content.iter().find(|byte| !byte.is_ascii_whitespace());
-    if first == Some(&b'[') {
-        return serde_json::from_slice(content).map_err(|bad| bad.to_string());
-    }
-    let lines = content.split(|byte| *byte == b'\n').enumerate();
-    lines
-        .filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
-        .map(|(at, line)| serde_json::from_slice(line).map_err(|bad| format!("line {}: {bad}", at + 1)))
-        .collect()
+pub(super) fn read_rows(content: &[u8], most: usize) -> Result<Vec<Row>, String> {
+    let mut found = Vec::new();
+    rows::each(content, |row| {
+        if found.len() >= most {
+            return Err("there are more rows than training.max_rows allows, with those to test on".to_owned());
+        }
+        found.push(serde_json::from_slice(row).map_err(|bad| bad.to_string())?);
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// The rows with their labels as numbers, in the order of the labels.
@@ -194,11 +196,12 @@ mod tests {
     fn rows_are_an_array_or_lines() {
         let expected = [row("a", "x"), row("b", "y")];
         let lines = b"{\"text\":\"a\",\"label\":\"x\"}\n\n  {\"text\":\"b\",\"label\":\"y\",\"n\":1}\r\n";
-        assert_eq!(read_rows(lines).unwrap(), expected);
+        assert_eq!(read_rows(lines, 9).unwrap(), expected);
         let array = br#" [{"text":"a","label":"x"}, {"text":"b","label":"y"}]"#;
-        assert_eq!(read_rows(array).unwrap(), expected);
-        assert_eq!(read_rows(b"").unwrap(), []);
-        assert!(read_rows(b"{\"text\":\"a\",\"label\":\"x\"}\n{}").unwrap_err().starts_with("line 2: "));
+        assert_eq!(read_rows(array, 9).unwrap(), expected);
+        assert_eq!(read_rows(b"", 0).unwrap(), []);
+        assert!(read_rows(b"{\"text\":\"a\",\"label\":\"x\"}\n{}", 9).unwrap_err().starts_with("line 2: "));
+        assert!(read_rows(array, 1).unwrap_err().contains("training.max_rows"));
     }
 
     #[test]
