@@ -440,3 +440,31 @@ async fn only_an_admin_pauses_a_model() {
     let got = door.post("all", "/v1/queues/echo/pause", &json!({})).await;
     assert_eq!((got.status, &got.json["paused"]), (200, &json!(true)), "{got:?}");
 }
+
+#[tokio::test]
+async fn without_keys_a_page_of_another_site_is_not_served() {
+    let yard = Yard::new();
+    let gateway = yard.gateway().await;
+    let post = |header: &'static str, value: &'static str| {
+        gateway.http.post(gateway.url("/v1/queues/echo/pause")).header(header, value)
+    };
+    for (header, value) in [("origin", "http://evil.example"), ("origin", "null"), ("host", "evil.example")] {
+        let got = gateway.send(post(header, value)).await;
+        assert_eq!((got.status, got.problem()), (403, "forbidden"), "{header}: {value}");
+    }
+    let turned_away = gateway.metric("taskyard_http_requests_turned_away_total{reason=\"page\"}").await;
+    assert_eq!(turned_away, Some(3.0));
+    let own = format!("http://{}", gateway.address);
+    let got = gateway.send(gateway.http.post(gateway.url("/v1/queues/echo/pause")).header("origin", own)).await;
+    assert_ne!(got.status, 403);
+    // Whether the process lives is nobody's secret.
+    assert_eq!(
+        gateway.send(gateway.http.get(gateway.url("/healthz")).header("host", "evil.example")).await.status,
+        200
+    );
+
+    // A page has no key.
+    let door = Door::new(&yard, &[("key", "*", &["admin", "read"], None)]).await;
+    let request = door.request(Method::GET, "/v1/queues").header("host", "yard.example").bearer_auth(&door.keys["key"]);
+    assert_eq!(door.gateway.send(request).await.status, 200);
+}

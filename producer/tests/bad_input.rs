@@ -362,7 +362,8 @@ async fn paths_and_methods() {
         &long,
     ] {
         let answer =
-            raw(&gateway, format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await;
+            raw(&gateway, format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
+                .await;
         assert_eq!(status(&answer), 404, "{path}: {answer}");
         assert!(
             answer.contains("application/problem+json") && answer.contains(r#""code":"no_route""#),
@@ -371,11 +372,12 @@ async fn paths_and_methods() {
     }
     for request in ["DELETE /v1/tasks", "FOO /v1/tasks", "PUT /v1/batches", "POST /healthz", "TRACE /"] {
         let answer =
-            raw(&gateway, format!("{request} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await;
+            raw(&gateway, format!("{request} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").as_bytes())
+                .await;
         assert_eq!(status(&answer), 405, "{request}: {answer}");
         assert!(answer.contains(r#""code":"method_not_allowed""#), "{request}: {answer}");
     }
-    let answer = raw(&gateway, b"HEAD /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+    let answer = raw(&gateway, b"HEAD /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
     assert!(status(&answer) == 200 && answer.ends_with("\r\n\r\n"), "{answer}");
 }
 
@@ -384,18 +386,21 @@ async fn what_is_no_http_ends_the_connection() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;
     let many_headers: String = (0..1000).map(|number| format!("x-{number}: 1\r\n")).collect();
-    let large_header = format!("GET / HTTP/1.1\r\nhost: x\r\nx-large: {}\r\n\r\n", "x".repeat(1 << 20));
+    let large_header = format!("GET / HTTP/1.1\r\nhost: localhost\r\nx-large: {}\r\n\r\n", "x".repeat(1 << 20));
     let cases: &[(Vec<u8>, &[u16])] = &[
         (b"\r\n\r\n\r\n\r\nnonsense\r\n\r\n".to_vec(), &[400]),
         (b"GET /".repeat(1000), &[0, 400, 414, 431]),
         (vec![0; 4096], &[400]),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(), &[400]),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), &[0, 400, 505]),
-        (format!("GET / HTTP/1.1\r\nhost: x\r\n{many_headers}\r\n").into_bytes(), &[431]),
+        (format!("GET / HTTP/1.1\r\nhost: localhost\r\n{many_headers}\r\n").into_bytes(), &[431]),
         (large_header.into_bytes(), &[0, 431]),
-        (b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n".to_vec(), &[400]),
-        (b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n".to_vec(), &[400]),
-        (b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, gzip\r\n\r\n".to_vec(), &[400]),
+        (
+            b"POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n".to_vec(),
+            &[400],
+        ),
+        (b"POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-length: -1\r\n\r\n".to_vec(), &[400]),
+        (b"POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked, gzip\r\n\r\n".to_vec(), &[400]),
     ];
     for (bytes, expected) in cases {
         let shown = String::from_utf8_lossy(&bytes[..bytes.len().min(60)]).into_owned();
@@ -412,15 +417,14 @@ async fn what_is_no_http_ends_the_connection() {
 async fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;
-    let head =
-        "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10737418240\r\n\r\n";
+    let head = "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 10737418240\r\n\r\n";
     let answer = raw(&gateway, head.as_bytes()).await;
     assert_eq!(status(&answer), 413, "{answer}");
     assert!(answer.contains(r#""code":"too_large""#), "{answer}");
 
     // Whoever sends it all the same hears why: the answer survives.
     let head = format!(
-        "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
         9 << 20
     );
     let answer = raw(&gateway, &[head.as_bytes(), &vec![b' '; 9 << 20]].concat()).await;
@@ -440,7 +444,7 @@ async fn what_a_refused_caller_still_sends_is_read_for_a_moment() {
     eventually("the rest can be sent after the answer", || async {
         let mut stream = TcpStream::connect(&gateway.address).await.unwrap();
         let head =
-            "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 9999999\r\n\r\n";
+            "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9999999\r\n\r\n";
         stream.write_all(head.as_bytes()).await.unwrap();
         assert_eq!(status(&read(&mut stream).await), 413);
         stream.write_all(&vec![b' '; 9_999_999]).await.is_ok()
@@ -453,7 +457,7 @@ async fn a_body_without_end_is_cut_off() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;
     let mut stream = TcpStream::connect(&gateway.address).await.unwrap();
-    let head = "POST /v1/batches HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
+    let head = "POST /v1/batches HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
     let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
     let (mut reader, mut writer) = stream.split();
@@ -478,8 +482,7 @@ async fn a_body_without_end_is_cut_off() {
 async fn a_body_that_ends_early_or_never_comes() {
     let yard = Yard::new();
     let gateway = yard.gateway_with(GatewaySettings { request_timeout_ms: 300, ..settings() }).await;
-    let head =
-        "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"mo";
+    let head = "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"mo";
     let answer = raw(&gateway, head.as_bytes()).await;
     assert_eq!(status(&answer), 408, "{answer}");
     assert!(answer.contains(r#""code":"body_timeout""#), "{answer}");
@@ -490,7 +493,7 @@ async fn a_body_that_ends_early_or_never_comes() {
     let answer = read(&mut stream).await;
     assert!([0, 400].contains(&status(&answer)), "{answer}");
 
-    let bad_chunk = "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n";
+    let bad_chunk = "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n";
     let answer = raw(&gateway, bad_chunk.as_bytes()).await;
     assert!(status(&answer) == 400 && answer.contains(r#""code":"body_incomplete""#), "{answer}");
     assert_eq!(yard.depth(&yard.topology.intake()).await, 0);
@@ -502,7 +505,7 @@ async fn slow_heads_and_idle_connections_are_closed() {
     let yard = Yard::new();
     let gateway = yard.gateway_with(GatewaySettings { request_timeout_ms: 300, ..settings() }).await;
     let began = Instant::now();
-    for bytes in ["", "GET /healthz HTTP/1.1\r\nhost:", "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"] {
+    for bytes in ["", "GET /healthz HTTP/1.1\r\nhost:", "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n"] {
         let answer = raw(&gateway, bytes.as_bytes()).await;
         assert!([0, 200, 408].contains(&status(&answer)), "{answer}");
     }
@@ -535,7 +538,7 @@ async fn an_answer_that_nobody_reads_does_not_hold_its_connection() {
     let gateway = yard.gateway_with(GatewaySettings { request_timeout_ms: 300, ..settings() }).await;
     // Requests whose answers fill every buffer between.
     let mut stream = TcpStream::connect(&gateway.address).await.unwrap();
-    let requests = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(2000);
+    let requests = "GET /openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(2000);
     let _ = tokio::time::timeout(Duration::from_secs(5), stream.write_all(requests.as_bytes())).await;
     eventually("its place is free", || async {
         gateway.metric("taskyard_http_connections").await.is_some_and(|open| open <= 1.0)
@@ -548,8 +551,8 @@ async fn an_answer_that_nobody_reads_does_not_hold_its_connection() {
 async fn a_thousand_requests_in_one_go_are_answered_in_order() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;
-    let mut requests = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n".repeat(999);
-    requests.push_str("GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    let mut requests = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(999);
+    requests.push_str("GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     let answers = raw(&gateway, requests.as_bytes()).await;
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1000);
 }
@@ -565,13 +568,13 @@ async fn one_connection_too_many_is_told_so() {
     }
     eventually("all places are taken", || async { gateway.metric("taskyard_http_connections").await == Some(3.0) })
         .await;
-    let answer = raw(&gateway, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let answer = raw(&gateway, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert_eq!(status(&answer), 503, "{answer}");
     assert!(answer.contains("retry-after: 1\r\n") && answer.contains(r#""code":"too_many_connections""#), "{answer}");
     assert_eq!(gateway.metric("taskyard_http_connections_refused_total").await, Some(1.0));
     drop(held);
     eventually("there is room again", || async {
-        status(&raw(&gateway, b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await) == 200
+        status(&raw(&gateway, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await) == 200
     })
     .await;
 }
@@ -582,7 +585,7 @@ async fn so_many_wait_and_no_more_and_who_leaves_frees_a_place() {
     let gateway = yard.gateway_with(GatewaySettings { max_waiters: 2, ..settings() }).await;
     let body = json!({"model": "echo", "input": 1});
     let request = format!(
-        "POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\nprefer: wait=60\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nprefer: wait=60\r\ncontent-length: {}\r\n\r\n{body}",
         body.to_string().len()
     );
     let mut held = Vec::new();

@@ -10,6 +10,7 @@ use taskyard_shared::process::keys::{Closed, Grant, Keys, Scope};
 use taskyard_shared::{Kind, Task, TaskId, TaskResult, Timestamp};
 
 use super::Shared;
+use super::pages::from_elsewhere;
 use super::problem::{Code, Problem};
 
 /// What a route asks of its callers while there are keys.
@@ -61,14 +62,17 @@ impl From<Turned> for Problem {
 }
 
 impl Caller {
-    /// Looks at the key of a call.
-    pub(super) fn identify(keys: &Keys, access: Access, headers: &HeaderMap) -> Result<Self, Turned> {
+    /// Looks at the key of a call. `is_local`: the gateway listens on a loopback address.
+    pub(super) fn identify(keys: &Keys, access: Access, parts: &Parts, is_local: bool) -> Result<Self, Turned> {
         let Some(scope) = access.scope() else { return Ok(Self::nobody()) };
-        if keys.is_empty() {
-            return Ok(Self { tenant: None, is_admin: true });
-        }
-        let grant = grant(keys, headers)?;
         let forbidden = |reason, detail: String| Turned { reason, code: Code::Forbidden, detail };
+        if keys.is_empty() {
+            return match from_elsewhere(parts, is_local) {
+                Some(why) => Err(forbidden("page", format!("pages of other sites are not served without keys: {why}"))),
+                None => Ok(Self { tenant: None, is_admin: true }),
+            };
+        }
+        let grant = grant(keys, &parts.headers)?;
         if !grant.has(scope) {
             return Err(forbidden("scope", format!("the key has not the scope {}", scope.name())));
         }

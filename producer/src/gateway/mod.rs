@@ -23,8 +23,9 @@ mod health;
 mod intake;
 mod metrics;
 mod openapi;
+pub mod pages;
 mod pressure;
-pub mod problem;
+mod problem;
 mod quote;
 mod records;
 mod request;
@@ -270,7 +271,8 @@ async fn around(State(gateway): State<Arc<Shared>>, request: Request, next: Next
     let (mut parts, body) = request.into_parts();
     // Who calls comes first: whoever may not is not told what is wrong with the rest.
     let access = route.map_or(Access::Open, |route| route.access);
-    let checked = match (Caller::identify(&gateway.keys, access, &parts.headers), route) {
+    let is_local = gateway.settings.listen.ip().to_canonical().is_loopback();
+    let checked = match (Caller::identify(&gateway.keys, access, &parts, is_local), route) {
         (Err(turned), _) => {
             gateway.metrics.turned_away.with_label_values(&[turned.reason]).inc();
             Err(turned.into())
