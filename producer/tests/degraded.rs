@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use taskyard_shared::TaskId;
-use taskyard_shared::broker::PublishError;
+use taskyard_shared::broker::{Broker, PublishError, Verdict};
 use yard::{Yard, eventually};
 
 fn echo(input: Value) -> Value {
@@ -31,6 +31,41 @@ async fn a_full_queue_is_429_and_nothing_is_accepted() {
 
     yard.broker.refuse_with(None);
     assert_eq!(gateway.put(&path, &echo(json!(1))).await.status, 202);
+}
+
+/// Schedulers read, and record, what the broker has not written to its disk yet; a broker that is killed then has lost it.
+#[tokio::test]
+async fn a_record_of_what_waits_is_no_confirm() {
+    let yard = Yard::new();
+    let lost = async || {
+        let mut intake = yard.broker.consume(&yard.topology.intake(), 10).await.unwrap();
+        let deliveries = intake.next_batch(10).await.unwrap();
+        intake.acker().settle(deliveries.iter().map(|delivery| delivery.tag).collect(), Verdict::Ack).await;
+        deliveries.len()
+    };
+    let waiting = async || yard.broker.queue_state(&yard.topology.intake()).await.unwrap().unwrap().ready;
+    let first = yard.gateway().await;
+    let (path, body) = (format!("/v1/tasks/{}", TaskId::new().0), echo(json!(1)));
+    let workflow = json!({"id": TaskId::new(), "tasks": [{"name": "a", "model": "echo", "input": 1}]});
+    assert_eq!(first.put(&path, &body).await.status, 202);
+    assert_eq!(first.post("/v1/workflows", &workflow).await.status, 202);
+    assert_eq!(lost().await, 2);
+
+    // Another gateway, which knows of them what the records say.
+    let second = yard.gateway().await;
+    yard.broker.go_away(true);
+    for got in [second.put(&path, &body).await, second.post("/v1/workflows", &workflow).await] {
+        assert_eq!((got.status, got.problem()), (503, "broker_unavailable"), "{:?}", got.json);
+    }
+    assert_eq!(second.get(&path).await.status, 200, "there is a record");
+    yard.broker.go_away(false);
+    eventually("ready again", || async { second.get("/readyz").await.json["status"] == "ready" }).await;
+    assert_eq!(second.put(&path, &body).await.status, 202);
+    assert_eq!(waiting().await, 1, "it was sent again");
+    assert_eq!(second.post("/v1/workflows", &workflow).await.status, 202);
+    assert_eq!(waiting().await, 2);
+    assert_eq!(second.put(&path, &body).await.status, 202);
+    assert_eq!(waiting().await, 2, "this gateway has its confirm");
 }
 
 #[tokio::test]

@@ -269,6 +269,10 @@ impl Intake {
         let mut unwanted = Vec::new();
         let mut to_count = Vec::new();
         for (Taken { mut envelope, receipt, redelivered, is_counted }, accepted) in taken.into_iter().zip(accepted) {
+            if let Accepted::Known(record) | Accepted::Unwanted(record) = &accepted {
+                // By its key it may be known under another id. That one's message may be lost, if it was never confirmed.
+                envelope.id = record.id;
+            }
             match accepted {
                 Accepted::New => {
                     // What an accepted workflow consists of is not refused for others that wait.
@@ -283,16 +287,17 @@ impl Intake {
                     }
                 }
                 // Somebody asked to cancel it before it was read.
-                Accepted::Unwanted(record) if record.id == envelope.id => match record.state {
-                    State::Queued | State::Blocked => unwanted.push(held(envelope, receipt, redelivered)),
-                    _ => done.push(receipt),
-                },
-                Accepted::Known(record) if record.id == envelope.id && !record.state.is_terminal() => {
+                Accepted::Unwanted(record) if matches!(record.state, State::Queued | State::Blocked) => {
+                    unwanted.push(held(envelope, receipt, redelivered));
+                }
+                Accepted::Known(record) | Accepted::Unwanted(record) if !record.state.is_terminal() => {
                     match record.state {
                         // Not dispatched yet, or its message came again because the scheduler was restarted.
                         State::Queued | State::Blocked => {
                             // It may have been given another one since.
                             envelope.priority = record.priority;
+                            // And it may wait to be tried again: then it is claimed.
+                            envelope.attempts = envelope.attempts.max(record.attempt);
                             if envelope.extras.workflow.is_none()
                                 && let Some(accepted) = record.timings.accepted
                             {
@@ -302,7 +307,19 @@ impl Intake {
                             let is_known = redelivered || envelope.extras.workflow.is_some();
                             to_admit.push(held(envelope, receipt, is_known));
                         }
-                        // It is in a ready queue or with a worker: this copy is one too many.
+                        // What it was dispatched by may never have been confirmed, and be gone with the broker: when whoever runs it dies, this
+                        // copy is all that there is.
+                        State::Running => {
+                            let shard = (envelope.id.0.as_u128() % u128::from(self.shards.max(1))) as u32;
+                            match messages::watch(&self.topology, shard, &envelope) {
+                                Ok(message) => outgoing.push((message, Need::Work)),
+                                Err(failure) => {
+                                    warn!(%failure, "a task that runs cannot be written down again");
+                                }
+                            }
+                            done.push(receipt);
+                        }
+                        // A queue has confirmed it: this copy is one too many.
                         _ => {
                             debug!(task.id = %envelope.id.0, state = ?record.state, "came again");
                             done.push(receipt);
@@ -311,24 +328,22 @@ impl Intake {
                 }
                 Accepted::Known(record) | Accepted::Unwanted(record) => {
                     // Whoever refused it may have ended before it wrote the letter.
-                    if redelivered && record.id == envelope.id && finish::is_buried(&record) {
+                    if redelivered && finish::is_buried(&record) {
                         let letter = Letter::of_task(&envelope, &record);
                         outgoing.push((letter.message(&self.topology), Need::Work));
                     }
-                    // The same task as before: answered with its result, or told when there is one.
-                    if record.state.is_terminal()
-                        && let Some(reply) = &envelope.reply
-                    {
+                    // The same task as before, which has ended.
+                    if let Some(reply) = &envelope.reply {
                         outgoing.extend(messages::result(reply, &record).ok().map(|message| (message, Need::Reply)));
                     }
-                    if record.state.is_terminal() {
-                        let hook = messages::webhook(&self.topology, &envelope, &record);
-                        outgoing.extend(hook.map(|message| (message, Need::Work)));
-                    }
+                    let hook = messages::webhook(&self.topology, &envelope, &record);
+                    outgoing.extend(hook.map(|message| (message, Need::Work)));
                     done.push(receipt);
                 }
                 Accepted::Conflict(record) => {
                     warn!(task.id = %record.id.0, "the same id came with another content: the first one stands");
+                    // Of no model: what it names may be anything.
+                    self.metrics.turned_away("", "conflict", false);
                     if let Some(reply) = &envelope.reply {
                         let mut result = envelope.result(State::Rejected);
                         result.error = Some(TaskError {

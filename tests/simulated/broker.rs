@@ -1,7 +1,8 @@
 //! A broker that does what was measured of RabbitMQ at its worst: see [`Link`] for what is done to what is published. When a link is cut
 //! its deliveries are void and go back, at their place or behind all others, marked as redelivered or not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -12,13 +13,15 @@ use taskyard_shared::broker::{
     QueueState, Tag, Verdict,
 };
 use tokio::sync::{Notify, oneshot};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::link::{Link, Publishing};
 use crate::trace::Trace;
 
 /// A confirm is waited for no longer.
 const CONFIRM: Duration = Duration::from_secs(10);
+/// An ack of less than this ago may not be on disk when the broker is killed.
+const ACK_UNSAFE: Duration = Duration::from_millis(50);
 /// What lands late lands after this.
 const LATE: Duration = Duration::from_secs(12);
 
@@ -34,6 +37,25 @@ pub struct Back {
 struct Entry {
     message: Arc<Message>,
     redelivered: bool,
+    saved: Arc<Saved>,
+}
+
+/// Whether what was published together is on disk. It may be read before that, and is confirmed after.
+#[derive(Default)]
+struct Saved(AtomicU8);
+
+impl Saved {
+    const YES: u8 = 1;
+    const LOST: u8 = 2;
+
+    fn save(&self) -> bool {
+        self.0.compare_exchange(0, Self::YES, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    /// Answers whether it is.
+    fn survives(&self) -> bool {
+        self.0.compare_exchange(0, Self::LOST, Ordering::SeqCst, Ordering::SeqCst) == Err(Self::YES)
+    }
 }
 
 #[derive(Default)]
@@ -61,6 +83,8 @@ struct State {
     exchanges: BTreeMap<String, BTreeSet<String>>,
     sessions: BTreeMap<u64, Session>,
     locks: BTreeMap<String, (Arc<Link>, u64)>,
+    /// Just now, from which queue and place.
+    acked: VecDeque<(Instant, String, u64, Entry)>,
     places: u64,
     numbers: u64,
 }
@@ -108,6 +132,27 @@ impl Hub {
         waiting.map(|entry| entry.message.clone()).collect()
     }
 
+    /// It is killed: what was not confirmed is gone, whoever has read it, and acks of the last moment may be.
+    pub fn lose(&self, with_acks: bool) {
+        let mut state = self.state();
+        let state = &mut *state;
+        for queue in state.queues.values_mut() {
+            queue.ready.retain(|_, entry| entry.saved.survives());
+        }
+        for session in state.sessions.values_mut() {
+            session.held.retain(|_, (_, entry)| entry.saved.survives());
+        }
+        for (at, queue, place, entry) in std::mem::take(&mut state.acked) {
+            if with_acks
+                && at.elapsed() < ACK_UNSAFE
+                && entry.saved.survives()
+                && let Some(queue) = state.queues.get_mut(&queue)
+            {
+                give_back(queue, &mut state.places, place, entry, Back::default());
+            }
+        }
+    }
+
     /// A link's sessions end, and what they held goes back.
     pub fn end_sessions(&self, link: &Arc<Link>, back: Back) {
         let numbers: Vec<u64> = {
@@ -134,7 +179,7 @@ impl Hub {
         }
     }
 
-    fn land(&self, who: &str, message: &Message) -> Result<(), PublishError> {
+    fn land(&self, who: &str, message: &Message, saved: &Arc<Saved>) -> Result<(), PublishError> {
         let mut state = self.state();
         let state = &mut *state;
         let names: Vec<String> = match &message.to {
@@ -159,7 +204,8 @@ impl Hub {
             let named = message.properties.kind.as_deref() != Some("mark");
             let id = message.properties.message_id.as_deref().filter(|_| named).unwrap_or_default();
             self.trace.note(who, format_args!("lands in {name} {id} {} bytes", message.body.len()));
-            queue.ready.insert(state.places, Entry { message: Arc::new(message.clone()), redelivered: false });
+            let entry = Entry { message: Arc::new(message.clone()), redelivered: false, saved: saved.clone() };
+            queue.ready.insert(state.places, entry);
             queue.arrived.notify_waiters();
         }
         match is_routed || !message.mandatory {
@@ -208,11 +254,14 @@ impl Hub {
         let Some(queue) = state.queues.get_mut(&session.queue) else { return tags.len() };
         self.trace.note(&session.link.name, format_args!("{verdict:?} {} of {}", tags.len(), session.queue));
         for tag in tags {
-            if let Some((place, entry)) = session.held.remove(&tag.number)
-                && verdict == Verdict::Requeue
-            {
-                give_back(queue, &mut state.places, place, entry, Back::default());
+            let Some((place, entry)) = session.held.remove(&tag.number) else { continue };
+            match verdict {
+                Verdict::Requeue => give_back(queue, &mut state.places, place, entry, Back::default()),
+                _ => state.acked.push_back((Instant::now(), session.queue.clone(), place, entry)),
             }
+        }
+        while state.acked.front().is_some_and(|(at, ..)| at.elapsed() >= ACK_UNSAFE) {
+            state.acked.pop_front();
         }
         queue.arrived.notify_waiters();
         0
@@ -319,13 +368,14 @@ impl Broker for SimulatedBroker {
             if !link.arrives(epoch) || fault == (Some(Publishing::Unconfirmed { lands: false })) {
                 return;
             }
-            let land = || messages.iter().map(|message| hub.land(&link.name, message)).collect::<Vec<_>>();
+            let saved = Arc::new(Saved::default());
+            let land = || messages.iter().map(|message| hub.land(&link.name, message, &saved)).collect::<Vec<_>>();
             let answers = land();
             if fault == Some(Publishing::Twice) {
                 land();
             }
             link.pass().await;
-            if !matches!(fault, Some(Publishing::Unconfirmed { .. } | Publishing::Late)) {
+            if saved.save() && !matches!(fault, Some(Publishing::Unconfirmed { .. } | Publishing::Late)) {
                 let _given_up = confirm.send(answers);
             } else {
                 // Kept until then, or waiting would end at once.

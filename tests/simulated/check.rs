@@ -6,11 +6,13 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde_json::Value;
+use taskyard_shared::broker::Message;
+use taskyard_shared::workflow::WorkflowId;
 use taskyard_shared::{State, TaskResult};
 use uuid::Uuid;
 
-use crate::history::{History, Kind, Meant, Task, Upon, flow_id, task_id};
-use crate::world::{Execution, MAX_ATTEMPTS, Seen, told_id};
+use crate::history::{BESIDE_MS, Flow, HANDED_ON_MS, History, Kind, Meant, Task, Upon, flow_id, task_id};
+use crate::world::{AGAIN, Execution, FIRST, MAX_ATTEMPTS, STEPS, Seen, told_id};
 
 /// A fault's consequences may show for so long after it: a lease, a watch over what runs for long, a cut that is noticed late.
 const AFTERMATH_MS: u64 = 30_000;
@@ -94,7 +96,7 @@ impl<'a> Checker<'a> {
         let active = |at_ms: u32, kind: Kind| {
             let lasts_ms = match kind {
                 Kind::Stall { for_ms } | Kind::StoreAway { for_ms } => for_ms,
-                Kind::Cut { away_ms, .. } => away_ms,
+                Kind::Cut { away_ms, .. } | Kind::Crash { away_ms, .. } => away_ms,
                 Kind::Kill { down_ms, .. } | Kind::Stop { down_ms } => down_ms,
                 // Armed until something is published, or called.
                 Kind::Publish(_) | Kind::Call(_) => 10_000,
@@ -223,6 +225,8 @@ impl<'a> Checker<'a> {
         for flow in &self.history.flows {
             let id = flow_id(flow.number);
             let told: Vec<Value> = self.told(id).iter().map(|told| serde_json::from_slice(told).unwrap()).collect();
+            self.publishers_are_told(flow, id);
+            self.steps_have_ended(flow, id);
             let Some((first, again)) = told.split_first() else {
                 if self.seen.accepted.contains(&id) {
                     self.broke(Rule::Lost, format!("{flow:?}"));
@@ -242,7 +246,7 @@ impl<'a> Checker<'a> {
             if !(is_meant || state == "failed" && self.lost_attempts() >= 2) {
                 self.broke(Rule::WrongEnd, format!("{flow:?} ended as {state}"));
             }
-            let join = taskyard_shared::workflow::WorkflowId(id).task("join", None).0;
+            let join = WorkflowId(id).task("join", None).0;
             if state == "succeeded" && !self.is_effect_of(join, Some(&first["outputs"]["join"].to_string())) {
                 self.broke(Rule::StrangeEffect, format!("{flow:?}: {}", first["outputs"]));
             }
@@ -254,6 +258,26 @@ impl<'a> Checker<'a> {
         }
         for (id, executions) in steps {
             self.repeats(&format!("step {id}"), &executions);
+        }
+    }
+
+    fn publishers_are_told(&mut self, flow: &Flow, id: Uuid) {
+        let publishers = [Some(FIRST), flow.again_ms.map(|_| AGAIN)];
+        for publisher in publishers.into_iter().flatten() {
+            let is_to_it = |message: &Message| message.properties.correlation_id.as_deref() == Some(publisher);
+            if !self.seen.told.iter().any(|(_, message)| told_id(message) == Some(id) && is_to_it(message)) {
+                self.broke(Rule::Lost, format!("{flow:?} was not told to {publisher}"));
+            }
+        }
+    }
+
+    /// Those that never ran, too. A step may have no record: nobody came to make it, or it was forgotten.
+    fn steps_have_ended(&mut self, flow: &Flow, id: Uuid) {
+        for (step, item) in STEPS {
+            let record = &self.seen.records[&WorkflowId(id).task(step, item).0];
+            if let Some(state) = record.as_ref().map(|record| record.state).filter(|state| !state.is_terminal()) {
+                self.broke(Rule::WrongRecord, format!("{flow:?}: {step} {item:?} is {}", state.as_str()));
+            }
         }
     }
 
@@ -279,8 +303,9 @@ impl<'a> Checker<'a> {
                 self.broke(Rule::WrongDeadLetter, what);
             }
         }
-        // What is published again may be buried again.
-        let is_quiet = self.history.faults.is_empty() && self.history.tasks.iter().all(|task| task.again_ms.is_none());
+        // What is published again may be buried again, and what ends just as it is handed on: its copy is told again, letter and all.
+        let comes_once = |task: &Task| task.again_ms.is_none() && task.runs_ms < HANDED_ON_MS - BESIDE_MS;
+        let is_quiet = self.history.faults.is_empty() && self.history.tasks.iter().all(comes_once);
         if is_quiet && dead.len() < self.seen.dead.len() {
             self.broke(Rule::WrongDeadLetter, "one came twice");
         }

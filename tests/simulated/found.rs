@@ -69,3 +69,22 @@ fn what_fails_as_it_is_claimed_late_is_tried_again() {
         }
     }
 }
+
+/// Its worker had claimed it before the broker had written down what it was dispatched by, and the broker was killed. What it was published
+/// by came again, was taken for one too many because it ran, and was acked: with its worker's end it was lost.
+#[test]
+fn what_runs_when_the_broker_loses_what_it_was_dispatched_by_outlives_its_worker() {
+    for seed in 0..8 {
+        for at_ms in 30..70 {
+            let runs = Task { is_long: true, runs_ms: 800, ..task(1) };
+            let crash = Fault { at_ms, upon: Upon::All, kind: Kind::Crash { acks_lost: false, away_ms: 100 } };
+            let kills = [0, 1].map(|worker| Fault {
+                at_ms: at_ms + 400,
+                upon: Upon::Worker(worker),
+                kind: Kind::Kill { lands: false, down_ms: 100 },
+            });
+            let faults = [crash].into_iter().chain(kills).collect();
+            keeps_every_rule(&history(seed, vec![runs], faults));
+        }
+    }
+}

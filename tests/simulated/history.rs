@@ -41,6 +41,8 @@ pub struct Flow {
     pub number: u32,
     pub at_ms: u32,
     pub meant: Meant,
+    /// Published again after so many milliseconds, by somebody else.
+    pub again_ms: Option<u32>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -62,6 +64,11 @@ pub enum Kind {
     Cut {
         lands: bool,
         back: Back,
+        away_ms: u32,
+    },
+    /// The broker is killed.
+    Crash {
+        acks_lost: bool,
         away_ms: u32,
     },
     /// Nothing gets through to or from it.
@@ -105,6 +112,13 @@ pub struct History {
     pub faults: Vec<Fault>,
 }
 
+/// How long a task takes that is to end just as something else is done about it, on either side of it. A first attempt without a claim is
+/// claimed after 100 ms; the rest are the settings of `world.rs`: a lease is renewed after 500 and ends after 1,500, and what runs for 3,000
+/// is handed on.
+const EDGES_MS: [u32; 4] = [100, 500, 1_500, HANDED_ON_MS];
+pub const HANDED_ON_MS: u32 = 3_000;
+pub const BESIDE_MS: u32 = 12;
+
 pub const SCHEDULERS: u8 = 2;
 pub const WORKERS: u8 = 2;
 
@@ -120,6 +134,7 @@ impl History {
     pub fn drawn(seed: u64) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let random = &mut random;
+        let lengths = Lengths::drawn(random);
         let bursts = random.u32(1..4);
         let mut tasks = Vec::new();
         for burst in 0..bursts {
@@ -127,7 +142,7 @@ impl History {
             for _ in 0..random.u32(1..16) {
                 let number = tasks.len() as u32;
                 let at_ms = at_ms + if random.bool() { 0 } else { random.u32(0..500) };
-                tasks.push(task(number, at_ms, random));
+                tasks.push(task(number, at_ms, lengths, random));
             }
         }
         let flows = (0..random.u32(0..3)).map(|number| flow(number, random.u32(0..4_000), random)).collect();
@@ -149,7 +164,36 @@ impl History {
     }
 }
 
-fn task(number: u32, at_ms: u32, random: &mut fastrand::Rng) -> Task {
+/// How long the tasks of a history take. A model whose tasks take 50 ms on the average is taken for slow, and all of them are claimed from
+/// then on.
+#[derive(Clone, Copy)]
+enum Lengths {
+    /// Anything, and now and then much more than of their model is expected.
+    Any,
+    /// At most those that end at an edge.
+    Edges,
+}
+
+impl Lengths {
+    fn drawn(random: &mut fastrand::Rng) -> Self {
+        if random.bool() { Self::Any } else { Self::Edges }
+    }
+
+    fn of(self, is_long: bool, random: &mut fastrand::Rng) -> u32 {
+        let beside = |edge_ms: u32, random: &mut fastrand::Rng| edge_ms - BESIDE_MS + random.u32(0..2 * BESIDE_MS);
+        match (self, is_long, random.u8(0..8)) {
+            (Self::Edges, false, 0..2) => beside(EDGES_MS[0], random),
+            (Self::Edges, true, 0..4) => beside(EDGES_MS[random.usize(1..EDGES_MS.len())], random),
+            (_, true, 0) => random.u32(2_000..6_000),
+            (_, true, _) => random.u32(50..800),
+            // One that turns out to be long.
+            (Self::Any, false, 0) => random.u32(100..1_500),
+            (_, false, _) => random.u32(0..6),
+        }
+    }
+}
+
+fn task(number: u32, at_ms: u32, lengths: Lengths, random: &mut fastrand::Rng) -> Task {
     let is_long = random.u8(0..4) == 0;
     let meant = match random.u8(0..16) {
         0 | 1 => Meant::FailsAtFirst(random.u32(1..3)),
@@ -159,13 +203,7 @@ fn task(number: u32, at_ms: u32, random: &mut fastrand::Rng) -> Task {
         5 => Meant::MayBeCancelled(random.u32(0..3_000)),
         _ => Meant::Succeeds,
     };
-    let runs_ms = match (is_long, random.u8(0..8)) {
-        (true, 0) => random.u32(2_000..6_000),
-        (true, _) => random.u32(50..800),
-        // One that turns out to be long.
-        (false, 0) => random.u32(100..1_500),
-        (false, _) => random.u32(0..6),
-    };
+    let runs_ms = lengths.of(is_long, random);
     let again_ms = (random.u8(0..8) == 0).then(|| random.u32(0..8_000));
     Task { number, at_ms, is_long, priority: random.u8(0..10), runs_ms, meant, again_ms }
 }
@@ -176,7 +214,8 @@ fn flow(number: u32, at_ms: u32, random: &mut fastrand::Rng) -> Flow {
         1 => Meant::MayBeCancelled(random.u32(0..3_000)),
         _ => Meant::Succeeds,
     };
-    Flow { number, at_ms, meant }
+    let again_ms = (random.u8(0..4) == 0).then(|| random.u32(0..8_000));
+    Flow { number, at_ms, meant, again_ms }
 }
 
 fn fault(random: &mut fastrand::Rng) -> Fault {
@@ -213,7 +252,10 @@ fn fault(random: &mut fastrand::Rng) -> Fault {
             (role(random), Kind::Call(calling))
         }
         8..=10 => (process(random), cut(random)),
-        11 => (Upon::All, cut(random)),
+        11 => match random.bool() {
+            true => (Upon::All, cut(random)),
+            false => (Upon::All, Kind::Crash { acks_lost: random.bool(), away_ms: random.u32(100..4_000) }),
+        },
         12 | 13 => (process(random), Kind::Stall { for_ms: random.u32(100..16_000) }),
         14..=16 => (role(random), Kind::Kill { lands: random.bool(), down_ms: random.u32(0..5_000) }),
         17 => (role(random), Kind::Stop { down_ms: random.u32(0..5_000) }),

@@ -145,6 +145,7 @@ macro_rules! calls {
 calls! {
     may_be_late:
     async fn accept(&self, tasks: Vec<Accept>) -> Vec<Accepted>;
+    async fn accept_known(&self, tasks: Vec<Accept>) -> Vec<Accepted>;
     async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> ();
     async fn claim(&self, claims: Vec<Claim>) -> Vec<Claimed>;
     async fn renew(&self, leases: Vec<Renew>) -> Vec<Renewed>;

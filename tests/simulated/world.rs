@@ -39,6 +39,12 @@ const STOPS_IN: Duration = Duration::from_secs(90);
 
 pub const MAX_ATTEMPTS: u32 = 3;
 
+/// Of each workflow; the parts of `parts` are made as it runs.
+pub const STEPS: [(&str, Option<u32>); 4] = [("first", None), ("parts", Some(0)), ("parts", Some(1)), ("join", None)];
+/// The correlation ids of those who publish a workflow.
+pub const FIRST: &str = "first";
+pub const AGAIN: &str = "again";
+
 /// A year from which nothing depends.
 const EPOCH_US: i64 = 1_800_000_000_000_000;
 
@@ -312,6 +318,13 @@ impl World {
                     link.cut(lands, time(away_ms));
                 }
             }
+            Kind::Crash { acks_lost, away_ms } => {
+                self.hub.lose(acks_lost);
+                for link in &links {
+                    self.hub.end_sessions(link, Back::default());
+                    link.cut(false, time(away_ms));
+                }
+            }
             Kind::Stall { for_ms } => links.iter().for_each(|link| link.stall(time(for_ms))),
             Kind::Kill { lands, down_ms } => {
                 // One that is down already is not killed again.
@@ -379,7 +392,10 @@ impl World {
         }
         for flow in &self.history.flows {
             let id = flow_id(flow.number);
-            self.publish_at(flow.at_ms, self.flow_message(flow), vec![id]);
+            self.publish_at(flow.at_ms, self.flow_message(flow, FIRST), vec![id]);
+            if let Some(again_ms) = flow.again_ms {
+                self.publish_at(flow.at_ms + again_ms, self.flow_message(flow, AGAIN), vec![id]);
+            }
             if let Meant::MayBeCancelled(after_ms) = flow.meant {
                 self.cancel_at(flow.at_ms + after_ms, id, true);
             }
@@ -453,7 +469,7 @@ impl World {
     }
 
     /// A step, two that take from it, and one that joins them.
-    fn flow_message(&self, flow: &Flow) -> Message {
+    fn flow_message(&self, flow: &Flow, publisher: &str) -> Message {
         let id = flow_id(flow.number);
         let first = json!({"name": "first", "model": "short", "input": {"ms": 3, "fails": flow.meant == Meant::Fails}});
         let body = json!({"id": id, "tasks": [
@@ -464,6 +480,7 @@ impl World {
         ]});
         let mut message = self.message(body, Some(id));
         message.properties.kind = Some("workflow".into());
+        message.properties.correlation_id = Some(publisher.into());
         message
     }
 
@@ -508,7 +525,12 @@ impl World {
     }
 
     async fn seen(&self, gave_up: bool) -> Seen {
-        let ids: Vec<Uuid> = self.history.tasks.iter().map(|task| task_id(task.number)).collect();
+        let steps = self
+            .history
+            .flows
+            .iter()
+            .flat_map(|flow| STEPS.map(|(step, item)| WorkflowId(flow_id(flow.number)).task(step, item).0));
+        let ids: Vec<Uuid> = self.history.tasks.iter().map(|task| task_id(task.number)).chain(steps).collect();
         let records = self.records.current().get(ids.iter().copied().map(TaskId).collect()).await.unwrap();
         let mut wrong_ends = self.wrong_ends.lock().unwrap().clone();
         for (upon, life) in &mut *self.lives.lock().unwrap() {

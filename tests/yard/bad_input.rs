@@ -649,6 +649,9 @@ async fn the_same_id_again() {
         );
         assert!(code.is_null() || told[&number][0]["output"].is_null(), "{}: what is another's is not told", row.name);
     }
+    let text = door.yard.registry.render().unwrap();
+    let counted = "taskyard_tasks_turned_away_total{model=\"\",reason=\"conflict\"} 2";
+    assert!(text.lines().any(|line| line == counted), "whether or not anybody is told");
     // The same content is answered with the first one's result, and runs no more.
     door.rows.truncate(1);
     door.yard.broker.publish(vec![door.rows[0].message.clone()]).await.remove(0).unwrap();

@@ -1,8 +1,11 @@
 //! Taking tasks in: look up those that a caller named, publish the new ones, record them.
 //!
-//! "Accepted" is the broker's confirm and nothing else. The record comes after it, so there is never a record of a task
-//! that no queue holds; and when the store is away, tasks are accepted all the same, to be recorded by the scheduler.
+//! "Accepted" is the broker's confirm and nothing else. The record comes after it; and when the store is away, tasks are accepted all
+//! the same, to be recorded by the scheduler. A record is no confirm: schedulers read what the broker has not yet written to its disk, record it,
+//! and it may be gone with the broker a moment later.
 
+use std::collections::{HashSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +27,8 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(1400);
 /// A batch's.
 pub(super) const BATCH_PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
+/// Tasks that are known to have been confirmed.
+const CONFIRMED: usize = 65_536;
 /// Tasks in one store call: the records that it answers may be large.
 const STORE_TASKS: usize = 256;
 
@@ -44,8 +49,8 @@ impl Shared {
         for (index, problem) in self.put_inputs(&mut incoming).await {
             taken[index] = Some(Err(problem));
         }
-        self.answer_known(&incoming, reply.as_ref(), &mut taken).await;
-        let is_counted = self.push_back(&incoming, &mut taken).await;
+        let again = self.answer_known(&incoming, reply.as_ref(), &mut taken).await;
+        let is_counted = self.push_back(&incoming, &again, &mut taken).await;
 
         let mut fresh: Vec<(usize, Bytes)> = Vec::with_capacity(incoming.len());
         for (index, incoming) in
@@ -67,32 +72,38 @@ impl Shared {
         incoming.iter().zip(taken).map(own).collect()
     }
 
-    /// A named task that has a record was accepted before: it is answered from there, or refused when it differs.
-    async fn answer_known(&self, incoming: &[Incoming], reply: Option<&Reply>, taken: &mut [Option<Taken>]) {
+    /// A named task that has a record came before: it is answered from there, or refused when it differs. While it waits or runs its first
+    /// message may be one that was never confirmed, so it is sent again, and schedulers tell the two apart. Answers which these are.
+    async fn answer_known(
+        &self,
+        incoming: &[Incoming],
+        reply: Option<&Reply>,
+        taken: &mut [Option<Taken>],
+    ) -> Vec<bool> {
+        let mut again = vec![false; incoming.len()];
         let named: Vec<usize> =
             (0..incoming.len()).filter(|index| incoming[*index].named && taken[*index].is_none()).collect();
         // By id alone: however many wait here for one task, they are one follower.
         let follower = reply.map(|reply| Reply { correlation_id: None, ..reply.clone() });
         for named in named.chunks(STORE_TASKS) {
-            let ids: Vec<TaskId> = named.iter().map(|index| incoming[*index].envelope.id).collect();
-            let records = self.records.ask(STORE_LIMIT, |store| async move { store.get(ids).await }).await;
-            let records = records.unwrap_or_default().into_iter();
-            let known: Vec<usize> =
-                named.iter().zip(records).filter_map(|(index, record)| record.map(|_| *index)).collect();
-            if known.is_empty() {
-                continue;
-            }
-            let accepts = known.iter().map(|index| accept(&incoming[*index].envelope, follower.clone())).collect();
-            let answers = self.records.ask(STORE_LIMIT, |store| async move { store.accept(accepts).await }).await;
-            for (index, answer) in known.into_iter().zip(answers.unwrap_or_default()) {
-                taken[index] = match answer {
-                    // It was forgotten in this moment: a new task after all.
+            let accepts = named.iter().map(|index| accept(&incoming[*index].envelope, follower.clone())).collect();
+            // Nothing is recorded of a new one before it is published: that may fail, and its record would say that it was accepted.
+            let answers = self.records.ask(STORE_LIMIT, |store| async move { store.accept_known(accepts).await }).await;
+            for (index, answer) in named.iter().zip(answers.unwrap_or_default()) {
+                taken[*index] = match answer {
                     Accepted::New => None,
+                    Accepted::Known(record) | Accepted::Unwanted(record)
+                        if is_unsure(record.state) && !self.confirmed.has(record.id) =>
+                    {
+                        again[*index] = true;
+                        None
+                    }
                     Accepted::Known(record) | Accepted::Unwanted(record) => Some(Ok(*record)),
                     Accepted::Conflict(record) => Some(Err(conflict(&record))),
                 };
             }
         }
+        again
     }
 
     /// Publishes, and keeps in `fresh` what was confirmed.
@@ -136,6 +147,7 @@ impl Shared {
             }
         }
         fresh.retain(|(index, _)| taken[*index].is_none());
+        self.confirmed.add(fresh.iter().map(|(index, _)| incoming[*index].envelope.id));
     }
 
     /// Records what was confirmed, unless the scheduler was faster.
@@ -158,6 +170,35 @@ impl Shared {
             }
         }
     }
+}
+
+/// The last tasks that the broker confirmed to this gateway: they need not be sent again.
+#[derive(Default)]
+pub(super) struct Confirmed(Mutex<(HashSet<TaskId>, VecDeque<TaskId>)>);
+
+impl Confirmed {
+    fn has(&self, id: TaskId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&id)
+    }
+
+    fn add(&self, ids: impl Iterator<Item = TaskId>) {
+        let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (known, order) = &mut *confirmed;
+        for id in ids.filter(|id| known.insert(*id)).collect::<Vec<_>>() {
+            order.push_back(id);
+        }
+        while order.len() > CONFIRMED {
+            if let Some(oldest) = order.pop_front() {
+                known.remove(&oldest);
+            }
+        }
+    }
+}
+
+/// Whether a task in this state may be known from a message that the broker never confirmed. What is dispatched was confirmed by a queue, and
+/// what is blocked is its workflow's.
+fn is_unsure(state: State) -> bool {
+    matches!(state, State::Queued | State::Running)
 }
 
 /// Says that the scheduler need not count its tasks.

@@ -111,6 +111,7 @@ struct Shared {
     keys: Keys,
     artifacts: Option<Artifacts>,
     publisher: Tasks,
+    confirmed: intake::Confirmed,
     inbox: Inbox,
     desk: Desk,
     hub: Hub,
@@ -138,6 +139,7 @@ impl Gateway {
             webhooks: Webhooks::new(broker.clone(), topology.clone(), settings.webhooks.clone(), &registry)?,
             shared: Arc::new(Shared {
                 publisher: Tasks::new(broker.clone(), &topology),
+                confirmed: intake::Confirmed::default(),
                 letters: DeadLetters::new(broker.clone(), &topology),
                 broker,
                 pressure: Pressure::new(store.clone()),

@@ -181,6 +181,16 @@ impl Heard {
     }
 }
 
+/// What is neither answered yet nor came before.
+fn fresh<'a, 'b>(
+    incoming: &'a [Incoming],
+    again: &'b [bool],
+    taken: &'b mut [Option<Taken>],
+) -> impl Iterator<Item = (&'a Incoming, &'b mut Option<Taken>)> {
+    let all = incoming.iter().zip(taken).zip(again);
+    all.filter(|((_, taken), again)| taken.is_none() && !**again).map(|(one, _)| one)
+}
+
 impl Shared {
     /// Reads the signals, for ever.
     pub(super) async fn feel(&self) {
@@ -212,14 +222,15 @@ impl Shared {
         }
     }
 
-    /// Refuses what the schedulers would. Answers whether the others were counted against the rates of their tenants.
-    pub(super) async fn push_back(&self, incoming: &[Incoming], taken: &mut [Option<Taken>]) -> bool {
+    /// Refuses what the schedulers would, unless it came before. Answers whether the others were counted against the rates of their
+    /// tenants.
+    pub(super) async fn push_back(&self, incoming: &[Incoming], again: &[bool], taken: &mut [Option<Taken>]) -> bool {
         let heard = self.pressure.heard();
         if heard.signals().next().is_none() {
             return false;
         }
         let mut wants: BTreeMap<&str, Want> = BTreeMap::new();
-        for (incoming, taken) in incoming.iter().zip(taken.iter_mut()).filter(|(_, taken)| taken.is_none()) {
+        for (incoming, taken) in fresh(incoming, again, taken) {
             let envelope = &incoming.envelope;
             if let Some(seconds) = heard.overloaded(envelope) {
                 let detail = "more waits for the model than may, and is worth more per second; nothing was accepted";
@@ -229,11 +240,11 @@ impl Shared {
                 wants.entry(&envelope.tenant).or_insert(Want { tenant, tasks: 0, rate }).tasks += 1;
             }
         }
-        self.keep_waiting_quotas(&heard, incoming, taken, &mut wants);
+        self.keep_waiting_quotas(&heard, incoming, again, taken, &mut wants);
         let list: Vec<Want> = wants.into_values().filter(|want| want.tasks > 0).collect();
         let grants = self.pressure.rates.take(&list, heard.shards()).await;
         let mut grants: BTreeMap<String, _> = list.into_iter().map(|want| want.tenant).zip(grants).collect();
-        for (incoming, taken) in incoming.iter().zip(taken.iter_mut()).filter(|(_, taken)| taken.is_none()) {
+        for (incoming, taken) in fresh(incoming, again, taken) {
             let envelope = &incoming.envelope;
             if let Some(grant) = grants.get_mut(&*envelope.tenant) {
                 if grant.tasks > 0 {
@@ -266,11 +277,12 @@ impl Shared {
         &self,
         heard: &Heard,
         incoming: &'a [Incoming],
+        again: &[bool],
         taken: &mut [Option<Taken>],
         wants: &mut BTreeMap<&'a str, Want>,
     ) {
         let mut rooms: BTreeMap<&str, Option<u64>> = BTreeMap::new();
-        for (incoming, taken) in incoming.iter().zip(taken.iter_mut()).filter(|(_, taken)| taken.is_none()) {
+        for (incoming, taken) in fresh(incoming, again, taken) {
             let envelope = &incoming.envelope;
             let room = rooms.entry(&envelope.tenant).or_insert_with(|| heard.room(&envelope.tenant));
             match room {

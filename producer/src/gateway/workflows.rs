@@ -274,7 +274,8 @@ impl Shared {
                 let again = write.clone();
                 let known =
                     self.records.ask(STORE_LIMIT, |store| async move { store.accept_workflow(again).await }).await?;
-                if let Some(known) = own(known)? {
+                // One that waits may be known from a message that was never confirmed: it is sent again.
+                if let Some(known) = own(known)?.filter(|known| known.head.state != WorkflowState::Queued) {
                     return Ok(known);
                 }
             }

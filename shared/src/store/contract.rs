@@ -80,6 +80,8 @@ macro_rules! store_contract {
             idempotency_keys_of_other_tasks_do_not_meet
             a_batch_sees_what_it_has_itself_taken_in
             of_many_accepts_at_once_exactly_one_is_new
+            of_what_is_not_known_asking_leaves_nothing
+            what_is_known_is_asked_for_and_followed
             a_claim_runs_the_first_attempt
             one_claim_wins_and_the_others_are_busy
             of_many_claimants_at_once_exactly_one_wins
@@ -304,6 +306,10 @@ struct Desk(Arc<dyn Store>);
 impl Desk {
     async fn accept(&self, task: Accept) -> Accepted {
         only(self.0.accept(vec![task]).await.expect("accept"))
+    }
+
+    async fn accept_known(&self, task: Accept) -> Accepted {
+        only(self.0.accept_known(vec![task]).await.expect("accept_known"))
     }
 
     /// Takes a new task in.

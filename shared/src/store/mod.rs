@@ -255,6 +255,10 @@ pub trait Store: Send + Sync {
     /// Takes tasks in: creates each record, unless it is known. One that is blocked is queued when it comes again as queued.
     async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError>;
 
+    /// What [`accept`](Self::accept) would answer of tasks that may be known; their followers are added. One that is not known is
+    /// answered as new, and nothing is recorded of it.
+    async fn accept_known(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError>;
+
     /// Marks tasks as dispatched, and as `queued` again those that come back. Never touches a terminal record, never
     /// creates one, and leaves a `running` one alone. `model` is the one chosen.
     async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError>;

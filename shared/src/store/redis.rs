@@ -131,14 +131,7 @@ impl RedisStore {
         answers.into_iter().map(|answer| self.link.checked(answer)).collect()
     }
 
-    async fn command(&self, command: Cmd) -> Result<Value, StoreError> {
-        self.commands(vec![command]).await?.pop().ok_or_else(|| unexpected("no answer"))
-    }
-}
-
-#[async_trait]
-impl Store for RedisStore {
-    async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
+    async fn take_in(&self, tasks: Vec<Accept>, only_known: bool) -> Result<Vec<Accepted>, StoreError> {
         let entries = tasks.iter().map(|task| {
             let alias = task.alias.as_ref().map(|alias| [&self.keys.alias, alias.as_str()].concat());
             Ok(Entry { key: self.keys.of(task.id), arguments: [record::accepted(task, alias.as_deref())?] })
@@ -146,8 +139,9 @@ impl Store for RedisStore {
         let entries = entries.collect::<Result<Vec<_>, StoreError>>()?;
         let most = number(FOLLOWERS);
         let keys = [&*self.keys.listed, &self.keys.counter];
-        let arguments: [&[u8]; 4] =
-            [self.keys.record.as_bytes(), self.unfinished_ms.as_bytes(), self.listed.as_bytes(), &most];
+        let only_known = number(u32::from(only_known));
+        let arguments: [&[u8]; 5] =
+            [self.keys.record.as_bytes(), self.unfinished_ms.as_bytes(), self.listed.as_bytes(), &most, &only_known];
         let answers = script::ACCEPT.batch(&self.link, &keys, &arguments, &entries).await?;
         let read = |answer| match answer {
             Value::Int(0) => Ok(Accepted::New),
@@ -163,6 +157,21 @@ impl Store for RedisStore {
             }
         };
         answers.into_iter().map(read).collect()
+    }
+
+    async fn command(&self, command: Cmd) -> Result<Value, StoreError> {
+        self.commands(vec![command]).await?.pop().ok_or_else(|| unexpected("no answer"))
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
+        self.take_in(tasks, false).await
+    }
+
+    async fn accept_known(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
+        self.take_in(tasks, true).await
     }
 
     async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError> {

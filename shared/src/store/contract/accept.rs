@@ -128,6 +128,60 @@ pub async fn of_many_accepts_at_once_exactly_one_is_new(store: Arc<dyn Store>) {
     assert_eq!(new, 1);
 }
 
+pub async fn of_what_is_not_known_asking_leaves_nothing(store: Arc<dyn Store>) {
+    let desk = Desk(store);
+    let task = Accept { alias: Some(format!("{}:key", tenant())), ..acceptance(TaskId::new()) };
+    for task in [task.clone(), Accept { alias: None, ..task.clone() }] {
+        let answer = desk.accept_known(task.clone()).await;
+        assert!(matches!(answer, Accepted::New), "{answer:?}");
+        assert!(desk.get(task.id).await.is_none());
+    }
+    let other = Accept { id: TaskId::new(), ..task };
+    assert!(matches!(desk.accept(other).await, Accepted::New), "nor of its key");
+
+    let unwanted = acceptance(TaskId::new());
+    assert!(desk.cancel(unwanted.id).await.is_none());
+    let answer = desk.accept_known(unwanted.clone()).await;
+    assert!(matches!(answer, Accepted::New), "{answer:?}");
+    let answer = desk.accept(unwanted).await;
+    assert!(matches!(answer, Accepted::Unwanted(_)), "that it is to be cancelled stays: {answer:?}");
+}
+
+pub async fn what_is_known_is_asked_for_and_followed(store: Arc<dyn Store>) {
+    let desk = Desk(store);
+    let alias = Some(format!("{}:key", tenant()));
+    let first = Accept { alias: alias.clone(), ..acceptance(TaskId::new()) };
+    let mut blocked = acceptance(TaskId::new());
+    blocked.record.state = State::Blocked;
+    for task in [&first, &blocked] {
+        assert!(matches!(desk.accept(task.clone()).await, Accepted::New));
+    }
+    let conflict = Accept { fingerprint: 0xe, follower: Some(follower("conflict")), ..first.clone() };
+    let by_key = Accept { follower: Some(follower("by key")), ..acceptance(TaskId::new()) };
+    let asked = vec![
+        conflict,
+        Accept { follower: Some(follower("by id")), ..first.clone() },
+        acceptance(TaskId::new()),
+        Accept { alias, ..by_key.clone() },
+        acceptance(blocked.id),
+    ];
+    let answers = desk.0.accept_known(asked).await.expect("accept_known");
+    assert!(matches!(&answers[0], Accepted::Conflict(known) if known.id == first.id), "{answers:?}");
+    assert!(matches!(&answers[1], Accepted::Known(known) if text(known) == text(&first.record)), "{answers:?}");
+    assert!(matches!(&answers[2], Accepted::New), "{answers:?}");
+    assert!(matches!(&answers[3], Accepted::Known(known) if known.id == first.id), "{answers:?}");
+    assert!(matches!(&answers[4], Accepted::Known(known) if known.state == State::Blocked), "{answers:?}");
+    assert_eq!(desk.show(blocked.id).await.state, State::Blocked, "who asks does not say that it may run");
+    assert!(desk.get(by_key.id).await.is_none());
+
+    assert!(desk.cancel(first.id).await.is_some());
+    let answer = desk.accept_known(first.clone()).await;
+    assert!(matches!(&answer, Accepted::Unwanted(known) if known.id == first.id), "{answer:?}");
+    let Settled::Done { followers } = desk.settle_unclaimed(&expired(first.id)).await else { panic!("it is settled") };
+    let told: Vec<_> = followers.iter().map(|follower| &*follower.to).collect();
+    assert_eq!(told, ["replies.by id", "replies.by key"]);
+}
+
 pub async fn followers_are_told_once_and_capped(store: Arc<dyn Store>) {
     let desk = Desk(store);
     let (id, nonce) = (TaskId::new(), nonce());

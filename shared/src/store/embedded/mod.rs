@@ -209,6 +209,41 @@ impl EmbeddedStore {
         Ok(answer)
     }
 
+    async fn take_in(&self, tasks: Vec<Accept>, only_known: bool) -> Result<Vec<Accepted>, StoreError> {
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut entrants = Vec::with_capacity(tasks.len());
+        let mut bytes = 0;
+        let mut packing = Vec::new();
+        for Accept { id, fingerprint, alias, record, follower } in tasks {
+            let task = packed(&mut packing, &record)?;
+            bytes += task.len();
+            let (state, attempt) = (record.state, record.attempt);
+            entrants.push(Entrant { id, fingerprint, alias, state, attempt, task, follower });
+        }
+        let memory = bytes + entrants.len() * Record::weight(0);
+        let entered = self
+            .change(bytes + entrants.len() * ENTRY_BYTES, true, |records, now_ms, batch| {
+                if !only_known {
+                    self.check_memory(records, batch, memory, self.memory_bytes)?;
+                }
+                records.sweep_into(now_ms, 2 * entrants.len(), batch, None);
+                Ok(entrants
+                    .into_iter()
+                    .map(|entrant| records.accept(entrant, only_known, now_ms, batch))
+                    .collect::<Vec<_>>())
+            })
+            .await?;
+        let answer = |entered| match entered {
+            Entered::New => Ok(Accepted::New),
+            Entered::Known(view) => Ok(Accepted::Known(shown(&view)?)),
+            Entered::Unwanted(view) => Ok(Accepted::Unwanted(shown(&view)?)),
+            Entered::Conflict(view) => Ok(Accepted::Conflict(shown(&view)?)),
+        };
+        entered.into_iter().map(answer).collect()
+    }
+
     /// Makes room, or says that there is none for records of so many bytes beyond what is allowed.
     fn check_memory(
         &self,
@@ -263,33 +298,11 @@ impl Repeated {
 #[async_trait]
 impl Store for EmbeddedStore {
     async fn accept(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
-        if tasks.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut entrants = Vec::with_capacity(tasks.len());
-        let mut bytes = 0;
-        let mut packing = Vec::new();
-        for Accept { id, fingerprint, alias, record, follower } in tasks {
-            let task = packed(&mut packing, &record)?;
-            bytes += task.len();
-            let (state, attempt) = (record.state, record.attempt);
-            entrants.push(Entrant { id, fingerprint, alias, state, attempt, task, follower });
-        }
-        let memory = bytes + entrants.len() * Record::weight(0);
-        let entered = self
-            .change(bytes + entrants.len() * ENTRY_BYTES, true, |records, now_ms, batch| {
-                self.check_memory(records, batch, memory, self.memory_bytes)?;
-                records.sweep_into(now_ms, 2 * entrants.len(), batch, None);
-                Ok(entrants.into_iter().map(|entrant| records.accept(entrant, now_ms, batch)).collect::<Vec<_>>())
-            })
-            .await?;
-        let answer = |entered| match entered {
-            Entered::New => Ok(Accepted::New),
-            Entered::Known(view) => Ok(Accepted::Known(shown(&view)?)),
-            Entered::Unwanted(view) => Ok(Accepted::Unwanted(shown(&view)?)),
-            Entered::Conflict(view) => Ok(Accepted::Conflict(shown(&view)?)),
-        };
-        entered.into_iter().map(answer).collect()
+        self.take_in(tasks, false).await
+    }
+
+    async fn accept_known(&self, tasks: Vec<Accept>) -> Result<Vec<Accepted>, StoreError> {
+        self.take_in(tasks, true).await
     }
 
     async fn dispatched(&self, tasks: Vec<(TaskId, String)>) -> Result<(), StoreError> {

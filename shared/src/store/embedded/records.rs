@@ -284,7 +284,8 @@ impl Records {
         });
     }
 
-    pub fn accept(&mut self, entrant: Entrant, now_ms: u64, batch: &mut Option<Batch>) -> Entered {
+    /// `only_known`: one that is not known leaves nothing.
+    pub fn accept(&mut self, entrant: Entrant, only_known: bool, now_ms: u64, batch: &mut Option<Batch>) -> Entered {
         let Entrant { id, fingerprint, alias, state, attempt, task, follower } = entrant;
         let known = self.find(id, now_ms).map(|_| id).or_else(|| {
             let first = *self.aliases.get(alias.as_deref()?)?;
@@ -299,7 +300,7 @@ impl Records {
             if record.open() {
                 record.touched_ms = now_ms;
                 follow(record, follower, &mut self.bytes, known, batch);
-                if record.state == State::Blocked && state == State::Queued {
+                if record.state == State::Blocked && state == State::Queued && !only_known {
                     // What it waited for has ended.
                     record.state = State::Queued;
                     write(record, known, batch);
@@ -309,6 +310,9 @@ impl Records {
                 }
             }
             return Entered::Known(record.view(known));
+        }
+        if only_known {
+            return Entered::New;
         }
         let unwanted = self.missed.take(id, now_ms);
         // What stands there has expired.
