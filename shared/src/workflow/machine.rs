@@ -110,6 +110,13 @@ fn has_failed(state: StepState) -> bool {
     state.is_terminal() && !matches!(state, StepState::Succeeded | StepState::Skipped)
 }
 
+/// It expired, or was refused because it would have.
+fn was_too_late(node: &Node) -> bool {
+    let code = node.error.as_ref().map_or("", |error| error.code.as_str());
+    node.state == StepState::Expired
+        || node.state == StepState::Rejected && ["deadline_unreachable", "deadline_shed"].contains(&code)
+}
+
 impl Machine {
     pub fn new(plan: Arc<Plan>) -> Self {
         let mut readers = vec![0; plan.len()];
@@ -270,7 +277,7 @@ impl Machine {
             WorkflowState::Succeeded
         } else if self.is_cancelled {
             WorkflowState::Cancelled
-        } else if self.is_expired || has(|state| state == StepState::Expired) {
+        } else if self.is_expired || self.nodes.iter().any(was_too_late) {
             WorkflowState::Expired
         } else {
             WorkflowState::Failed

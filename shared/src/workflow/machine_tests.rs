@@ -222,6 +222,18 @@ fn a_cancelled_workflow_and_one_that_is_too_late_begin_nothing_more() {
     assert_eq!(machine.state(), WorkflowState::Expired);
     machine.cancel();
     assert_eq!(machine.state(), WorkflowState::Expired, "it has ended");
+
+    for (code, state) in [
+        ("deadline_unreachable", WorkflowState::Expired),
+        ("deadline_shed", WorkflowState::Expired),
+        ("unknown_model", WorkflowState::Failed),
+    ] {
+        let mut machine = self::machine(json!({"tasks": [step("a", json!({}))]}));
+        polled(&mut machine);
+        let refused = Ended { error: Some(error(code, "as told")), ..ended(State::Rejected, "") };
+        assert!(machine.handle_ended(0, None, refused));
+        assert_eq!(machine.state(), state, "{code}");
+    }
 }
 
 /// What becomes of each step, by looking at all of them again and again.
