@@ -9,7 +9,6 @@ use std::time::Duration;
 use taskyard_shared::broker::{self, Broker, Receipt, Verdict};
 use taskyard_shared::control::Told;
 use taskyard_shared::deployment::Deployed;
-use taskyard_shared::events::Events;
 use taskyard_shared::load::{Completion, LoadReport, ModelSpec};
 use taskyard_shared::mirror::Tally;
 use taskyard_shared::process::settings::{SchedulerSettings, TenantSettings};
@@ -192,7 +191,7 @@ pub(crate) struct Parts {
     pub mirrored: BTreeMap<String, Tally>,
     pub paging: Paging,
     pub closing: CancellationToken,
-    pub events: Events,
+    pub finisher: Finisher,
 }
 
 impl Core {
@@ -212,7 +211,7 @@ impl Core {
             mirrored,
             mut paging,
             closing,
-            events,
+            finisher,
         } = parts;
         paging.set_limited(tenants.keys().cloned());
         // The name was checked with the settings; an unknown one falls back to the default policy.
@@ -239,14 +238,6 @@ impl Core {
             let running_most = tenant.max_running.map(|most| shard.least_one(most as usize));
             planner.handle_tenant(name, TenantLimits { weight: tenant.weight, running_most, waiting_most });
         }
-        let finisher = Finisher {
-            broker: broker.clone(),
-            store: store.clone(),
-            topology: topology.clone(),
-            metrics: metrics.clone(),
-            closing: closing.clone(),
-            events,
-        };
         let clock = Clock::start();
         Self {
             planner,

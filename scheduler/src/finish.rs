@@ -20,6 +20,8 @@ use crate::metrics::Metrics;
 /// Codes of what another task of the same content may be spared later.
 const RETRYABLE: [&str; 3] = ["overloaded", "quota_waiting", "quota_rate"];
 
+/// So many undelivered tasks are ended at once.
+const UNDELIVERED: usize = 512;
 /// Before a task that somebody runs is looked at again.
 const RUNS: Duration = Duration::from_secs(1);
 /// Codes of what is refused for what the task says, or the yard does not have: somebody has to change something, and the
@@ -86,6 +88,41 @@ pub(crate) struct Finisher {
 }
 
 impl Finisher {
+    /// Ends tasks that came by no delivery: steps that never run. Whoever answers for them acks only when this answers `true`:
+    /// written, and told.
+    pub async fn end_undelivered(self, mut group: Vec<(Box<Envelope>, TaskResult)>) -> bool {
+        while !group.is_empty() {
+            let rest = group.split_off(group.len().min(UNDELIVERED));
+            if !self.end_some(std::mem::replace(&mut group, rest)).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn end_some(&self, group: Vec<(Box<Envelope>, TaskResult)>) -> bool {
+        let calls: Vec<Settle> =
+            group.iter().map(|(_, result)| Settle::new(Guard::Unclaimed, result.clone())).collect();
+        let settled = until_answered("ends of steps", &self.closing, || self.store.settle(calls.clone())).await;
+        let Some(settled) = settled else { return false };
+        let mut outgoing = Vec::new();
+        for ((envelope, result), settled) in group.iter().zip(settled) {
+            match settled {
+                Settled::Done { followers } | Settled::Again { followers } => {
+                    self.tell(envelope, result, &followers, &mut outgoing);
+                }
+                // By a scheduler that may not have come to tell it.
+                Settled::Already(record) => {
+                    let hook = messages::webhook(&self.topology, envelope, &record);
+                    outgoing.extend(hook.map(|message| (message, Need::Work)));
+                }
+                // It was sent after all, by another scheduler: whoever runs it ends it.
+                Settled::Stale => {}
+            }
+        }
+        publish_surely(&*self.broker, outgoing, &self.closing).await.is_ok()
+    }
+
     pub async fn finish(self, group: Vec<Finished>) {
         let calls: Vec<Settle> =
             group.iter().map(|finished| Settle::new(Guard::Unclaimed, finished.result())).collect();
@@ -113,23 +150,7 @@ impl Finisher {
                 }
             };
             tell(finished.told, Fate::Done);
-            let envelope = &finished.task.envelope;
-            if envelope.extras.mirrors.is_none() {
-                self.events.result_of(envelope.model(), result, envelope.extras.traceparent.as_deref());
-            }
-            let also: Vec<&Reply> =
-                followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower)).collect();
-            for reply in envelope.reply.iter().chain(also) {
-                match messages::result(reply, result) {
-                    Ok(message) => outgoing.push((message, Need::Reply)),
-                    Err(failure) => warn!(%failure, "a result could not be told"),
-                }
-            }
-            outgoing.extend(messages::webhook(&self.topology, envelope, result).map(|message| (message, Need::Work)));
-            if is_buried(result) {
-                self.metrics.dead_lettered(finished.code);
-                outgoing.push((Letter::of_task(envelope, result).message(&self.topology), Need::Work));
-            }
+            self.tell(&finished.task.envelope, result, &followers, &mut outgoing);
             self.metrics.finished(&finished.task.model, finished.state);
             receipts.extend(finished.task.receipt);
         }
@@ -137,6 +158,24 @@ impl Finisher {
             broker::settle(receipts, Verdict::Ack).await;
         }
         self.look_again(running).await;
+    }
+
+    fn tell(&self, envelope: &Envelope, result: &TaskResult, followers: &[Reply], outgoing: &mut Vec<(Message, Need)>) {
+        if envelope.extras.mirrors.is_none() {
+            self.events.result_of(envelope.model(), result, envelope.extras.traceparent.as_deref());
+        }
+        let also = followers.iter().filter(|follower| envelope.reply.as_ref() != Some(follower));
+        for reply in envelope.reply.iter().chain(also) {
+            match messages::result(reply, result) {
+                Ok(message) => outgoing.push((message, Need::Reply)),
+                Err(failure) => warn!(%failure, "a result could not be told"),
+            }
+        }
+        outgoing.extend(messages::webhook(&self.topology, envelope, result).map(|message| (message, Need::Work)));
+        if is_buried(result) {
+            self.metrics.dead_lettered(result.error.as_ref().map_or("", |error| error.code.as_str()));
+            outgoing.push((Letter::of_task(envelope, result).message(&self.topology), Need::Work));
+        }
     }
 
     fn tell_again(&self, envelope: &Envelope, record: &TaskResult, outgoing: &mut Vec<(Message, Need)>) {

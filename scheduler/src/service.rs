@@ -24,6 +24,7 @@ use crate::clock::{Clock, Distinct};
 use crate::control::{self, Desk};
 use crate::core::{Core, Parts};
 use crate::deploying;
+use crate::finish::Finisher;
 use crate::intake::{Intake, wait_after};
 use crate::load_watch::LoadWatch;
 use crate::memory;
@@ -127,6 +128,14 @@ impl Scheduler {
         let prefetch = u16::try_from(self.settings.window_tasks).unwrap_or(u16::MAX);
         let mut readers: JoinSet<Result<(), BrokerError>> = JoinSet::new();
         let (pauses, to_pause) = mpsc::channel(1);
+        let finisher = Finisher {
+            broker: self.broker.clone(),
+            store: self.store.clone(),
+            topology: self.topology.clone(),
+            metrics: self.metrics.clone(),
+            closing: closing.clone(),
+            events: self.events.clone(),
+        };
         for &number in &own {
             // Before anything is read from intake: then who finds nobody to ask knows that what stands in a record is read.
             let consumer = self.broker.consume(&self.topology.control(number), control::PREFETCH).await?;
@@ -161,6 +170,7 @@ impl Scheduler {
                 store: self.store.clone(),
                 topology: self.topology.clone(),
                 metrics: self.metrics.clone(),
+                finisher: finisher.clone(),
                 shard: number,
                 shards: shard.of,
                 most: self.settings.workflows,
@@ -247,7 +257,7 @@ impl Scheduler {
             mirrored,
             paging,
             closing: closing.clone(),
-            events: self.events.clone(),
+            finisher,
         });
         self.metrics.active(Some(shard.number));
         info!(policy = %self.settings.policy, shard = shard.number, shards = shard.of, "active");

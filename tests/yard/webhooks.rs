@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
-async fn hooks(yard: &Yard, count: usize) -> HashMap<String, Value> {
+pub(super) async fn hooks(yard: &Yard, count: usize) -> HashMap<String, Value> {
     let mut consumer = yard.broker.consume(&yard.topology.webhooks(), 100).await.unwrap();
     let mut hooks = HashMap::new();
     while hooks.len() < count {

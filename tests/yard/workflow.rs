@@ -1,5 +1,8 @@
 //! Workflows: published, run step by step, told of when they end; whatever is lost meanwhile.
 
+mod again;
+mod unrun;
+
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};

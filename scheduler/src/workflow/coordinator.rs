@@ -1,6 +1,6 @@
 //! Runs the workflows of a shard: sends their steps, takes in how these end, writes down how far each has come.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use taskyard_shared::broker::{
 };
 use taskyard_shared::control::{Ask, Fate, Question, TASKS, Told};
 use taskyard_shared::dead::Letter;
-use taskyard_shared::store::{Accept, Accepted, Guard, Settle, Store, WorkflowAccepted};
+use taskyard_shared::store::{Accept, Accepted, Store, WorkflowAccepted};
 use taskyard_shared::workflow::{Machine, WorkflowId, WorkflowOrder, WorkflowState};
 use taskyard_shared::{Envelope, Reply, State, TaskId, TaskResult, Timestamp, Topology, messages, wire};
 use tokio::sync::{mpsc, oneshot};
@@ -26,6 +26,7 @@ use super::run::{Run, Todo};
 use super::tell::Teller;
 use crate::control::Asked;
 use crate::core::Event;
+use crate::finish::Finisher;
 use crate::metrics::Metrics;
 
 /// Messages of results read at once, and held until they are taken in.
@@ -40,16 +41,15 @@ const TICK: Duration = Duration::from_millis(100);
 /// Results that did not come are looked up so often, so many of a workflow at once.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 const LOOK_AT: usize = 1_000;
-/// Replies that one workflow keeps.
-const REPLIES: usize = 16;
-/// Workflows that have ended are remembered until their copies have come round.
-const ENDED: usize = 10_000;
+/// Workflows that ended while their copies were on their way round are remembered until these have come.
+const ON_THEIR_WAY: usize = 10_000;
 
 pub(crate) struct Coordinator {
     pub broker: Arc<dyn Broker>,
     pub store: Arc<dyn Store>,
     pub topology: Topology,
     pub metrics: Metrics,
+    pub finisher: Finisher,
     /// Whose workflows.
     pub shard: u32,
     /// How many there are.
@@ -70,8 +70,10 @@ struct Board {
     waiting: VecDeque<(Delivery, Instant)>,
     /// Being written and told of.
     finishing: HashSet<WorkflowId>,
-    /// The last that ended.
-    ended: VecDeque<WorkflowId>,
+    /// What came again of these meanwhile: it is told of the end that is being written.
+    deferred: HashMap<WorkflowId, Vec<Delivery>>,
+    /// They have ended, all of them were told, and their copies are still to come.
+    on_their_way: VecDeque<(WorkflowId, Vec<Reply>)>,
     writing: JoinSet<(WorkflowId, Duration)>,
     telling: JoinSet<WorkflowId>,
     looked: Instant,
@@ -91,7 +93,8 @@ impl Coordinator {
             runs: BTreeMap::new(),
             waiting: VecDeque::new(),
             finishing: HashSet::new(),
-            ended: VecDeque::new(),
+            deferred: HashMap::new(),
+            on_their_way: VecDeque::new(),
             writing: JoinSet::new(),
             telling: JoinSet::new(),
             looked: Instant::now(),
@@ -137,6 +140,9 @@ impl Coordinator {
                 Some(told) = board.telling.join_next(), if !board.telling.is_empty() => {
                     if let Ok(id) = told {
                         board.finishing.remove(&id);
+                        let now = Instant::now();
+                        let deferred = board.deferred.remove(&id).unwrap_or_default();
+                        board.waiting.extend(deferred.into_iter().map(|delivery| (delivery, now)));
                     }
                 }
                 deliveries = orders.next_batch(8) => {
@@ -174,52 +180,42 @@ impl Coordinator {
             }
         };
         let id = order.id;
-        if let Some(run) = board.runs.get_mut(&id) {
-            // Its copy that went round, or the same workflow published again.
-            if let Some(reply) = order.reply.filter(|reply| !run.replies.contains(reply) && run.replies.len() < REPLIES)
-            {
-                run.replies.push(reply);
-            }
-            if run.receipt.is_some() {
-                broker::settle(vec![receipt], Verdict::Ack).await;
-            } else {
-                (run.receipt, run.since) = (Some(receipt), Instant::now());
-            }
+        if board.finishing.contains(&id) {
+            board.deferred.entry(id).or_default().push(delivery);
+            return None;
+        }
+        let is_told = |told: &[Reply]| order.replies().all(|reply| told.contains(reply));
+        if let Some(at) = board.on_their_way.iter().position(|(ended, told)| *ended == id && is_told(told)) {
+            board.on_their_way.remove(at);
+            broker::settle(vec![receipt], Verdict::Ack).await;
             return None;
         }
         let fingerprint = order.fingerprint(&plan);
+        if let Some(run) = board.runs.get_mut(&id) {
+            if run.fingerprint == fingerprint {
+                self.came_again(run, order, receipt).await;
+            } else {
+                self.refuse(&order, receipt).await;
+            }
+            return None;
+        }
         let plan = Arc::new(plan);
         let machine = Machine::new(plan.clone());
         let mut run = Run::new(order, machine, fingerprint, receipt);
         let mut is_unwanted = false;
-        if board.finishing.contains(&id) || board.ended.contains(&id) {
-            // It ended here, whatever the store still knows of it.
-            if let Ok(Some(seen)) = self.store.workflow(id).await
-                && seen.has_ended
-            {
-                self.tell_again(&run, seen.record).await;
-            }
-            broker::settle(run.receipt.into_iter().collect(), Verdict::Ack).await;
-            return None;
-        }
         match run.write(WorkflowState::Running) {
             Err(failure) => warn!(%failure, "a workflow cannot be written down"),
             Ok(write) => match self.store.accept_workflow(write).await {
                 Ok(WorkflowAccepted::New { is_unwanted: marked }) => is_unwanted = marked,
                 Ok(WorkflowAccepted::Known(seen)) if seen.has_ended => {
-                    self.tell_again(&run, seen.record.clone()).await;
-                    broker::settle(run.receipt.into_iter().collect(), Verdict::Ack).await;
+                    self.tell_again(&run.order, seen.record.clone(), run.receipt).await;
                     return None;
                 }
                 Ok(WorkflowAccepted::Known(seen)) => is_unwanted = seen.is_unwanted,
                 Ok(WorkflowAccepted::Conflict(_)) => {
-                    warn!(workflow.id = %id.0, "the same id came with another content: the first one stands");
-                    // Intake tells that, unless the store was away then.
-                    let refused = run.order.refused_again(CONFLICT.0, CONFLICT.1.to_owned(), Timestamp::now());
-                    if let Ok(record) = serde_json::to_vec(&refused) {
-                        self.tell_again(&run, record.into()).await;
+                    if let Some(receipt) = run.receipt {
+                        self.refuse(&run.order, receipt).await;
                     }
-                    broker::settle(run.receipt.into_iter().collect(), Verdict::Ack).await;
                     return None;
                 }
                 Err(failure) => {
@@ -242,6 +238,32 @@ impl Coordinator {
         self.metrics.workflows_active(1);
         board.runs.insert(id, run);
         Some(id)
+    }
+
+    /// The copy of one that runs, which went round, or the same published again.
+    async fn came_again(&self, run: &mut Run, again: WorkflowOrder, receipt: Receipt) {
+        if run.follow(&again) {
+            // Who publishes again is told also when this process is no more: a copy that says so replaces both messages.
+            let Ok(copy) = messages::workflow(&self.topology, self.shard, &run.order) else { return };
+            if publish_surely(&*self.broker, vec![(copy, Need::Work)], &self.closing).await.is_ok() {
+                broker::settle(run.receipt.take().into_iter().chain([receipt]).collect(), Verdict::Ack).await;
+            }
+        } else if run.receipt.is_none() && again.tells_all_of(&run.order) {
+            (run.receipt, run.since) = (Some(receipt), Instant::now());
+        } else {
+            // Of what is held, or of a copy that is still to come.
+            broker::settle(vec![receipt], Verdict::Ack).await;
+        }
+    }
+
+    /// Another workflow has its id. Intake tells that, unless the store was away then.
+    async fn refuse(&self, order: &WorkflowOrder, receipt: Receipt) {
+        warn!(workflow.id = %order.id.0, "the same id came with another content: the first one stands");
+        let refused = order.refused_again(CONFLICT.0, CONFLICT.1.to_owned(), Timestamp::now());
+        match serde_json::to_vec(&refused) {
+            Ok(record) => self.tell_again(order, record.into(), Some(receipt)).await,
+            Err(failure) => warn!(%failure, "a refusal cannot be written down"),
+        }
     }
 
     /// Every step has a record from the start, as blocked. What is known of one that was begun before is kept.
@@ -336,8 +358,10 @@ impl Coordinator {
         for id in touched {
             let Some(run) = board.runs.get_mut(&id) else { continue };
             loop {
-                let Todo { submit, settle, stop } = run.todo(&board.steps_queue);
-                all.settle.extend(settle);
+                let Todo { submit, end, stop } = run.todo(&board.steps_queue);
+                if !end.is_empty() {
+                    run.ending.spawn(self.finisher.clone().end_undelivered(end));
+                }
                 all.stop.extend(stop);
                 let (submit, has_news) =
                     if run.is_again { self.unless_ended(run, submit).await } else { (submit, false) };
@@ -355,7 +379,6 @@ impl Coordinator {
         {
             return false;
         }
-        self.settle(all.settle).await;
         self.stop(all.stop).await;
         true
     }
@@ -411,17 +434,6 @@ impl Coordinator {
         messages
     }
 
-    /// Steps that never run: what they came to is in their records, for whoever looks there.
-    async fn settle(&self, results: Vec<TaskResult>) {
-        for group in results.chunks(GROUP) {
-            let settlements = group.iter().map(|result| Settle::new(Guard::Unclaimed, result.clone())).collect();
-            if let Err(failure) = self.store.settle(settlements).await {
-                debug!(%failure, "steps that do not run are shown as blocked");
-                self.metrics.store_failed("settle");
-            }
-        }
-    }
-
     /// The records first, so that whoever takes a step up from now on finds there that it is not wanted.
     async fn stop(&self, ids: Vec<TaskId>) {
         for ids in ids.chunks(TASKS) {
@@ -455,25 +467,27 @@ impl Coordinator {
         self.metrics.workflow_finished(state);
         debug!(workflow.id = %id.0, state = state.as_str(), "a workflow has ended");
         board.finishing.insert(id);
-        if board.ended.len() >= ENDED {
-            board.ended.pop_front();
+        if run.receipt.is_none() {
+            if board.on_their_way.len() >= ON_THEIR_WAY {
+                board.on_their_way.pop_front();
+            }
+            board.on_their_way.push_back((id, run.order.replies().cloned().collect()));
         }
-        board.ended.push_back(id);
         let write = match run.write(state) {
             Ok(write) => write,
             Err(failure) => return warn!(%failure, "how a workflow ended cannot be written down"),
         };
         let teller = Teller { broker: self.broker.clone(), store: self.store.clone(), closing: self.closing.clone() };
-        board.telling.spawn(teller.finish(write, run.replies, run.receipt));
+        board.telling.spawn(teller.finish(write, run.order, run.ending, run.receipt));
     }
 
-    /// The same workflow again, which has ended.
-    async fn tell_again(&self, run: &Run, record: Bytes) {
-        let told = run
-            .replies
-            .iter()
-            .map(|reply| (messages::workflow_result(reply, run.order.id, record.clone()), Need::Reply));
-        let _closing = publish_surely(&*self.broker, told.collect(), &self.closing).await;
+    /// To who published what needs no run, or no more.
+    async fn tell_again(&self, order: &WorkflowOrder, record: Bytes, receipt: Option<Receipt>) {
+        let told =
+            order.replies().map(|reply| (messages::workflow_result(reply, order.id, record.clone()), Need::Reply));
+        if publish_surely(&*self.broker, told.collect(), &self.closing).await.is_ok() {
+            broker::settle(receipt.into_iter().collect(), Verdict::Ack).await;
+        }
     }
 
     /// Results that did not come: their messages may have been lost with a queue.

@@ -9,11 +9,15 @@ use taskyard_shared::workflow::{
     Command, Ended, Machine, StepError, StepOf, StepState, StepTimings, WorkflowOrder, WorkflowState,
 };
 use taskyard_shared::{Carried, Envelope, Reply, State, Task, TaskError, TaskId, TaskResult, Timestamp};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tracing::warn;
 
 /// Its record is written no more often than this, and no more of the time than a part.
 const WRITTEN_EVERY: Duration = Duration::from_millis(300);
 const WRITTEN_PART: u32 = 20;
+/// Who publish the same workflow again and are told of its end.
+const FOLLOWERS: usize = 16;
 /// A step's error is shown in its workflow's record up to this length; its task has all of it.
 const ERROR_BYTES: usize = 512;
 
@@ -23,9 +27,9 @@ pub(super) struct Run {
     pub machine: Machine,
     /// Nothing while its copy is on its way round.
     pub receipt: Option<Receipt>,
+    /// Steps that never run: whether their ends were written and told.
+    pub ending: JoinSet<bool>,
     pub since: Instant,
-    /// Who is told of its end.
-    pub replies: Vec<Reply>,
     /// From the end of each step to the end of the workflow, in expected seconds.
     pub remaining: Vec<f64>,
     /// How steps had ended that an earlier scheduler had sent.
@@ -43,19 +47,19 @@ pub(super) struct Run {
 pub(super) struct Todo {
     pub submit: Vec<Envelope>,
     /// Steps that never run: how they end.
-    pub settle: Vec<TaskResult>,
+    pub end: Vec<(Box<Envelope>, TaskResult)>,
     pub stop: Vec<TaskId>,
 }
 
 impl Run {
     pub fn new(order: WorkflowOrder, machine: Machine, fingerprint: u128, receipt: Receipt) -> Self {
         Self {
-            replies: order.reply.iter().cloned().collect(),
             remaining: Vec::new(),
             order,
             fingerprint,
             machine,
             receipt: Some(receipt),
+            ending: JoinSet::new(),
             since: Instant::now(),
             known: HashMap::new(),
             is_again: false,
@@ -128,7 +132,7 @@ impl Run {
                     }
                     todo.submit.extend(self.envelope(step, item, Some(input), steps_queue));
                 }
-                Command::Settle { step } => todo.settle.extend(self.unrun(step)),
+                Command::Settle { step } => todo.end.extend(self.unrun(step)),
                 Command::Stop { step, item } => {
                     let planned = self.machine.plan().step(step);
                     todo.stop.extend(planned.map(|planned| self.order.id.task(&planned.name, item)));
@@ -145,22 +149,41 @@ impl Run {
     }
 
     /// How the task of a step ends that never runs.
-    fn unrun(&self, step: u32) -> Option<TaskResult> {
+    fn unrun(&self, step: u32) -> Option<(Box<Envelope>, TaskResult)> {
         let shown = self.machine.shown(step)?;
         let state = match shown.state {
             StepState::Failed => State::Failed,
             StepState::Expired => State::Expired,
             _ => State::Cancelled,
         };
-        let mut result = self.envelope(step, None, None, "")?.result(state);
-        result.timings.accepted = Some(self.order.accepted);
+        let mut envelope = self.envelope(step, None, None, "")?;
+        // The machine knows it already.
+        (envelope.reply, envelope.accepted) = (None, self.order.accepted);
+        let mut result = envelope.result(state);
         result.timings.finished = Some(Timestamp::now());
         result.error = shown.error.map(|error| TaskError {
             code: error.code.clone(),
             message: error.message.clone(),
             retryable: false,
         });
-        Some(result)
+        Some((Box::new(envelope), result))
+    }
+
+    /// Has the same workflow, published again, told of its end too. Answers whether that is more than was known.
+    pub fn follow(&mut self, again: &WorkflowOrder) -> bool {
+        let mut is_more = false;
+        for reply in again.replies() {
+            if self.order.replies().any(|own| own == reply) {
+                continue;
+            }
+            if self.order.followers.len() >= FOLLOWERS {
+                warn!(workflow.id = %self.order.id.0, "as many are told of a workflow as may: one more is not");
+                continue;
+            }
+            self.order.followers.push(reply.clone());
+            is_more = true;
+        }
+        is_more
     }
 
     /// A result that came. Answers whether it was news.

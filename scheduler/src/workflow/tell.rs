@@ -1,11 +1,12 @@
-//! Writes how a workflow ended, tells whoever waits, and acks it last.
+//! Writes how a workflow ended, tells whoever waits, and acks it last. Before that all of its steps have ended.
 
 use std::sync::Arc;
 
 use taskyard_shared::broker::{self, Broker, Need, Receipt, Verdict, publish_surely};
+use taskyard_shared::messages;
 use taskyard_shared::store::{Store, StoreError, WorkflowWrite};
-use taskyard_shared::workflow::WorkflowId;
-use taskyard_shared::{Reply, messages};
+use taskyard_shared::workflow::{WorkflowId, WorkflowOrder};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
@@ -19,10 +20,22 @@ pub(super) struct Teller {
 
 impl Teller {
     /// Answers which one it was.
-    pub async fn finish(self, write: WorkflowWrite, replies: Vec<Reply>, receipt: Option<Receipt>) -> WorkflowId {
+    pub async fn finish(
+        self,
+        write: WorkflowWrite,
+        order: WorkflowOrder,
+        mut ending: JoinSet<bool>,
+        receipt: Option<Receipt>,
+    ) -> WorkflowId {
         let id = write.id;
+        while let Some(is_told) = ending.join_next().await {
+            if !is_told.unwrap_or(false) {
+                // It comes again, and all of it is done anew.
+                return id;
+            }
+        }
         let Some(record) = self.write(write).await else { return id };
-        let told = replies.iter().map(|reply| (messages::workflow_result(reply, id, record.clone()), Need::Reply));
+        let told = order.replies().map(|reply| (messages::workflow_result(reply, id, record.clone()), Need::Reply));
         if publish_surely(&*self.broker, told.collect(), &self.closing).await.is_ok() {
             broker::settle(receipt.into_iter().collect(), Verdict::Ack).await;
         }

@@ -34,6 +34,9 @@ pub struct WorkflowOrder {
     pub accepted: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<Reply>,
+    /// Who published the same workflow again while it ran, and is told as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub followers: Vec<Reply>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -77,6 +80,7 @@ impl WorkflowOrder {
             deadline,
             accepted: now,
             reply: carried.reply.clone(),
+            followers: Vec::new(),
             traceparent: carried.traceparent.clone(),
             tracestate: carried.tracestate.clone(),
             workflow: raw,
@@ -111,6 +115,16 @@ impl WorkflowOrder {
 }
 
 impl WorkflowOrder {
+    /// Who is told of its end.
+    pub fn replies(&self) -> impl Iterator<Item = &Reply> {
+        self.reply.iter().chain(&self.followers)
+    }
+
+    /// Whether all are told by this one who are told by the other.
+    pub fn tells_all_of(&self, other: &Self) -> bool {
+        other.replies().all(|reply| self.replies().any(|own| own == reply))
+    }
+
     /// The workflow as it is shown.
     pub fn record(&self, machine: &Machine, state: WorkflowState) -> WorkflowRecord {
         let (steps, counts) = machine.records(self.id);
