@@ -65,7 +65,8 @@ async fn a_record_of_what_waits_is_no_confirm() {
     assert_eq!(second.post("/v1/workflows", &workflow).await.status, 202);
     assert_eq!(waiting().await, 2);
     assert_eq!(second.put(&path, &body).await.status, 202);
-    assert_eq!(waiting().await, 2, "this gateway has its confirm");
+    assert_eq!(second.post("/v1/workflows", &workflow).await.status, 202);
+    assert_eq!(waiting().await, 2, "this gateway has their confirms");
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(1400);
 /// A batch's.
 pub(super) const BATCH_PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Tasks that are known to have been confirmed.
+/// Ids that are known to have been confirmed.
 const CONFIRMED: usize = 65_536;
 /// Tasks in one store call: the records that it answers may be large.
 const STORE_TASKS: usize = 256;
@@ -172,16 +172,16 @@ impl Shared {
     }
 }
 
-/// The last tasks that the broker confirmed to this gateway: they need not be sent again.
+/// The last tasks and workflows that the broker confirmed to this gateway: they need not be sent again.
 #[derive(Default)]
 pub(super) struct Confirmed(Mutex<(HashSet<TaskId>, VecDeque<TaskId>)>);
 
 impl Confirmed {
-    fn has(&self, id: TaskId) -> bool {
+    pub(super) fn has(&self, id: TaskId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&id)
     }
 
-    fn add(&self, ids: impl Iterator<Item = TaskId>) {
+    pub(super) fn add(&self, ids: impl Iterator<Item = TaskId>) {
         let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let (known, order) = &mut *confirmed;
         for id in ids.filter(|id| known.insert(*id)).collect::<Vec<_>>() {

@@ -275,7 +275,9 @@ impl Shared {
                 let known =
                     self.records.ask(STORE_LIMIT, |store| async move { store.accept_workflow(again).await }).await?;
                 // One that waits may be known from a message that was never confirmed: it is sent again.
-                if let Some(known) = own(known)?.filter(|known| known.head.state != WorkflowState::Queued) {
+                let is_sure =
+                    |known: &Found| known.head.state != WorkflowState::Queued || self.confirmed.has(TaskId(id.0));
+                if let Some(known) = own(known)?.filter(is_sure) {
                     return Ok(known);
                 }
             }
@@ -303,6 +305,7 @@ impl Shared {
         }
         let message = self.publisher.workflow(order, body);
         let Some(Err(error)) = self.publisher.publish(vec![message], BATCH_PUBLISH_LIMIT).await.pop() else {
+            self.confirmed.add(std::iter::once(TaskId(order.id.0)));
             return Ok(());
         };
         tracing::debug!(%error, "a workflow was not accepted");
