@@ -151,7 +151,7 @@ fn reasons_of_dead_letters_are_those_that_messages_between_roles_are_buried_with
     assert_eq!(written, &between | &webhooks);
     let sources = source("shared/src/messages.rs") + &source("shared/src/dead.rs");
     let headers = after_any(&sources, "_HEADER: &str = \"");
-    assert!(headers.len() == 15, "{headers:?}");
+    assert!(headers.len() == 16, "{headers:?}");
     for header in headers {
         assert!(reference().contains(&header), "{header}");
     }

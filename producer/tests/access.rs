@@ -5,12 +5,16 @@ mod yard;
 use std::collections::BTreeMap;
 
 use reqwest::{Method, RequestBuilder};
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use taskyard_shared::TaskId;
 use taskyard_shared::load::ModelSpec;
 use taskyard_shared::process::keys::{Keys, NewKey};
 use taskyard_shared::process::settings::KeySettings;
-use taskyard_shared::store::Store;
+use taskyard_shared::store::embedded::EmbeddedStore;
+use taskyard_shared::store::{Accept, Guard, Retention, Settle, Store, WorkflowWrite};
+use taskyard_shared::task::{Target, Task};
+use taskyard_shared::workflow::{StepState, WorkflowId, WorkflowOrder, WorkflowState};
+use taskyard_shared::{Carried, Envelope, State, TaskId, Timestamp};
 use yard::{Got, RunningGateway, Yard, settings};
 
 /// Calls that need no key, and no others.
@@ -397,6 +401,104 @@ async fn while_the_store_is_away_a_result_still_goes_to_its_own_tenant() {
     for (got, tenant) in [(&blue, "blue"), (&red, "red")] {
         assert!(got.json["code"] == "conflict" || got.json["tenant"] == tenant, "{got:?}");
     }
+}
+
+/// A workflow of this id as a scheduler writes it when it has ended.
+fn ended(id: TaskId, tenant: &str, output: &str) -> WorkflowWrite {
+    let body = json!({"id": id, "tenant": tenant, "tasks": [{"name": "a", "model": "echo", "input": 1}]}).to_string();
+    let (order, plan) = WorkflowOrder::read(body.as_bytes(), &Carried::default(), Timestamp::now()).unwrap();
+    let fingerprint = order.fingerprint(&plan);
+    let mut record = order.queued(plan);
+    record.state = WorkflowState::Succeeded;
+    record.outputs = BTreeMap::from([("a".to_owned(), RawValue::from_string(format!("\"{output}\"")).unwrap())]);
+    WorkflowWrite::new(&record, fingerprint).unwrap()
+}
+
+#[tokio::test]
+async fn while_the_store_is_away_a_workflows_end_still_goes_to_its_own_tenant() {
+    let yard = Yard::new();
+    let door = two_tenants(&yard).await;
+    let (blue, own) = (TaskId::new(), TaskId::new());
+    yard.store.inner().accept_workflow(ended(blue, "blue", "secret")).await.unwrap();
+    yard.store.inner().accept_workflow(ended(own, "red", "its own")).await.unwrap();
+    let post = |id: TaskId| {
+        let body = json!({"id": id, "tasks": [{"name": "a", "model": "echo", "input": 1}]});
+        let request = door.request(Method::POST, "/v1/workflows").bearer_auth(&door.keys["red"]);
+        door.gateway.send(request.header("prefer", "wait=20").json(&body))
+    };
+    // Nobody can be found to have the ids before: both are taken in, and wait.
+    yard.store.go_away(true);
+    let back = async {
+        yard::eventually("both are accepted", || async { yard.depth(&yard.topology.intake()).await == 2 }).await;
+        yard.store.go_away(false);
+    };
+    let (taken, mine, ()) = tokio::join!(post(blue), post(own), back);
+    assert!(!taken.text.contains("secret") && !taken.text.contains("blue"), "{taken:?}");
+    assert_eq!((taken.status, taken.problem()), (409, "conflict"));
+    assert_eq!((mine.status, &mine.json["outputs"]), (200, &json!({"a": "its own"})), "{mine:?}");
+}
+
+#[tokio::test]
+async fn what_a_step_does_is_told_of_its_own_tenants_task() {
+    let yard = Yard::new();
+    let door = two_tenants(&yard).await;
+    for (tenant, shown) in [("red", "running"), ("blue", "queued")] {
+        let id = TaskId::new();
+        let body =
+            json!({"id": id, "tenant": "red", "tasks": [{"name": "a", "model": "echo", "input": 1}]}).to_string();
+        let (order, plan) = WorkflowOrder::read(body.as_bytes(), &Carried::default(), Timestamp::now()).unwrap();
+        let fingerprint = order.fingerprint(&plan);
+        let mut record = order.queued(plan);
+        record.state = WorkflowState::Running;
+        let step = WorkflowId(id.0).task("a", None);
+        (record.steps[0].state, record.steps[0].task) = (StepState::Queued, Some(step));
+        yard.store.inner().accept_workflow(WorkflowWrite::new(&record, fingerprint).unwrap()).await.unwrap();
+        let envelope = task_of(step, tenant);
+        let accept = Accept {
+            id: step,
+            fingerprint: envelope.fingerprint(),
+            alias: None,
+            record: envelope.result(State::Running),
+            follower: None,
+        };
+        yard.store.inner().accept(vec![accept]).await.unwrap();
+        let got = door.get("red", &format!("/v1/workflows/{}", id.0)).await;
+        assert_eq!((got.status, &got.json["steps"][0]["state"]), (200, &json!(shown)), "{tenant}: {got:?}");
+    }
+}
+
+fn task_of(id: TaskId, tenant: &str) -> Envelope {
+    let input = RawValue::from_string("1".into()).unwrap();
+    let mut task = Task::new(Target::Model("echo".into()), input);
+    (task.id, task.tenant) = (Some(id), Some(tenant.into()));
+    Envelope::new(task, &Carried::default(), Timestamp::now()).unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_id_has_become_another_tenants() {
+    let yard = Yard::new();
+    let door = two_tenants(&yard).await;
+    let id = TaskId::new();
+    let path = format!("/v1/tasks/{}", id.0);
+    let red = door.call("red", Method::PUT, &path, Some(&json!({"model": "echo", "input": 1}))).await;
+    assert_eq!((red.status, &red.json["tenant"]), (202, &json!("red")));
+    let stream = door.request(Method::GET, &format!("{path}/events")).bearer_auth(&door.keys["red"]);
+    let mut stream = yard::within(stream.send()).await.unwrap();
+    let first = yard::within(stream.chunk()).await.unwrap().unwrap();
+    assert!(first.starts_with(b"event: state"), "{first:?}");
+    // The store loses everything, and a worker settles what blue had sent under this id.
+    let mut result = task_of(id, "blue").result(State::Succeeded);
+    result.output = Some(RawValue::from_string("\"secret\"".into()).unwrap());
+    let store = EmbeddedStore::in_memory(Retention::default());
+    store.settle(vec![Settle::new(Guard::Unclaimed, result)]).await.unwrap();
+    yard.store.replace(store);
+    let mut rest = Vec::new();
+    while let Some(more) = yard::within(stream.chunk()).await.unwrap() {
+        rest.extend_from_slice(&more);
+    }
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(!rest.contains("secret") && !rest.contains("blue"), "{rest}");
+    assert_eq!(door.get("red", &path).await.status, 404);
 }
 
 #[tokio::test]

@@ -2,9 +2,11 @@
 
 mod yard;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use taskyard_shared::TaskId;
 use taskyard_shared::process::settings::GatewaySettings;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -292,6 +294,15 @@ async fn queries() {
     let got = gateway.post("/v1/tasks?priority=high&priority=low", &json!({"model": "echo", "input": 1})).await;
     assert_eq!((got.status, got.problem()), (400, "unknown_parameter"));
     assert_eq!(yard.depth(&yard.topology.intake()).await, 0);
+
+    // More than a page may hold is as much as it may.
+    let batch: Vec<Value> = (0..510).map(|number| json!({"model": "echo", "input": number})).collect();
+    assert_eq!(gateway.post("/v1/batches", &json!(batch)).await.status, 202);
+    for limit in ["1000000000", "501", "500"] {
+        let got = gateway.get(&format!("/v1/tasks?limit={limit}")).await;
+        assert_eq!((got.status, got.json["tasks"].as_array().map(Vec::len)), (200, Some(500)), "{limit}");
+        assert!(got.json["cursor"].is_string(), "{limit}");
+    }
 }
 
 #[tokio::test]
@@ -409,6 +420,8 @@ async fn what_is_no_http_ends_the_connection() {
         let _ = stream.shutdown().await;
         let answer = read(&mut stream).await;
         assert!(expected.contains(&status(&answer)), "{shown:?}: {answer}");
+        // Told by the server itself, where it has heard enough: without a body.
+        assert!(answer.is_empty() || answer.ends_with("\r\n\r\n"), "{shown:?}: {answer}");
     }
     still_well(&gateway).await;
 }
@@ -500,6 +513,25 @@ async fn a_body_that_ends_early_or_never_comes() {
     still_well(&gateway).await;
 }
 
+/// Sends a beginning, and then a drop every 20 ms for as long as the other end takes it.
+async fn drip(gateway: &RunningGateway, begins: &str, drop: &str) -> String {
+    let mut stream = TcpStream::connect(&gateway.address).await.unwrap();
+    stream.write_all(begins.as_bytes()).await.unwrap();
+    let (mut reader, mut writer) = stream.split();
+    let mut answer = Vec::new();
+    let dripping = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        while writer.write_all(drop.as_bytes()).await.is_ok() {
+            ticks.tick().await;
+        }
+    };
+    let reading = async {
+        let _ = reader.read_to_end(&mut answer).await;
+    };
+    within(async { tokio::join!(dripping, reading) }).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
 #[tokio::test]
 async fn slow_heads_and_idle_connections_are_closed() {
     let yard = Yard::new();
@@ -509,21 +541,17 @@ async fn slow_heads_and_idle_connections_are_closed() {
         let answer = raw(&gateway, bytes.as_bytes()).await;
         assert!([0, 200, 408].contains(&status(&answer)), "{answer}");
     }
-    // One byte at a time, for ever: the head as a whole has its time.
-    let mut stream = TcpStream::connect(&gateway.address).await.unwrap();
-    stream.write_all(b"GET /healthz HTTP/1.1\r\nx-slow: ").await.unwrap();
-    let (mut reader, mut writer) = stream.split();
-    let mut answer = Vec::new();
-    let dripping = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(20));
-        while writer.write_all(b"a").await.is_ok() {
-            ticks.tick().await;
-        }
-    };
-    let reading = async {
-        let _ = reader.read_to_end(&mut answer).await;
-    };
-    within(async { tokio::join!(dripping, reading) }).await;
+    // A little at a time, for ever: the head as a whole has its time, and so has the body.
+    let post = "POST /v1/tasks HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n";
+    for (begins, drop, statuses) in [
+        ("GET /healthz HTTP/1.1\r\nx-slow: ".to_owned(), "a", &[0, 408][..]),
+        (format!("{post}content-length: 1000000\r\n\r\n"), " ", &[408]),
+        (format!("{post}transfer-encoding: chunked\r\n\r\n"), "1\r\n \r\n", &[408]),
+    ] {
+        let answer = drip(&gateway, &begins, drop).await;
+        assert!(statuses.contains(&status(&answer)), "{begins}: {answer}");
+        assert!(!begins.starts_with("POST") || answer.contains(r#""code":"body_timeout""#), "{begins}: {answer}");
+    }
     assert!(began.elapsed() < Duration::from_secs(15));
     eventually("their places are free", || async {
         // One for the client that asks.
@@ -551,10 +579,14 @@ async fn an_answer_that_nobody_reads_does_not_hold_its_connection() {
 async fn a_thousand_requests_in_one_go_are_answered_in_order() {
     let yard = Yard::new();
     let gateway = yard.gateway().await;
-    let mut requests = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(999);
-    requests.push_str("GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let paths = (0..1000).map(|number| if number % 3 == 0 { "/healthz" } else { "/no/such/place" });
+    let mut requests: String = paths.map(|path| format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).collect();
+    requests.truncate(requests.len() - 2);
+    requests.push_str("connection: close\r\n\r\n");
     let answers = raw(&gateway, requests.as_bytes()).await;
-    assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1000);
+    let came: Vec<u16> = answers.split("HTTP/1.1 ").skip(1).map(|answer| answer[..3].parse().unwrap()).collect();
+    let asked: Vec<u16> = (0..1000).map(|number| if number % 3 == 0 { 200 } else { 404 }).collect();
+    assert_eq!(came, asked);
 }
 
 #[tokio::test]
@@ -571,6 +603,7 @@ async fn one_connection_too_many_is_told_so() {
     let answer = raw(&gateway, b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert_eq!(status(&answer), 503, "{answer}");
     assert!(answer.contains("retry-after: 1\r\n") && answer.contains(r#""code":"too_many_connections""#), "{answer}");
+    assert!(answer.contains("x-content-type-options: nosniff\r\n"), "{answer}");
     assert_eq!(gateway.metric("taskyard_http_connections_refused_total").await, Some(1.0));
     drop(held);
     eventually("there is room again", || async {
@@ -604,6 +637,43 @@ async fn so_many_wait_and_no_more_and_who_leaves_frees_a_place() {
     eventually("a place is free", || async { gateway.metric("taskyard_http_waiters").await == Some(1.0) }).await;
     let got = gateway.post_waiting(&body, "wait=1").await;
     assert_eq!(got.status, 202);
+}
+
+#[tokio::test]
+async fn who_leaves_after_sending_may_send_it_again() {
+    let body = json!({"model": "echo", "input": "once"});
+    for leaves in ["at once", "while it waits"] {
+        let yard = Yard::new();
+        let gateway = yard.gateway().await;
+        let path = format!("/v1/tasks/{}", TaskId::new().0);
+        let request = format!(
+            "PUT {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nprefer: wait=60\r\ncontent-length: {}\r\n\r\n{body}",
+            body.to_string().len()
+        );
+        let mut stream = TcpStream::connect(&gateway.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        if leaves == "while it waits" {
+            eventually("it waits", || async { gateway.metric("taskyard_http_waiters").await == Some(1.0) }).await;
+        }
+        drop(stream);
+        eventually("nobody waits", || async { gateway.metric("taskyard_http_waiters").await == Some(0.0) }).await;
+        if leaves == "while it waits" {
+            let known = gateway.get(&path).await;
+            assert_eq!((known.status, &known.json["state"]), (200, &json!("queued")), "{known:?}");
+        }
+        let queued = yard.depth(&yard.topology.intake()).await;
+        let again = gateway.put(&path, &body).await;
+        assert_eq!((again.status, again.header("location")), (202, path.as_str()), "{leaves}: {again:?}");
+        if leaves == "while it waits" {
+            assert_eq!(yard.depth(&yard.topology.intake()).await, queued, "it is known, and not published again");
+        }
+        let other = gateway.put(&path, &json!({"model": "echo", "input": "another"})).await;
+        assert_eq!((other.status, other.problem()), (409, "conflict"), "{leaves}");
+        yard.work().await;
+        let done = gateway.get(&format!("{path}?wait=20s")).await;
+        assert_eq!((done.status, &done.json["output"]), (200, &json!("once")), "{leaves}: {done:?}");
+        assert_eq!(yard.runs.load(Ordering::Relaxed), 1, "{leaves}: it ran once");
+    }
 }
 
 #[tokio::test]

@@ -486,6 +486,51 @@ async fn models_workers_and_queues_tell_the_yards_state() {
     assert_eq!(intake["ready"], 1);
 }
 
+/// Events of a stream that has ended: the name of each, and its data as a reader puts it together.
+fn events(text: &str) -> Vec<(String, String)> {
+    let event = |block: &str| {
+        let of = |field: &str| {
+            let lines = block.split(['\n', '\r']).filter_map(|line| line.strip_prefix(field));
+            lines.map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+        };
+        (of("event:"), of("data:"))
+    };
+    text.split("\n\n").filter(|block| !block.is_empty()).map(event).collect()
+}
+
+#[tokio::test]
+async fn an_output_of_html_or_with_line_breaks_is_json_and_nothing_else() {
+    let yard = Yard::working().await;
+    let gateway = yard.gateway().await;
+    // Line breaks in a text, which are escaped, and between values, which are kept as they came.
+    let text = "<script>alert(1)</script>\r\n\r\nevent: result\ndata: {\"state\": \"forged\"}\n\n</pre>";
+    let input = format!("{{\"html\":\n\n{},\r\n\r\n\"event:\":\r[1,\n\n2]}}", json!(text));
+    let body = format!(r#"{{"model": "echo", "input": {input}}}"#);
+    let request = gateway.http.post(gateway.url("/v1/tasks")).header("prefer", "wait=20");
+    let waited = gateway.send(request.header("content-type", "application/json").body(body)).await;
+    let output: Value = serde_json::from_str(&input).unwrap();
+    let path = waited.header("location").to_owned();
+    let looked_up = gateway.get(&path).await;
+    for got in [&waited, &looked_up] {
+        assert_eq!((got.status, &got.json["output"]), (200, &output), "{got:?}");
+        assert_eq!(got.header("content-type"), "application/json");
+        assert_eq!(got.header("x-content-type-options"), "nosniff");
+    }
+
+    let stream = gateway.get(&format!("{path}/events")).await;
+    assert_eq!((stream.status, stream.header("content-type")), (200, "text/event-stream"));
+    assert_eq!(stream.header("x-content-type-options"), "nosniff");
+    assert!(stream.text.contains("<script>"), "{}", stream.text);
+    let events = events(&stream.text);
+    assert!(events.len() == 1 && events[0].0 == "result", "{events:?}");
+    let result: Value = serde_json::from_str(&events[0].1).unwrap();
+    assert_eq!((&result["state"], &result["output"]), (&json!("succeeded"), &output));
+
+    for path in ["/", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/tasks", "/v1/models", "/no/such/place"] {
+        assert_eq!(gateway.get(path).await.header("x-content-type-options"), "nosniff", "{path}");
+    }
+}
+
 #[tokio::test]
 async fn requests_are_counted_by_route_and_status() {
     let yard = Yard::new();
@@ -494,6 +539,10 @@ async fn requests_are_counted_by_route_and_status() {
     gateway.get("/v1/tasks/42").await;
     gateway.get("/no/such/place").await;
     gateway.get("/no/such/place/either").await;
+    for made_up in ["BREW", "X-1", "GETGET"] {
+        let request = gateway.http.request(made_up.parse().unwrap(), gateway.url("/v1/tasks"));
+        assert_eq!(gateway.send(request).await.status, 405, "{made_up}");
+    }
     let metrics = gateway.get("/metrics").await;
     assert!(metrics.header("content-type").starts_with("text/plain"));
     for line in [
@@ -501,8 +550,13 @@ async fn requests_are_counted_by_route_and_status() {
         r#"taskyard_http_requests_total{method="GET",route="/v1/tasks/{id}",status="404"} 1"#,
         r#"taskyard_http_requests_total{method="GET",route="unmatched",status="404"} 2"#,
         r#"taskyard_http_request_seconds_count{method="POST",route="/v1/tasks"} 1"#,
+        // What callers make up is one label.
+        r#"taskyard_http_requests_total{method="other",route="/v1/tasks",status="405"} 3"#,
     ] {
         assert!(metrics.text.lines().any(|found| found == line), "{line}\n{}", metrics.text);
+    }
+    for made_up in ["BREW", "X-1", "GETGET", "no/such/place", "/42"] {
+        assert!(!metrics.text.contains(made_up), "{made_up}\n{}", metrics.text);
     }
 }
 

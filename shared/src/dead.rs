@@ -27,6 +27,8 @@ pub const WORKER_HEADER: &str = "x-taskyard-worker";
 pub const ACCEPTED_HEADER: &str = "x-taskyard-accepted";
 /// When it was given up; RFC 3339.
 pub const DIED_HEADER: &str = "x-taskyard-died";
+/// The queue that a message between roles came from, where it can be sent back there: [`Origin::name`].
+pub const ORIGIN_HEADER: &str = "x-taskyard-origin";
 /// The property `expiration` of what was published: set as such, it would end the letter.
 pub const EXPIRATION_HEADER: &str = "x-taskyard-expiration";
 
@@ -59,10 +61,44 @@ impl Content {
     }
 }
 
+/// The queue of a message that goes back there when it is replayed. Others go to the queue of retries.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Of the workflows of a shard.
+    Workflows(u32),
+    /// Of schedules.
+    Schedules,
+}
+
+impl Origin {
+    fn name(self) -> String {
+        match self {
+            Self::Workflows(shard) => format!("workflows.{shard}"),
+            Self::Schedules => "schedules".to_owned(),
+        }
+    }
+
+    fn read(name: &str) -> Option<Self> {
+        match name.strip_prefix("workflows.") {
+            Some(shard) => shard.parse().ok().map(Self::Workflows),
+            None => (name == "schedules").then_some(Self::Schedules),
+        }
+    }
+
+    pub fn queue(self, topology: &Topology) -> String {
+        match self {
+            Self::Workflows(shard) => topology.workflows(shard),
+            Self::Schedules => topology.schedules(),
+        }
+    }
+}
+
 /// One dead letter.
 #[derive(Clone, Debug)]
 pub struct Letter {
     pub content: Content,
+    /// Of a message between roles, where it is known.
+    pub origin: Option<Origin>,
     /// The task's id, where it is known.
     pub task: Option<TaskId>,
     /// Why: a code.
@@ -144,9 +180,16 @@ impl Letter {
         Self { died, ..Self::bare(Content::Internal, reason.to_owned(), message.to_owned(), body) }
     }
 
+    /// Of an order of a workflow or a schedule. `id` names it in the message that it came in, if anything does.
+    pub fn of_order(origin: Origin, id: Option<&String>, why: &wire::Unreadable, body: Bytes) -> Self {
+        let task = id.and_then(|id| id.parse().ok()).map(TaskId);
+        Self { origin: Some(origin), task, ..Self::of_internal(why.code(), &why.to_string(), body) }
+    }
+
     fn bare(content: Content, reason: String, message: String, body: Bytes) -> Self {
         Self {
             content,
+            origin: None,
             task: None,
             reason,
             message,
@@ -180,6 +223,7 @@ impl Letter {
         Self {
             // Without its id a task cannot be told from others.
             content: if task.is_none() && content == Content::Task { Content::Published } else { content },
+            origin: header(ORIGIN_HEADER).and_then(|name| Origin::read(&name)).filter(|_| content == Content::Internal),
             attempts: header(ATTEMPTS_HEADER).and_then(|text| text.parse().ok()).unwrap_or(0),
             model: header(MODEL_HEADER),
             worker: header(WORKER_HEADER),
@@ -238,6 +282,7 @@ impl Letter {
         put(REASON_HEADER, Some(printable(&self.reason, NAME_BYTES)));
         put(DETAIL_HEADER, Some(printable(&self.message, DETAIL_BYTES)));
         put(CONTENT_HEADER, Some(self.content.name().into()));
+        put(ORIGIN_HEADER, self.origin.map(Origin::name));
         put(ATTEMPTS_HEADER, (self.content == Content::Task).then(|| self.attempts.to_string()));
         put(MODEL_HEADER, self.model.as_ref().map(|name| printable(name, NAME_BYTES)));
         put(WORKER_HEADER, self.worker.as_ref().map(|name| printable(name, NAME_BYTES)));
@@ -339,6 +384,28 @@ mod tests {
         properties.headers.insert(CONTENT_HEADER.into(), "task".into());
         properties.headers.insert(DIED_HEADER.into(), "yesterday".into());
         assert_eq!(Letter::read(&properties, Bytes::new()).content, Content::Published, "it has no id");
+    }
+
+    #[test]
+    fn an_order_says_which_queue_it_came_from_and_what_says_another_says_nothing() {
+        let why = wire::Unreadable::OrderVersion(2);
+        for origin in [Origin::Workflows(0), Origin::Workflows(7), Origin::Schedules] {
+            let id = uuid::Uuid::new_v4();
+            let letter = Letter::of_order(origin, Some(&id.to_string()), &why, Bytes::from_static(b"{\"v\":2}"));
+            let read = carried_over(&letter);
+            assert_eq!((read.content, read.origin, read.task), (Content::Internal, Some(origin), Some(TaskId(id))));
+            assert_eq!((read.reason.as_str(), read.id()), ("unsupported_version", letter.id()));
+        }
+        for name in ["workflows.", "workflows.x", "workflows.-1", "workflows.0.0", "dead", "retry", ""] {
+            let mut properties = Properties::default();
+            properties.headers.insert(CONTENT_HEADER.into(), "internal".into());
+            properties.headers.insert(ORIGIN_HEADER.into(), name.into());
+            assert_eq!(Letter::read(&properties, Bytes::new()).origin, None, "{name}");
+        }
+        // Whoever publishes says what is in the headers of what is no message between roles.
+        let mut properties = Properties::default();
+        properties.headers.insert(ORIGIN_HEADER.into(), "schedules".into());
+        assert_eq!(Letter::read(&properties, Bytes::new()).origin, None);
     }
 
     #[test]

@@ -742,8 +742,8 @@ async fn messages_between_roles() {
         (topology.retry(), false, 2),
         (topology.round(0), false, 2),
         (topology.intake(), true, 2),
-        (topology.workflows(0), false, 0),
-        (topology.schedules(), false, 0),
+        (topology.workflows(0), false, 2),
+        (topology.schedules(), false, 2),
     ];
     let message = |queue: &str, body: &str, are_steps: bool| {
         let mut message = Message::to_queue(queue, body.to_owned());

@@ -1,9 +1,14 @@
 //! Dead letters: what comes to lie there, and what becomes of it over HTTP. The queue itself is their home throughout.
 
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use taskyard_shared::dead::Letter;
+use taskyard_shared::dead::{Letter, ORIGIN_HEADER};
+use taskyard_shared::schedule::ScheduleOrder;
+use taskyard_shared::workflow::WorkflowOrder;
+use taskyard_shared::{Carried, Reply, Timestamp};
 
 use super::control::Api;
+use super::schedule::EVERY_SECOND;
 use super::*;
 
 impl Api {
@@ -37,6 +42,22 @@ impl Yard {
         };
         tokio::time::timeout(PATIENCE, waiting).await.expect("dead letters");
         assert_eq!(self.lie_dead().await, count);
+    }
+
+    async fn send(&self, message: Message) {
+        self.broker.publish(vec![message]).await.remove(0).unwrap();
+    }
+
+    /// Takes the only letter out, and puts it back changed.
+    async fn rewrite_letter(&self, change: impl FnOnce(&mut Message)) {
+        let mut consumer = self.broker.consume(&self.topology.dead(), 1).await.unwrap();
+        let delivery = consumer.next_batch(1).await.unwrap().remove(0);
+        consumer.acker().settle(vec![delivery.tag], Verdict::Ack).await;
+        let mut message = Message::to_queue(self.topology.dead(), delivery.body);
+        message.properties = delivery.properties;
+        change(&mut message);
+        drop(consumer);
+        self.send(message).await;
     }
 }
 
@@ -284,6 +305,111 @@ async fn messages_between_roles_that_nobody_could_read_go_back_to_the_schedulers
     assert_eq!((status, &counts["outcomes"]), (200, &json!({"replayed": 1})));
     // The scheduler cannot read it either.
     yard.bury(2).await;
+}
+
+/// An order as a scheduler of a later version might have left it, and as this one reads it.
+fn later_and_now(order: &impl serde::Serialize) -> (String, String) {
+    let now = serde_json::to_string(order).unwrap();
+    let later = now.replacen("\"v\":1", "\"v\":2", 1);
+    assert_ne!(later, now);
+    (later, now)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_workflow_of_another_version_is_kept_and_goes_on_when_it_is_replayed_to_who_can_read_it() {
+    let yard = Yard::new(|settings| settings.scheduler.shards = 2).await;
+    yard.worker("w", vec![(spec("m"), Arc::default())]);
+    let _schedulers = [yard.scheduler(&[spec("m")]), yard.scheduler(&[spec("m")])];
+    let api = Api::new(&yard).await;
+    let replay = json!({"reason": "unsupported_version"});
+    let replayed = async || {
+        let (status, counts) = api.post("/v1/dead/replay", replay.clone()).await;
+        assert_eq!((status, &counts["outcomes"]), (200, &json!({"replayed": 1})));
+    };
+    for shard in [0, 1] {
+        let id = Uuid::new_v4();
+        let body = json!({"id": id, "tasks": [{"name": "a", "model": "m", "input": {"n": shard}}]}).to_string();
+        let reply = Reply { to: yard.replies.as_str().into(), correlation_id: Some("7".into()), array: false };
+        let carried = Carried { reply: Some(reply), ..Carried::default() };
+        let (order, _) = WorkflowOrder::read(body.as_bytes(), &carried, Timestamp::now()).unwrap();
+        let (later, now) = later_and_now(&order);
+        let queue = yard.topology.workflows(shard);
+        let read = async {
+            while yard.broker.queue_state(&queue).await.unwrap().is_none_or(|state| state.consumers == 0) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, read).await.expect("a scheduler for each shard");
+        let mut message = Message::to_queue(queue, later.clone());
+        message.properties.message_id = Some(id.to_string());
+        yard.send(message).await;
+        yard.bury(1).await;
+        let (_, letter) = api.get(&format!("/v1/dead/{id}")).await;
+        assert_eq!(
+            (&letter["reason"], &letter["content"]),
+            (&json!("unsupported_version"), &json!("internal")),
+            "{letter}"
+        );
+        assert_eq!(letter["task"], serde_json::from_str::<Value>(&later).unwrap(), "all of it is kept");
+        // To who cannot read it either: it lies there again.
+        replayed().await;
+        yard.bury(1).await;
+        // A scheduler that can read it.
+        yard.rewrite_letter(|message| message.body = now.into()).await;
+        replayed().await;
+        let end = yard.told_end().await;
+        assert_eq!((&end["id"], &end["state"]), (&json!(id), &json!("succeeded")), "{end}");
+        assert_eq!(end["outputs"], json!({"a": {"n": shard}}));
+        assert_eq!(yard.lie_dead().await, 0);
+        assert_eq!(api.get(&format!("/v1/workflows/{id}")).await.1["state"], "succeeded");
+    }
+    let metrics = yard.registry.render().unwrap();
+    assert!(metrics.contains("taskyard_tasks_dead_lettered_total{reason=\"unsupported_version\"} 4\n"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_schedule_of_another_version_is_kept_and_goes_on_when_it_is_replayed_to_who_can_read_it() {
+    let yard = Yard::new(|_| {}).await;
+    yard.worker("w", vec![(spec("m"), Arc::default())]);
+    yard.scheduler(&[spec("m")]);
+    let api = Api::new(&yard).await;
+    let raw = json!({"cron": EVERY_SECOND, "task": {"model": "m", "input": 1}}).to_string();
+    let raw = RawValue::from_string(raw).unwrap();
+    let order = ScheduleOrder::new("default".into(), "nightly".into(), false, raw, Timestamp::now());
+    let (later, now) = later_and_now(&order);
+    yard.broker.declare(&messages::shard_queues(&yard.topology, 1)).await.unwrap();
+    yard.send(Message::to_queue(yard.topology.schedules(), later)).await;
+    yard.bury(1).await;
+    assert_eq!(api.reasons("").await, ["unsupported_version"]);
+    yard.rewrite_letter(|message| message.body = now.into()).await;
+    let (status, counts) = api.post("/v1/dead/replay", json!({"all": true})).await;
+    assert_eq!((status, &counts["outcomes"]), (200, &json!({"replayed": 1})));
+    yard.ticks("nightly", 1).await;
+    assert_eq!(api.get("/v1/schedules/nightly").await.0, 200);
+    assert_eq!(yard.lie_dead().await, 0);
+}
+
+/// Letters of before, which do not say where they came from.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_letter_does_not_name_its_queue_goes_to_the_schedulers_like_any_message() {
+    let yard = Yard::new(|_| {}).await;
+    yard.scheduler(&[spec("m")]);
+    let api = Api::new(&yard).await;
+    yard.broker.declare(&messages::shard_queues(&yard.topology, 1)).await.unwrap();
+    yard.send(Message::to_queue(yard.topology.workflows(0), r#"{"v":2}"#)).await;
+    yard.bury(1).await;
+    yard.rewrite_letter(|message| {
+        assert_eq!(message.properties.headers.remove(ORIGIN_HEADER).as_deref(), Some("workflows.0"));
+    })
+    .await;
+    assert_eq!(api.post("/v1/dead/replay", json!({"all": true})).await.1["outcomes"], json!({"replayed": 1}));
+    yard.bury(1).await;
+    yard.rewrite_letter(|message| {
+        assert_eq!(message.properties.headers[messages::REASON_HEADER], "unsupported_version");
+        assert!(message.properties.headers[messages::DETAIL_HEADER].contains("an envelope"), "read from retries");
+        assert_eq!(message.properties.headers.get(ORIGIN_HEADER), None);
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

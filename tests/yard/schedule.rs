@@ -14,7 +14,7 @@ use taskyard_shared::{Timestamp, messages as built};
 use super::control::Api;
 use super::*;
 
-const EVERY_SECOND: &str = "* * * * * *";
+pub(super) const EVERY_SECOND: &str = "* * * * * *";
 const MINUTE_MS: i64 = 60_000;
 
 fn quick() -> ModelSpec {
@@ -38,7 +38,7 @@ impl Yard {
     }
 
     /// Waits until so many of them have succeeded.
-    async fn ticks(&self, schedule: &str, count: usize) -> BTreeMap<String, TaskResult> {
+    pub(super) async fn ticks(&self, schedule: &str, count: usize) -> BTreeMap<String, TaskResult> {
         let waiting = async {
             loop {
                 let ticked = self.ticked(schedule).await;
@@ -457,7 +457,7 @@ async fn a_message_in_the_queue_that_is_no_schedule_is_a_dead_letter() {
     )
     .await;
     let first = yard.scheduler(&[quick()]);
-    assert_eq!(yard.dead(2).await, ["unreadable", "unreadable"]);
+    assert_eq!(yard.dead(2).await, ["unreadable", "unsupported_version"]);
     let api = Api::new(&yard).await;
     let (_, shown) = api.get("/v1/schedules/later").await;
     assert_eq!(

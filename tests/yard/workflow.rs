@@ -45,7 +45,7 @@ impl Yard {
         ends
     }
 
-    async fn told_end(&self) -> Value {
+    pub(super) async fn told_end(&self) -> Value {
         self.told_ends(1).await.remove(0)
     }
 

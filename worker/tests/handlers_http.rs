@@ -435,6 +435,41 @@ async fn openai_requests_get_the_model_of_the_settings_and_go_to_their_call() {
     assert_eq!(seen[1].path, "/v1/embeddings");
 }
 
+/// Where a model is stands in the settings. What an input says of that is data, and is passed on as such, or refused.
+#[tokio::test]
+async fn an_input_that_names_a_model_or_an_address_goes_where_the_settings_say() {
+    let (elsewhere, fetched) = serve(echo).await;
+    let named = json!({
+        "url": elsewhere, "base_url": elsewhere, "api_base": elsewhere, "host": elsewhere, "proxy": elsewhere,
+        "http": {"url": elsewhere}, "webhook": {"url": elsewhere},
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": elsewhere}}]}],
+        "inputs": [{"name": "x", "shape": [1], "datatype": "BYTES", "data": [elsewhere]}],
+    });
+    let mut other_model = named.clone();
+    other_model["model"] = json!("other");
+    for (settings, path, model) in [
+        ("protocol = \"json\"", "/", "other"),
+        ("protocol = \"open-inference\"", "/v2/models/remote/infer", "other"),
+        ("protocol = \"openai\"\nmodel = \"qwen\"", "/v1/chat/completions", "qwen"),
+    ] {
+        let (url, requests) = serve(|_| json!({"outputs": [], "choices": []}).to_string().into_response()).await;
+        let handler = handler(&url, settings).await;
+        let input = match model {
+            "qwen" => {
+                assert_eq!(failure(&one(&*handler, &other_model).await), ("bad_input", false), "{settings}");
+                &named
+            }
+            _ => &other_model,
+        };
+        assert_eq!(output(&one(&*handler, input).await)["choices"], json!([]), "{settings}");
+        let seen = requests.lock().unwrap();
+        assert_eq!(seen.iter().map(|request| request.path.as_str()).collect::<Vec<_>>(), [path], "{settings}");
+        let body: Value = serde_json::from_str(&seen[0].body).unwrap();
+        assert_eq!((&body["url"], &body["model"]), (&json!(elsewhere), &json!(model)), "{settings}");
+    }
+    assert_eq!(fetched.lock().unwrap().len(), 0, "nobody was asked");
+}
+
 #[tokio::test]
 async fn a_streamed_completion_is_put_together_and_one_that_breaks_off_is_tried_again() {
     let (url, _) = serve(|request| {

@@ -264,6 +264,11 @@ impl Shared {
     fn again(&self, letter: &Letter, now: Timestamp) -> (Vec<Message>, Option<TaskId>) {
         match letter.content {
             Content::Internal => {
+                if let Some(origin) = letter.origin {
+                    let mut message = Message::to_queue(origin.queue(&self.topology), letter.body.clone());
+                    message.properties.message_id = letter.task.map(|id| id.0.to_string());
+                    return (vec![message], None);
+                }
                 let queue = match letter.reason.starts_with("webhook_") {
                     true => self.topology.webhooks(),
                     false => self.topology.retry(),

@@ -58,6 +58,8 @@ struct Open {
 
 struct Reader {
     id: TaskId,
+    /// Whose task it was when the stream was opened.
+    tenant: String,
     seen: Seen,
     frames: mpsc::Sender<Bytes>,
     told: Instant,
@@ -135,7 +137,7 @@ pub(super) async fn get(
         // It has seen the end. This tells a browser not to come back.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let frames = gateway.hub.open(id, seen)?;
+    let frames = gateway.hub.open(id, task.tenant, seen)?;
     let counted = Counted::new(gateway.metrics.event_streams.clone());
     let body = stream::unfold((frames, counted), |(mut frames, counted)| async move {
         let frame = frames.recv().await?;
@@ -159,7 +161,7 @@ impl Hub {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn open(&self, id: TaskId, seen: Seen) -> Result<mpsc::Receiver<Bytes>, Problem> {
+    fn open(&self, id: TaskId, tenant: String, seen: Seen) -> Result<mpsc::Receiver<Bytes>, Problem> {
         let (frames, read) = mpsc::channel(FRAMES);
         let mut open = self.lock();
         if open.readers.len() >= self.most {
@@ -170,7 +172,7 @@ impl Hub {
         }
         let key = open.next;
         open.next += 1;
-        open.readers.insert(key, Reader { id, seen, frames, told: Instant::now() });
+        open.readers.insert(key, Reader { id, tenant, seen, frames, told: Instant::now() });
         drop(open);
         self.came.notify_one();
         Ok(read)
@@ -192,6 +194,11 @@ impl Hub {
     fn tell(&self, key: u64, task: &TaskResult, stream: &Stream) {
         let mut open = self.lock();
         let Some(reader) = open.readers.get_mut(&key) else { return };
+        if reader.tenant != task.tenant {
+            // The store lost it, and now has another tenant's under its id.
+            open.readers.remove(&key);
+            return;
+        }
         let (frames, seen) = events(task, stream, reader.seen);
         let is_over = seen.state.is_some_and(State::is_terminal);
         for frame in frames {

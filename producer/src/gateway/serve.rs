@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::to_bytes;
+use axum::http::{HeaderValue, header};
 use axum::response::IntoResponse;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -145,10 +146,12 @@ pub(super) async fn serve(
 /// The whole answer to a connection that is one too many.
 async fn refusal() -> Arc<[u8]> {
     let problem = Problem::new(Code::TooManyConnections, "too many connections are open");
-    let (parts, body) = problem.into_response().into_parts();
+    let (mut parts, body) = problem.into_response().into_parts();
     let body = to_bytes(body, HEAD_BYTES).await.unwrap_or_default();
     let mut answer =
         format!("HTTP/1.1 {}\r\nconnection: close\r\ncontent-length: {}\r\n", parts.status, body.len()).into_bytes();
+    // It does not pass what marks all other answers.
+    parts.headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     for (name, value) in &parts.headers {
         answer.extend_from_slice(name.as_str().as_bytes());
         answer.extend_from_slice(b": ");

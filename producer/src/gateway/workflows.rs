@@ -330,6 +330,9 @@ impl Shared {
     }
 
     /// Its end, or how it stands when the wait is over.
+    ///
+    /// # Errors
+    /// When it turns out to be another tenant's: both have sent a workflow of this id, and this one came second.
     async fn await_end(&self, id: WorkflowId, mut found: Found, wait: Duration) -> Result<Found, Problem> {
         self.room_to_wait()?;
         let _counted = Counted::new(self.metrics.waiters.clone());
@@ -344,7 +347,11 @@ impl Shared {
             // While the store is away, its last answer is the best there is.
             let seen = self.records.ask(LOOKUP_LIMIT, |store| async move { store.workflow(id).await }).await;
             if let Ok(Some(seen)) = seen {
-                found = Found::read(seen)?;
+                let now = Found::read(seen)?;
+                if now.head.tenant != found.head.tenant {
+                    return Err(conflict(id));
+                }
+                found = now;
             }
         }
         Ok(found)
@@ -359,8 +366,10 @@ impl Shared {
         let ids: Vec<TaskId> = sent.iter().filter_map(|step| step.task).collect();
         let tasks = self.records.ask(LOOKUP_LIMIT, |store| async move { store.get(ids).await }).await;
         for (step, task) in sent.into_iter().zip(tasks.unwrap_or_default()) {
-            // Of one that has ended the record will tell in a moment.
-            let Some(task) = task.filter(|task| !task.state.is_terminal()) else { continue };
+            // Of one that has ended the record will tell in a moment. Another tenant's has its id where the store has lost something.
+            let Some(task) = task.filter(|task| !task.state.is_terminal() && task.tenant == shown.tenant) else {
+                continue;
+            };
             let state = StepState::from(task.state);
             if let Some(count) = shown.counts.get_mut(&step.state) {
                 *count -= 1;

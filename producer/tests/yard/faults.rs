@@ -163,7 +163,7 @@ impl Consumer for FaultyConsumer {
 }
 
 pub struct FaultyStore {
-    inner: Arc<EmbeddedStore>,
+    inner: Mutex<Arc<EmbeddedStore>>,
     away: AtomicBool,
     hangs: AtomicBool,
     /// Calls that reached it.
@@ -173,7 +173,7 @@ pub struct FaultyStore {
 impl FaultyStore {
     pub fn new(inner: EmbeddedStore) -> Self {
         Self {
-            inner: Arc::new(inner),
+            inner: Mutex::new(Arc::new(inner)),
             away: AtomicBool::new(false),
             hangs: AtomicBool::new(false),
             calls: AtomicU64::new(0),
@@ -182,7 +182,12 @@ impl FaultyStore {
 
     /// The store itself, which no fault touches.
     pub fn inner(&self) -> Arc<EmbeddedStore> {
-        self.inner.clone()
+        self.inner.lock().unwrap().clone()
+    }
+
+    /// It loses all that it had, and has this.
+    pub fn replace(&self, inner: EmbeddedStore) {
+        *self.inner.lock().unwrap() = Arc::new(inner);
     }
 
     pub fn go_away(&self, away: bool) {
@@ -213,7 +218,7 @@ macro_rules! checked {
         impl Store for FaultyStore {
             $(async fn $name(&self $(, $argument: $type)*) -> Result<$answer, StoreError> {
                 self.check().await?;
-                self.inner.$name($($argument),*).await
+                self.inner().$name($($argument),*).await
             })*
         }
     };

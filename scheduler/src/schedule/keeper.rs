@@ -7,11 +7,11 @@ use futures_util::FutureExt;
 use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Message, Need, Receipt, Verdict, publish_surely,
 };
-use taskyard_shared::dead::Letter;
+use taskyard_shared::dead::{Letter, Origin};
 use taskyard_shared::messages::{self, MARK_TYPE};
 use taskyard_shared::schedule::{ScheduleOrder, limits};
 use taskyard_shared::store::Store;
-use taskyard_shared::{Timestamp, Topology};
+use taskyard_shared::{Timestamp, Topology, wire};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -134,7 +134,7 @@ impl Keeper {
         }
         let order = match ScheduleOrder::read(&delivery.body) {
             Ok(order) => order,
-            Err(detail) => return self.bury(delivery, receipt, &detail).await,
+            Err(why) => return self.bury(delivery, receipt, &why).await,
         };
         let key = (order.tenant.clone(), order.name.clone());
         let known = table.get_mut(&key);
@@ -161,10 +161,10 @@ impl Keeper {
         }
     }
 
-    async fn bury(&self, delivery: Delivery, receipt: Receipt, detail: &str) {
-        warn!(detail, "a message in the queue of schedules cannot be read");
-        self.metrics.dead_lettered("unreadable");
-        let dead = Letter::of_internal("unreadable", detail, delivery.body).message(&self.topology);
+    async fn bury(&self, delivery: Delivery, receipt: Receipt, why: &wire::Unreadable) {
+        warn!(code = why.code(), %why, "a message in the queue of schedules cannot be read");
+        self.metrics.dead_lettered(why.code());
+        let dead = Letter::of_order(Origin::Schedules, None, why, delivery.body).message(&self.topology);
         if publish_surely(&*self.broker, vec![(dead, Need::Work)], &self.closing).await.is_ok() {
             broker::settle(vec![receipt], Verdict::Ack).await;
         }

@@ -9,7 +9,7 @@ use taskyard_shared::broker::{
     self, Acker, Broker, BrokerError, Consumer, Delivery, Message, Need, Receipt, Verdict, publish_surely,
 };
 use taskyard_shared::control::{Ask, Fate, Question, TASKS, Told};
-use taskyard_shared::dead::Letter;
+use taskyard_shared::dead::{Letter, Origin};
 use taskyard_shared::store::{Accept, Accepted, Store, WorkflowAccepted};
 use taskyard_shared::workflow::{Machine, WorkflowId, WorkflowOrder, WorkflowState};
 use taskyard_shared::{Envelope, Reply, State, TaskId, TaskResult, Timestamp, Topology, messages, wire};
@@ -174,8 +174,8 @@ impl Coordinator {
         let receipt = Receipt::split(delivery.tag, &board.workflows, 1).pop()?;
         let (order, plan) = match WorkflowOrder::again(&delivery.body) {
             Ok(read) => read,
-            Err(detail) => {
-                self.bury(delivery, receipt, &detail).await;
+            Err(why) => {
+                self.bury(delivery, receipt, &why).await;
                 return None;
             }
         };
@@ -565,10 +565,11 @@ impl Coordinator {
         }
     }
 
-    async fn bury(&self, delivery: Delivery, receipt: Receipt, detail: &str) {
-        warn!(detail, "a workflow in the queue of a shard cannot be read");
-        self.metrics.dead_lettered("unreadable");
-        let dead = Letter::of_internal("unreadable", detail, delivery.body).message(&self.topology);
+    async fn bury(&self, delivery: Delivery, receipt: Receipt, why: &wire::Unreadable) {
+        warn!(code = why.code(), %why, "a workflow in the queue of a shard cannot be read");
+        self.metrics.dead_lettered(why.code());
+        let (origin, id) = (Origin::Workflows(self.shard), delivery.properties.message_id.as_ref());
+        let dead = Letter::of_order(origin, id, why, delivery.body).message(&self.topology);
         if publish_surely(&*self.broker, vec![(dead, Need::Work)], &self.closing).await.is_ok() {
             broker::settle(vec![receipt], Verdict::Ack).await;
         }

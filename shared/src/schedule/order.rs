@@ -12,6 +12,7 @@ use crate::decode::Invalid;
 use crate::envelope::{Carried, Envelope};
 use crate::task::TaskId;
 use crate::time::Timestamp;
+use crate::wire::{self, Unreadable};
 use crate::workflow::{Plan, WorkflowId, WorkflowOrder, members_of};
 
 /// The version of orders. Fields are only added to it.
@@ -103,12 +104,8 @@ impl ScheduleOrder {
     ///
     /// # Errors
     /// When it is of a version of which nothing is known here, or cannot be read.
-    pub fn read(body: &[u8]) -> Result<Self, String> {
-        let order: Self = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-        match order.v {
-            VERSION => Ok(order),
-            other => Err(format!("a schedule of version {other}, of which this scheduler knows nothing")),
-        }
+    pub fn read(body: &[u8]) -> Result<Self, Unreadable> {
+        wire::read_order(body, VERSION, |order: &Self| order.v)
     }
 
     /// What it says.

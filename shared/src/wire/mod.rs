@@ -18,6 +18,7 @@ mod write;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+pub(crate) use envelopes::read_order;
 pub use envelopes::{Unreadable, read_envelopes};
 pub use read::Reader;
 pub(crate) use task::NAMES as TASK_FIELDS;

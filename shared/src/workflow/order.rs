@@ -15,6 +15,7 @@ use crate::decode::Invalid;
 use crate::envelope::{Carried, Reply, keyed};
 use crate::task::Priority;
 use crate::time::Timestamp;
+use crate::wire::{self, Unreadable};
 
 /// The version of orders. Fields are only added to it.
 const VERSION: u32 = 1;
@@ -97,13 +98,11 @@ impl WorkflowOrder {
     ///
     /// # Errors
     /// When it is of a version of which nothing is known here, or cannot be read.
-    pub fn again(body: &[u8]) -> Result<(Self, Plan), String> {
-        let order: Self = serde_json::from_slice(body).map_err(|error| error.to_string())?;
-        if order.v != VERSION {
-            return Err(format!("an order of version {}, of which this scheduler knows nothing", order.v));
-        }
-        let workflow = decode_workflow(order.workflow.get().as_bytes()).map_err(|invalid| invalid.to_string())?;
-        let plan = Plan::new(workflow).map_err(|invalid| invalid.to_string())?;
+    pub fn again(body: &[u8]) -> Result<(Self, Plan), Unreadable> {
+        let order = wire::read_order(body, VERSION, |order: &Self| order.v)?;
+        let invalid = |invalid: Invalid| Unreadable::Order(invalid.to_string());
+        let workflow = decode_workflow(order.workflow.get().as_bytes()).map_err(invalid)?;
+        let plan = Plan::new(workflow).map_err(invalid)?;
         Ok((order, plan))
     }
 
