@@ -401,25 +401,17 @@ pub(crate) fn unreadable(properties: &Properties) -> Option<Invalid> {
 }
 
 fn carried(properties: &Properties) -> Carried {
-    let header = |name: &str| properties.headers.get(name).cloned();
-    Carried {
+    let header = |name: &str| properties.headers.get(name).map(String::as_str);
+    let mut carried = Carried {
         message_id: properties.message_id.clone(),
         priority: properties.priority,
         app_id: properties.app_id.clone(),
         expiration: properties.expiration.clone(),
         reply: messages::reply_of(properties),
-        traceparent: header("traceparent").filter(|value| is_traceparent(value)),
-        tracestate: header("tracestate").filter(|value| value.len() <= 512),
-    }
-}
-
-/// W3C Trace Context: version, trace id, parent id and flags, in hex.
-fn is_traceparent(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('-').collect();
-    parts.len() >= 4
-        && [2, 32, 16, 2].iter().zip(&parts).all(|(length, part)| {
-            part.len() == *length && part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        })
+        ..Carried::default()
+    };
+    carried.trace(header("traceparent"), header("tracestate"));
+    carried
 }
 
 /// The answer to something that cannot even be read as a task.

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::broker::{Destination, Message, Properties};
-use crate::envelope::{Envelope, Reply};
+use crate::envelope::{Carried, Envelope, Reply};
 use crate::messages::{DETAIL_HEADER, REASON_HEADER, ask_for, printable, reply_of, text_of};
 use crate::outcome::TaskResult;
 use crate::task::TaskId;
@@ -159,7 +159,10 @@ impl Letter {
         message: &str,
         body: Bytes,
     ) -> Self {
-        let header = |name: &str| properties.headers.get(name).cloned();
+        let header = |name: &str| properties.headers.get(name).map(String::as_str);
+        // Headers travel in one frame: a letter with a larger one than the yard's would end whoever sends it.
+        let mut carried = Carried::default();
+        carried.trace(header("traceparent"), header("tracestate"));
         Self {
             task,
             tenant: properties.app_id.clone(),
@@ -168,8 +171,8 @@ impl Letter {
             priority: properties.priority,
             expiration: properties.expiration.clone(),
             reply: reply_of(properties),
-            traceparent: header("traceparent"),
-            tracestate: header("tracestate"),
+            traceparent: carried.traceparent,
+            tracestate: carried.tracestate,
             ..Self::bare(Content::Published, reason.to_owned(), message.to_owned(), body)
         }
     }
@@ -316,7 +319,6 @@ pub fn members(body: &[u8]) -> Option<Vec<&RawValue>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::envelope::Carried;
     use crate::lifecycle::State;
     use crate::outcome::TaskError;
     use crate::task::{Target, Task};

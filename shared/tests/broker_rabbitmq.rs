@@ -453,6 +453,57 @@ async fn too_large_a_message_is_told_apart() {
     yard.finish().await;
 }
 
+/// Headers travel in one frame. Outsiders have larger frames than a connection of ours asks for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_fill_a_publishers_frame_are_read_and_larger_ones_end_its_session_alone() {
+    let Some(yard) = Behind::start("headers", |settings| settings.url.push_str("?frame_max=131072")).await else {
+        return;
+    };
+    let with = |bytes: usize| {
+        let mut message = yard.message("1");
+        message.properties.headers.insert("x-large".into(), "x".repeat(bytes));
+        message
+    };
+    let mut consumer = yard.direct.broker.consume(&yard.queue, 10).await.expect("consuming");
+    assert_eq!(yard.broker.publish(vec![with(130_000)]).await, [Ok(())]);
+    let came = next(&mut *consumer, 1).await.expect("no session ends by it").pop().expect("a delivery");
+    assert_eq!(came.properties.headers["x-large"].len(), 130_000);
+    consumer.acker().settle(vec![came.tag], Verdict::Ack).await;
+
+    let answer = yard.broker.publish(vec![with(140_000)]).await.pop().expect("one answer");
+    assert!(matches!(answer, Err(PublishError::Unknown(_))), "{answer:?}");
+    eventually("the publisher to be back", async || yard.publish("2").await.ok()).await;
+    let came = next(&mut *consumer, 1).await.expect("its session is not theirs").pop().expect("a delivery");
+    assert_eq!((&*came.body, came.redelivered), (&b"2"[..], false));
+    consumer.acker().settle(vec![came.tag], Verdict::Ack).await;
+    drop(consumer);
+    yard.finish().await;
+}
+
+/// To what lies in a quorum queue RabbitMQ adds what it has counted, also where the headers filled their publisher's frame.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn headers_that_fill_a_frame_are_read_though_a_quorum_queue_adds_to_them() {
+    let Some(yard) = subject("counted", QueueType::Quorum).await else { return };
+    let mut settings = settings(QueueType::Quorum).expect("the server was there");
+    settings.url = format!("{}?frame_max=131072", settings.url.trim_end_matches('/'));
+    let publisher = RabbitMq::connect(&settings).await.expect("connecting");
+    let queue = format!("{}.a", yard.prefix);
+    yard.broker.declare(&[QueueSpec::durable(&queue)]).await.expect("declaring");
+    let mut message = Message::to_queue(&queue, "1");
+    // With what else there is it is 131,072 bytes.
+    message.properties.headers.insert("x-large".into(), "x".repeat(131_015));
+    assert_eq!(publisher.publish(vec![message]).await, [Ok(())]);
+    let mut consumer = yard.broker.consume(&queue, 10).await.expect("consuming");
+    for verdict in [Verdict::Requeue, Verdict::Requeue, Verdict::Ack] {
+        let came = next(&mut *consumer, 1).await.expect("no session ends by it").pop().expect("a delivery");
+        assert_eq!(came.properties.headers["x-large"].len(), 131_015);
+        consumer.acker().settle(vec![came.tag], verdict).await;
+    }
+    drop(consumer);
+    publisher.close().await;
+    finish(yard).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn closing_ends_everything_with_one_answer() {
     let Some(yard) = Behind::start("close", |_| {}).await else { return };

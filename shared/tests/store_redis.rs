@@ -11,6 +11,8 @@ mod fail_over;
 mod faults;
 #[path = "store_redis/format.rs"]
 mod format;
+#[path = "store_redis/rights.rs"]
+mod rights;
 #[path = "store_redis/server.rs"]
 mod server;
 #[path = "store_redis/tls.rs"]

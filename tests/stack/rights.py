@@ -34,12 +34,39 @@ def own_reply_queue(channel):
     consume(channel, queue)
 
 
+def declare_and_delete(queue):
+    def attempt(channel):
+        channel.queue_declare(queue, durable=True)
+        channel.queue_delete(queue)
+
+    return attempt
+
+
+def listen(exchange):
+    """Binds a reply queue of one's own to it."""
+
+    def attempt(channel):
+        queue = channel.queue_declare("", exclusive=True).method.queue
+        channel.queue_bind(queue, exchange, "#")
+
+    return attempt
+
+
 NEW = f"taskyard.new-{uuid.uuid4()}"
+READY = "taskyard.ready.intents"
+COPIES = {"CC": ["taskyard.dead"], "BCC": ["taskyard.dead"]}
 YES, NO = True, False
 ATTEMPTS = [
     ("publisher", "publishes a task", YES, publish("taskyard.tasks", "any")),
     ("publisher", "declares and reads a reply queue of its own", YES, own_reply_queue),
     ("publisher", "publishes into a queue by the default exchange", NO, publish("", "taskyard.dead")),
+    # It names further keys of the same exchange, all of which lead to the intake.
+    ("publisher", "publishes a task with CC and BCC", YES, publish("taskyard.tasks", "any", headers=COPIES)),
+    ("publisher", "publishes into a queue by its CC alone", NO, publish("", "", headers=COPIES)),
+    # RabbitMQ knows no right for it: who knows a queue's name may ask how many messages wait there.
+    ("publisher", "asks how much waits in the intake", YES, lambda channel: channel.queue_declare("taskyard.intake", passive=True)),
+    ("publisher", "listens to the yard's events", NO, listen("taskyard.events")),
+    ("publisher", "listens to other publishers", NO, listen("taskyard.tasks")),
     ("publisher", "publishes an event", NO, publish("taskyard.events", "task.succeeded.x")),
     ("publisher", "reads the intake", NO, lambda channel: consume(channel, "taskyard.intake")),
     ("publisher", "takes one dead letter", NO, lambda channel: channel.basic_get("taskyard.dead")),
@@ -52,9 +79,21 @@ ATTEMPTS = [
     ("gateway", "looks at one dead letter", YES, lambda channel: channel.basic_get("taskyard.dead")),
     ("gateway", "asks a scheduler", YES, publish("", "taskyard.control.0")),
     ("gateway", "reads the webhooks", YES, lambda channel: consume(channel, "taskyard.webhooks")),
-    ("gateway", "reads what is ready", NO, lambda channel: consume(channel, "taskyard.retry")),
+    ("gateway", "reads what is to be tried again", NO, lambda channel: consume(channel, "taskyard.retry")),
+    ("gateway", "reads what is ready", NO, lambda channel: consume(channel, READY)),
+    ("gateway", "deletes the dead letters", NO, lambda channel: channel.queue_delete("taskyard.dead")),
+    ("scheduler", "reads the intake", YES, lambda channel: consume(channel, "taskyard.intake")),
+    ("scheduler", "declares and deletes a queue of the yard", YES, declare_and_delete(NEW)),
+    ("scheduler", "declares a queue of somebody else", NO, declare_and_delete("other")),
+    ("scheduler", "reads a queue of somebody else", NO, lambda channel: consume(channel, "other")),
+    ("scheduler", "publishes to an exchange of somebody else", NO, publish("amq.topic", "any")),
+    ("scheduler", "declares an exchange of somebody else", NO, lambda channel: channel.exchange_declare("other")),
     ("worker", "publishes an event", YES, publish("taskyard.events", "task.succeeded.x")),
     ("gateway", "declares another queue of the yard", NO, lambda channel: channel.queue_declare(NEW, durable=True)),
+    ("worker", "reads what is ready", YES, lambda channel: consume(channel, READY)),
+    ("worker", "takes one dead letter", NO, lambda channel: channel.basic_get("taskyard.dead")),
+    ("worker", "reads the webhooks", NO, lambda channel: consume(channel, "taskyard.webhooks")),
+    ("worker", "reads what is to be tried again", NO, lambda channel: consume(channel, "taskyard.retry")),
     ("worker", "reads the intake", NO, lambda channel: consume(channel, "taskyard.intake")),
     ("worker", "publishes a task", NO, publish("taskyard.tasks", "any")),
     ("worker", "deletes the intake", NO, lambda channel: channel.queue_delete("taskyard.intake")),

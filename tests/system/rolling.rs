@@ -1,22 +1,41 @@
 //! A new version is rolled out: every role is replaced, one after another, under load.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use taskyard_shared::State;
+use uuid::Uuid;
 
 use crate::harness::ports::free_port;
-use crate::harness::{Role, eventually, servers};
+use crate::harness::{Role, eventually, root, servers};
 use crate::yard::Yard;
 
-const PAUSE: &str = r#"
-[models.pause]
-handler = "simulated"
-slots = 8
-[models.pause.simulated]
-service_ms = 15.0
-"#;
+/// A program that writes down, outside of the yard, what it begins and ends.
+fn models(executed: &Path) -> String {
+    let executor = root().join("tests/faults/executor.py");
+    format!(
+        "[models.pause]\nhandler = \"process\"\nslots = 8\n\
+         [models.pause.process]\ncommand = [\"python3\", {executor:?}, {executed:?}]\n"
+    )
+}
+
+/// How often each task was begun.
+fn begun(executed: &Path) -> HashMap<Uuid, usize> {
+    let mut begun: HashMap<Uuid, usize> = HashMap::new();
+    for line in std::fs::read_to_string(executed).unwrap().lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        if line["what"] == "started" {
+            *begun.entry(line["id"].as_str().unwrap().parse().unwrap()).or_default() += 1;
+        }
+    }
+    begun
+}
+
+/// What a task takes.
+const MS: u32 = 15;
 
 /// Callers over HTTP at a time.
 const CALLERS: usize = 4;
@@ -27,6 +46,7 @@ struct Calls {
     gateways: [String; 2],
     is_over: AtomicBool,
     done: AtomicUsize,
+    ids: Mutex<Vec<Uuid>>,
 }
 
 impl Calls {
@@ -36,7 +56,7 @@ impl Calls {
             if self.is_over.load(Ordering::Acquire) {
                 return;
             }
-            let body = json!({"model": "pause", "input": {"caller": caller, "n": n}}).to_string();
+            let body = json!({"model": "pause", "input": {"n": n, "ms": MS, "caller": caller}}).to_string();
             let submitted = self
                 .answer(caller + n, |api| {
                     let request = self.http.post(format!("{api}/v1/tasks")).header("content-type", "application/json");
@@ -44,6 +64,7 @@ impl Calls {
                 })
                 .await;
             let id = submitted["id"].as_str().unwrap_or_else(|| panic!("no id: {submitted}")).to_owned();
+            self.ids.lock().unwrap().push(id.parse().unwrap());
             loop {
                 let task = self.answer(caller + n, |api| self.http.get(format!("{api}/v1/tasks/{id}?wait=10s"))).await;
                 let state = task["state"].as_str().unwrap().to_owned();
@@ -90,7 +111,9 @@ fn stop(mut role: Role) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn every_role_is_replaced_under_load_and_no_request_fails_and_no_task_runs_twice() {
     let Some(servers) = servers("rolling restart") else { return };
-    let mut yard = Yard::new(&servers, PAUSE);
+    let folder = tempfile::tempdir().unwrap();
+    let executed = folder.path().join("executed");
+    let mut yard = Yard::new(&servers, &models(&executed));
     let listens = [free_port(), free_port()].map(|port| format!("127.0.0.1:{port}"));
     let start_gateway = |yard: &mut Yard, listen: &String| {
         yard.environment.push(("TASKYARD__GATEWAY__LISTEN".into(), listen.clone()));
@@ -110,7 +133,7 @@ async fn every_role_is_replaced_under_load_and_no_request_fails_and_no_task_runs
     // A connection for each request: one that is kept may be closed by its gateway at the moment that it is used.
     let http = reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().unwrap();
     let gateways_at = listens.clone().map(|listen| format!("http://{listen}"));
-    let calls = Calls { http, gateways: gateways_at, is_over: false.into(), done: 0.into() };
+    let calls = Calls { http, gateways: gateways_at, is_over: false.into(), done: 0.into(), ids: Mutex::default() };
     let calls = Arc::new(calls);
     let callers: Vec<_> = (0..CALLERS)
         .map(|caller| {
@@ -122,7 +145,8 @@ async fn every_role_is_replaced_under_load_and_no_request_fails_and_no_task_runs
     let here = tokio::runtime::Handle::current();
     // What goes out now is under way while a role is replaced.
     let mut go_on = || {
-        let bodies = (0..300).map(|n| json!({"model": "pause", "input": {"n": n}, "priority": n % 10})).collect();
+        let bodies =
+            (0..300).map(|n| json!({"model": "pause", "input": {"n": n, "ms": MS}, "priority": n % 10})).collect();
         ids.extend(here.block_on(publisher.publish(bodies)));
         calls.go_on();
     };
@@ -161,6 +185,12 @@ async fn every_role_is_replaced_under_load_and_no_request_fails_and_no_task_runs
         assert_eq!((result.state, result.attempt), (State::Succeeded, 1), "{result:?}");
     }
     assert_eq!(publisher.differing, 0, "a result took effect twice");
+    // An attempt at a short task is not claimed, so that its number alone does not tell of a second run.
+    let begun = begun(&executed);
+    let twice: Vec<_> = begun.iter().filter(|(_, times)| **times > 1).collect();
+    assert!(twice.is_empty(), "{} ran more than once: {:?}", twice.len(), &twice[..twice.len().min(5)]);
+    ids.extend(calls.ids.lock().unwrap().iter());
+    assert!(ids.iter().all(|id| begun.contains_key(id)) && begun.len() == ids.len(), "each of them, and no other");
     eventually("empty queues", || {
         let left = yard.place.queues().into_iter().filter(|(_, ready, unacked)| ready + unacked > 0).count();
         (left == 0).then_some(())

@@ -232,6 +232,7 @@ async fn bodies() {
             Refused("too_large", "body"),
         ),
         ("a field of a later version", br#"{"model": "m", "input": {}, "colour": "blue"}"#.into(), Runs),
+        ("a version of its own", br#"{"v": 2, "model": "m", "input": {}}"#.into(), Runs),
         ("a null for a field", br#"{"model": "m", "input": {}, "priority": null}"#.into(), Runs),
     ];
     for (name, body, comes) in rows {
@@ -362,6 +363,11 @@ async fn fields() {
             "a deadline before the calendar",
             r#"{"model": "m", "input": {}, "deadline": "-009999-01-03T00:00:00Z"}"#,
             Ends(State::Expired, "expired"),
+        ),
+        (
+            "a name and a password in an address",
+            r#"{"model": "m", "input": {}, "webhook": {"url": "https://user:pass@example.org/"}}"#,
+            Runs,
         ),
         ("the last of all deadlines", r#"{"model": "m", "input": {}, "deadline": "9999-12-30T00:00:00Z"}"#, Runs),
         ("the first of all starts", r#"{"model": "m", "input": {}, "not_before": "-009999-01-03T00:00:00Z"}"#, Runs),

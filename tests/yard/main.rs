@@ -16,8 +16,10 @@ mod order;
 mod overload;
 mod paging;
 mod payloads;
+mod properties;
 mod quote;
 mod registry;
+mod retries;
 mod schedule;
 mod search;
 mod shadow;
@@ -81,6 +83,7 @@ impl Handler for Obedient {
                 }
                 Some("fail") => failed(false),
                 Some("fail until mended") if !self.mended.load(Ordering::SeqCst) => failed(false),
+                Some("fail each time") => failed(true),
                 Some("fail once") if job.attempt == 1 => failed(true),
                 Some("flood") => Ok(serde_json::value::to_raw_value(&"x".repeat(5_000_000)).unwrap()),
                 _ => Ok(job.input),

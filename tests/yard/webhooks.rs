@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 
+/// The webhooks of so many tasks, each of which is put there once.
 pub(super) async fn hooks(yard: &Yard, count: usize) -> HashMap<String, Value> {
     let mut consumer = yard.broker.consume(&yard.topology.webhooks(), 100).await.unwrap();
     let mut hooks = HashMap::new();
@@ -12,7 +13,8 @@ pub(super) async fn hooks(yard: &Yard, count: usize) -> HashMap<String, Value> {
         consumer.acker().settle(batch.iter().map(|delivery| delivery.tag).collect(), Verdict::Ack).await;
         for delivery in batch {
             let hook: Value = serde_json::from_slice(&delivery.body).unwrap();
-            hooks.insert(hook["id"].as_str().unwrap().to_owned(), hook);
+            let id = hook["id"].as_str().unwrap().to_owned();
+            assert!(hooks.insert(id.clone(), hook).is_none(), "{id} twice");
         }
     }
     hooks

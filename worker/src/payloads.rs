@@ -245,7 +245,7 @@ mod tests {
 
     use async_trait::async_trait;
     use axum::Router;
-    use axum::http::{StatusCode, header};
+    use axum::http::{HeaderMap, StatusCode, header};
     use axum::routing::get;
     use serde_json::json;
     use taskyard_shared::TaskId;
@@ -388,6 +388,7 @@ mod tests {
         let app = Router::new()
             .route("/there", get(async || "{\"a\": 1}"))
             .route("/large", get(async || format!("\"{}\"", "x".repeat(200))))
+            .route("/key", get(async |headers: HeaderMap| format!("{:?}", headers[header::AUTHORIZATION])))
             .route("/away", get(async || StatusCode::SERVICE_UNAVAILABLE))
             .route("/moved", get(async || (StatusCode::FOUND, [(header::LOCATION, "/there")])));
         let server = tokio::spawn(async move { axum::serve(listener, app).await });
@@ -405,6 +406,10 @@ mod tests {
             code(&run(&allowed, &echo, &[refer("http://127.0.0.1:1/")], 9).await[0]),
             (codes::UNAVAILABLE, true)
         );
+
+        // A name and a password are for the server that they stand before.
+        let with_password = refer(format!("http://user:secret@127.0.0.1:{port}/key"));
+        assert_eq!(text(&run(&allowed, &echo, &[with_password], 1_000).await[0]), r#""Basic dXNlcjpzZWNyZXQ=""#);
 
         // By address and by name, from a task that nobody allowed it.
         let by_name = refer(format!("http://user:secret@localhost:{port}/there"));

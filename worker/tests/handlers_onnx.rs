@@ -159,6 +159,23 @@ async fn an_embedding_is_a_vector_of_length_one_and_near_to_its_like() {
     assert!(likeness(0, 1) > likeness(0, 2) + 0.3, "{} {}", likeness(0, 1), likeness(0, 2));
 }
 
+#[tokio::test]
+async fn a_file_that_was_cut_off_is_said_to_be_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let shipped = root().join("models/minilm");
+    let whole = std::fs::read(shipped.join("model.onnx")).unwrap();
+    std::fs::copy(shipped.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    let text = "[models.e]\nhandler = \"onnx\"\n[models.e.onnx]\ntask = \"text-embedding\"\nfile = \"model.onnx\"\n\
+                tokenizer = \"tokenizer.json\"";
+    for bytes in [0, 1, 1_000, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(folder.path().join("model.onnx"), &whole[..bytes]).unwrap();
+        let error = load_error(text, folder.path()).await;
+        assert!(error.contains("model.onnx: ") && !error.contains('\n'), "{bytes} bytes: {error}");
+    }
+    std::fs::write(folder.path().join("model.onnx"), &whole).unwrap();
+    assert!(build("e", &models(text)["e"], folder.path(), &ModelCache::default()).await.is_ok(), "and whole it loads");
+}
+
 /// One model per row: what is changed in its table, and what the error says about it.
 #[tokio::test]
 async fn what_cannot_be_loaded_is_said_in_one_sentence() {

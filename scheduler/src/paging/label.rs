@@ -122,6 +122,16 @@ mod tests {
         let headers = [(PAGE_HEADER.to_owned(), old.to_owned())].into();
         let label = Label::of(&Properties { headers, ..Properties::default() }).unwrap();
         assert_eq!(label.expected().take(2).collect::<Vec<_>>(), [None, None]);
+        // As it lies in queues: written back the same.
+        for written in [
+            r#"{"model":"m","priority":4,"whose":{"tenant":"a"},"tasks":2,"work_us":5,"expected":[[2,[0.5,0.25,1.0]]]}"#,
+            r#"{"model":"m","priority":4,"whose":{"bucket":3},"tasks":0,"work_us":0,"expected":[]}"#,
+        ] {
+            let headers = [(PAGE_HEADER.to_owned(), written.to_owned())].into();
+            let label = Label::of(&Properties { headers, ..Properties::default() }).unwrap();
+            assert_eq!(label.text().unwrap(), written);
+        }
+        assert_eq!(Whose::bucket("a"), Whose::Bucket(7), "the same in every version");
         assert!(Whose::bucket("a").is_of("a") && !Whose::Tenant("a".into()).is_of("b"));
     }
 

@@ -1,4 +1,4 @@
-//! The bound on a task's wait under `cmu`, which the planner's README derives, against random work.
+//! The bound on a task's wait under `cmu`, which the planner's README derives, against random work; and what floors give each band.
 
 use proptest::prelude::*;
 use taskyard_scheduler::planner::policy::Cmu;
@@ -141,4 +141,55 @@ fn the_ageing_that_follows_the_mean_wait_serves_the_least_in_the_end() {
     let level_s = 24.0 * 20.0 * 9f64.powf(0.25);
     let served_s = served_s.expect("it is served") as f64;
     assert!((0.9..1.1).contains(&(served_s / level_s)), "{served_s} s, not about {level_s} s");
+}
+
+/// Ten thousand runs of a second on one slot, while some of each band wait all along, and how many of them each band had. Age counts
+/// for nothing, so that floors are all that holds.
+fn served(fairness: Fairness) -> [f64; 3] {
+    const FIRST: [u8; 3] = [0, 3, 9];
+    let mut planner = Planner::new(Cmu::new(1e12)).with_fairness(fairness);
+    planner.handle_load("m", 1);
+    let mut came = 0;
+    let mut come = |planner: &mut Planner, band: usize, now_us: u64| {
+        came += 1;
+        planner.handle_arrival(arrival(came * 3 + band as u128, FIRST[band], 1.0), now_us).unwrap();
+    };
+    for band in [0, 1, 2].repeat(20) {
+        come(&mut planner, band, 0);
+    }
+    let mut served = [0.0; 3];
+    for second in 0..10_000 {
+        let Some(Decision::Dispatch { id: task, .. }) = planner.poll_decision(second * SECOND) else {
+            panic!("the slot is free and tasks wait");
+        };
+        assert!(planner.handle_completion(task, None));
+        let band = (task.0.as_u128() & 0xffff_ffff_ffff) as usize % 3;
+        served[band] += 1.0;
+        come(&mut planner, band, second * SECOND);
+    }
+    served
+}
+
+#[test]
+fn while_a_higher_band_has_work_for_ever_each_lower_one_has_its_floor() {
+    assert_eq!(served(Fairness::default()), [0.0, 0.0, 10_000.0], "without floors the lower ones starve");
+    for floors in [Fairness::FLOORS, [0.1, 0.0, 0.0], [0.0, 0.2, 0.0], [0.3, 0.2, 0.4]] {
+        let served = served(Fairness { floors, ..Fairness::default() });
+        for band in [0, 1] {
+            // Of the time that is given to others. One run may be due.
+            let least = floors[band] * (10_000.0 - served[band]) - 1.0;
+            assert!(served[band] >= least, "{floors:?}: {served:?}, {least} of band {band}");
+            let most = 1.1 * least + 2.0;
+            assert!(served[band] <= most, "{floors:?}: {served:?}, {most} of band {band}");
+        }
+    }
+}
+
+#[test]
+fn floors_go_with_cmu_alone() {
+    for policy in super::POLICIES {
+        let floors = Fairness::of_policy(policy, Fairness::ALLOWANCE, Fairness::FLOORS).floors;
+        let expected = if policy == "cmu" { Fairness::FLOORS } else { [0.0; 3] };
+        assert_eq!(floors, expected, "{policy}");
+    }
 }

@@ -1,7 +1,10 @@
 //! Records of released versions stay readable: processes of two versions share a server while one is rolled out.
 
 use taskyard_shared::store::redis::RedisStore;
-use taskyard_shared::store::{Accept, Accepted, Claimed, Guard, Settle, Settled, Store, contract};
+use taskyard_shared::store::{
+    Accept, Accepted, Claimed, Guard, Settle, Settled, Store, WorkflowAccepted, WorkflowWrite, contract,
+};
+use taskyard_shared::workflow::{WorkflowRecord, WorkflowState};
 use taskyard_shared::{State, TaskResult};
 
 use super::faults::{claim, settle, task};
@@ -58,6 +61,48 @@ async fn records_of_version_1_are_read_and_gone_on_with() {
         let result = TaskResult { state: State::Succeeded, attempt: 2, ..again.record.clone() };
         let end = Settle::new(Guard::Fence { attempt: 2, nonce: 2 }, result);
         assert!(matches!(store.settle(vec![end]).await.expect("settle")[..], [Settled::Done { .. }]));
+    })
+    .await;
+}
+
+/// Marks: it has ended. Then 16 bytes of fingerprint.
+const WORKFLOW: &str = "010f000000000000000000000000000000";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workflow_of_version_1_is_read_and_is_not_another() {
+    server::in_a_namespace(async |url, topology| {
+        let golden = include_str!("../golden/workflow-record.v1.json").trim_end();
+        let record: WorkflowRecord = serde_json::from_str(golden).expect("a record");
+        let store = RedisStore::connect(&settings(url, 30_000), topology, contract::LASTING).expect("a store");
+        let client = redis::Client::open(url).expect("a URL");
+        let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
+        let mut write = async |marks: u8| {
+            let mut bytes = [bytes(WORKFLOW), golden.as_bytes().to_vec()].concat();
+            bytes[0] = marks;
+            let key = topology.key(&format!("workflow:{}", record.id.0.simple()));
+            redis::cmd("SET").arg(&key).arg(bytes).query_async::<()>(&mut connection).await.expect("SET");
+        };
+
+        write(1).await;
+        let seen = store.workflow(record.id).await.expect("a look").expect("a record");
+        assert_eq!((&*seen.record, seen.has_ended, seen.is_unwanted), (golden.as_bytes(), true, false));
+        let again = WorkflowWrite::new(&record, 0xf).expect("a record");
+        let other = WorkflowWrite { fingerprint: 0xe, ..again.clone() };
+        for (write, is_known) in [(again.clone(), true), (other, false)] {
+            match store.accept_workflow(write).await.expect("accept") {
+                WorkflowAccepted::Known(seen) => assert!(is_known && seen.has_ended),
+                WorkflowAccepted::Conflict(seen) => assert!(!is_known && seen.has_ended),
+                WorkflowAccepted::New { .. } => panic!("it was there"),
+            }
+        }
+
+        write(2).await;
+        let seen = store.workflow(record.id).await.expect("a look").expect("a record");
+        assert_eq!((seen.has_ended, seen.is_unwanted), (false, true), "to be cancelled");
+        assert!(store.write_workflow(again).await.expect("written").is_none(), "it is gone on with");
+        let seen = store.workflow(record.id).await.expect("a look").expect("a record");
+        let end: WorkflowRecord = serde_json::from_slice(&seen.record).expect("a record");
+        assert_eq!((end.state, seen.has_ended), (WorkflowState::Failed, true));
     })
     .await;
 }

@@ -18,7 +18,7 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{AsyncTcpStream, Connection, ConnectionProperties, ErrorKind};
 
 use super::errors::{self, timed_out};
-use super::traffic::{CountedStream, runtime};
+use super::traffic::{CountedStream, SLACK_BYTES, runtime};
 use crate::broker::{BrokerError, Operations};
 use crate::process::settings::{BrokerSettings, TlsSettings};
 use crate::process::tls::{self, Credentials, Identity};
@@ -44,16 +44,33 @@ pub(super) struct Greeting {
 /// Frames are no larger, unless the URL says so: each connection has buffers for 64 of them, and a larger message takes several.
 const FRAME_BYTES: u32 = 32 << 10;
 
+/// The same where messages come in, as large as RabbitMQ lets others have them. The headers of a message are one frame, RabbitMQ hands
+/// it on as it came, and lapin ends the connection at one that is larger than was asked for: at every try, so that a single message
+/// would stop whoever reads its queue for good.
+const RECEIVED_FRAME_BYTES: u32 = 128 << 10;
+
 /// No `Debug`: the URI would print its password.
 pub(super) struct Endpoint {
     uri: AMQPUri,
     tls: TlsSettings,
     connect_limit: Duration,
     operations: Arc<Operations>,
+    /// Messages of others come in on it.
+    is_receiving: bool,
 }
 
 impl Endpoint {
+    /// Of a connection on which messages go out.
     pub(super) fn new(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        Self::with_frames(settings, FRAME_BYTES, false)
+    }
+
+    /// Of one on which messages of others come in.
+    pub(super) fn receiving(settings: &BrokerSettings) -> Result<Self, BrokerError> {
+        Self::with_frames(settings, RECEIVED_FRAME_BYTES, true)
+    }
+
+    fn with_frames(settings: &BrokerSettings, frame_bytes: u32, is_receiving: bool) -> Result<Self, BrokerError> {
         // The parser's own error can quote the URL, so it is not passed on.
         let unreadable = || BrokerError::Refused("broker.url is not amqp://user:password@host:port/vhost".to_owned());
         let mut uri: AMQPUri = settings.url.parse().map_err(|_| unreadable())?;
@@ -64,12 +81,16 @@ impl Endpoint {
             "/".clone_into(&mut uri.vhost);
         }
         uri.query.heartbeat = Some(settings.heartbeat_s);
-        uri.query.frame_max.get_or_insert(FRAME_BYTES);
+        let frames = uri.query.frame_max.get_or_insert(frame_bytes);
+        // 0 is what the broker says.
+        if is_receiving && *frames != 0 {
+            *frames |= SLACK_BYTES;
+        }
         if uri.scheme == AMQPScheme::AMQPS {
             connector(&settings.tls)?;
         }
         let connect_limit = Duration::from_millis(settings.connect_timeout_ms);
-        Ok(Self { uri, tls: settings.tls.clone(), connect_limit, operations: Arc::default() })
+        Ok(Self { uri, tls: settings.tls.clone(), connect_limit, operations: Arc::default(), is_receiving })
     }
 
     /// Host and port, for messages.
@@ -139,7 +160,7 @@ impl Endpoint {
         let options = ConnectionProperties::default().with_connection_name(name.into());
         let plain = lapin::runtime::default_runtime().map_err(|error| self.connect_error(&error))?;
         let operations = self.operations.clone();
-        let tls = self.tls.clone();
+        let (tls, is_receiving) = (self.tls.clone(), self.is_receiving);
         let opening = Connection::connector(
             self.uri.clone(),
             runtime(operations.clone()),
@@ -153,7 +174,8 @@ impl Endpoint {
                     AsyncTcpStream::Rustls(tls) => kept.keep(tls.get_ref().0.get_ref().as_fd())?,
                     _ => {}
                 }
-                Ok(AsyncTcpStream::Plain(CountedStream::new(stream, operations.clone())))
+                let stream = CountedStream::new(stream, operations.clone());
+                Ok(AsyncTcpStream::Plain(if is_receiving { stream.with_slack() } else { stream }))
             },
             options,
         );
@@ -335,9 +357,16 @@ mod tests {
     }
 
     #[test]
-    fn frames_are_small_unless_the_url_says_otherwise() {
-        for (url, bytes) in [("amqp://h", FRAME_BYTES), ("amqp://h?frame_max=131072", 131_072)] {
-            assert_eq!(Endpoint::new(&settings(url)).ok().unwrap().uri.query.frame_max, Some(bytes), "{url}");
+    fn frames_are_small_where_messages_go_out_unless_the_url_says_otherwise() {
+        for (url, out, back) in [
+            ("amqp://h", 32_768, 131_072),
+            ("amqp://h?frame_max=262144", 262_144, 262_144),
+            ("amqp://h?frame_max=0", 0, 0),
+        ] {
+            let endpoints = [Endpoint::new(&settings(url)), Endpoint::receiving(&settings(url))];
+            let frames = endpoints.map(|endpoint| endpoint.ok().unwrap().uri.query.frame_max);
+            let slack = if back == 0 { 0 } else { SLACK_BYTES };
+            assert_eq!(frames, [Some(out), Some(back + slack)], "{url}");
         }
     }
 }

@@ -63,6 +63,7 @@ impl RabbitMq {
     /// URL that cannot be read, [`BrokerError::Unreachable`] and [`BrokerError::TimedOut`] for the rest.
     pub async fn connect(settings: &BrokerSettings) -> Result<Self, BrokerError> {
         let endpoint = Arc::new(Endpoint::new(settings)?);
+        let receiving = Arc::new(Endpoint::receiving(settings)?.counting(endpoint.operations()));
         let greeting = endpoint.greet().await?;
         let durable = match settings.queue_type {
             QueueType::Classic => DurableType::Classic,
@@ -73,7 +74,7 @@ impl RabbitMq {
         let name = |role: &str| format!("{} {role}", settings.namespace);
         let (publishing, consuming) = (name("publishing"), name("consuming"));
         let (publish_session, consume_session) =
-            tokio::try_join!(Session::open(&endpoint, &publishing, 1), Session::open(&endpoint, &consuming, 1))?;
+            tokio::try_join!(Session::open(&endpoint, &publishing, 1), Session::open(&receiving, &consuming, 1))?;
         let answer_limit = Duration::from_millis(settings.publish_timeout_ms);
         let channel_max = publish_session.connection.configuration().channel_max();
         let link = Link::start(endpoint.clone(), publishing, publish_session);
@@ -85,7 +86,7 @@ impl RabbitMq {
         );
         Ok(Self {
             publisher: Arc::new(Publisher::new(link, channel_max, settings.in_flight, answer_limit)),
-            consuming: Link::start(endpoint.clone(), consuming, consume_session),
+            consuming: Link::start(receiving, consuming, consume_session),
             greeting,
             durable,
             held: Arc::default(),
