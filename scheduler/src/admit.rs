@@ -68,7 +68,12 @@ impl Core {
                     return self.watch_patience(id);
                 }
                 // The same task twice: one of them is enough, and the store knows whom to tell.
-                Err(Refusal::Duplicate) => return self.ack(task.receipt.into_iter().collect()),
+                Err(Refusal::Duplicate) if self.held.contains_key(&id) => {
+                    return self.ack(task.receipt.into_iter().collect());
+                }
+                // It was dispatched, and nobody has told that it ended. That may have been lost, and its record be forgotten: then this is
+                // another of its id.
+                Err(Refusal::Duplicate) => return self.watch(vec![task]),
                 // Of its tenant, whatever the model.
                 Err(refusal @ Refusal::TooManyWaiting) => break refusal,
                 Err(refusal) => match others.next() {

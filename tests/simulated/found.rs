@@ -1,7 +1,7 @@
 //! The shortest history of each fault that was found, and what it broke.
 
 use crate::check::check;
-use crate::history::{Fault, History, Kind, Meant, Task, Upon};
+use crate::history::{Fault, Flow, History, Kind, Meant, Task, Upon};
 use crate::link::Publishing;
 use crate::world::{count_panics, run};
 
@@ -87,4 +87,15 @@ fn what_runs_when_the_broker_loses_what_it_was_dispatched_by_outlives_its_worker
             keeps_every_rule(&history(seed, vec![runs], faults));
         }
     }
+}
+
+/// A worker's word that a step had ended was lost, and then its record. When the same workflow was published again, the step was taken for the one
+/// that had been dispatched, and acked.
+#[test]
+fn what_comes_again_under_the_id_of_what_is_thought_to_run_is_looked_after() {
+    let unheard =
+        Fault { at_ms: 1_208, upon: Upon::Worker(0), kind: Kind::Publish(Publishing::Unconfirmed { lands: false }) };
+    let flush = Fault { at_ms: 3_414, upon: Upon::All, kind: Kind::Flush };
+    let flow = Flow { number: 1, at_ms: 1_797, meant: Meant::Fails, again_ms: Some(5_312) };
+    keeps_every_rule(&History { flows: vec![flow], ..history(102_046, Vec::new(), vec![unheard, flush]) });
 }
