@@ -1,5 +1,6 @@
 //! The HTTP API as the client commands use it: one request, one answer, and a failure that knows its exit code.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use taskyard_shared::process::exit::Exit;
 
+use crate::commands::files::read_file;
+
 /// Where the API is when nobody says.
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -17,6 +20,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// On top of that a large body is given the time that it takes so slowly.
 const SLOWEST_BYTES_A_SECOND: u64 = 256 << 10;
+/// Largest file that holds a key.
+const KEY_BYTES: usize = 64 << 10;
 
 #[derive(Args, Clone, Debug)]
 pub struct ApiArgs {
@@ -34,11 +39,18 @@ pub struct ApiArgs {
 pub struct Failure {
     pub exit: Exit,
     pub message: String,
+    /// What was asked for may have been done all the same: nobody answered.
+    pub unanswered: bool,
 }
 
 impl Failure {
     pub fn new(exit: Exit, message: impl Into<String>) -> Self {
-        Self { exit, message: message.into() }
+        Self { exit, message: message.into(), unanswered: false }
+    }
+
+    /// The same with words of the caller's around its own.
+    pub fn told(self, tell: impl FnOnce(&str) -> String) -> Self {
+        Self { message: tell(&self.message), ..self }
     }
 }
 
@@ -61,9 +73,12 @@ pub struct Api {
 
 impl Api {
     pub fn new(arguments: &ApiArgs) -> Result<Self, Failure> {
-        let from_environment = || std::env::var("TASKYARD_API").ok().filter(|url| !url.is_empty());
-        let text = arguments.api.clone().or_else(from_environment).unwrap_or_else(|| DEFAULT_URL.to_owned());
-        let usage = |why: &str| Failure::new(Exit::Usage, format!("--api must be a URL such as {DEFAULT_URL}: {why}"));
+        let (place, text) = match &arguments.api {
+            Some(url) => ("--api", url.clone()),
+            None => ("TASKYARD_API", variable("TASKYARD_API")?.unwrap_or_else(|| DEFAULT_URL.to_owned())),
+        };
+        let usage =
+            |why: &str| Failure::new(Exit::Usage, format!("{place} must be a URL such as {DEFAULT_URL}: {why}"));
         let mut base = Url::parse(&text).map_err(|error| usage(&error.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") {
             return Err(usage("only http and https are spoken"));
@@ -81,7 +96,7 @@ impl Api {
         if is_loopback(&base) {
             http = http.no_proxy();
         }
-        if let Some(key) = key(arguments, |name| std::env::var(name).ok())? {
+        if let Some(key) = key(arguments, variable)? {
             http = http.default_headers(HeaderMap::from_iter([(header::AUTHORIZATION, key)]));
         }
         let http =
@@ -131,7 +146,7 @@ impl Api {
         }
     }
 
-    /// Posts a body; `wait` is how long the answer may wait for a result.
+    /// Posts a body; `wait` is how long the answer may wait for a result, in whole seconds: less than it is not asked for.
     pub async fn post(
         &self,
         path: &str,
@@ -140,8 +155,8 @@ impl Api {
         wait: Option<Duration>,
     ) -> Result<Vec<u8>, Failure> {
         let mut request = self.http.post(self.url(path)?).header(header::CONTENT_TYPE, media).body(body);
-        if let Some(wait) = wait {
-            request = request.header("prefer", format!("wait={}", wait.as_secs_f64().ceil() as u64));
+        if let Some(seconds) = wait.map(|wait| wait.as_secs()).filter(|seconds| *seconds > 0) {
+            request = request.header("prefer", format!("wait={seconds}"));
         }
         Ok(self.send(request, wait.unwrap_or_default()).await?.1)
     }
@@ -239,15 +254,21 @@ impl Api {
         match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) if is_problem && is_answer(&problem) => Ok((status, body.into())),
             Ok(problem) if is_problem => Err(failed(status, &problem)),
-            _ => Err(Failure::new(Exit::Failed, format!("{} answers {status}, and is no Taskyard API", self.place()))),
+            _ => {
+                let message = format!("{} answers {status}, and is no Taskyard API", self.place());
+                // What stands before the API says so, too, when the API was lost in the middle of it.
+                Err(Failure { unanswered: status.is_server_error(), ..Failure::new(Exit::Failed, message) })
+            }
         }
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {
         let place = self.place();
         if error.is_timeout() && !error.is_connect() {
-            return Failure::new(Exit::NotReachable, format!("{place} does not answer in time"));
+            let message = format!("{place} does not answer in time");
+            return Failure { unanswered: true, ..Failure::new(Exit::NotReachable, message) };
         }
+        let unanswered = !error.is_connect();
         let error = error.without_url();
         // The innermost cause says what happened; those around it say that something did.
         let mut cause: &dyn std::error::Error = &error;
@@ -255,20 +276,32 @@ impl Api {
             cause = inner;
         }
         let hint = "is `taskyard dev` or `taskyard gateway` running, and --api right?";
-        Failure::new(Exit::NotReachable, format!("{place} cannot be reached: {cause}; {hint}"))
+        let message = format!("{place} cannot be reached: {cause}; {hint}");
+        Failure { unanswered, ..Failure::new(Exit::NotReachable, message) }
     }
+}
+
+/// A variable of the environment, if it says something.
+fn variable(name: &str) -> Result<Option<String>, Failure> {
+    let refused = |_| Failure::new(Exit::Usage, format!("{name} is not UTF-8"));
+    let text = std::env::var_os(name).map(OsString::into_string).transpose().map_err(refused)?;
+    Ok(text.filter(|text| !text.is_empty()))
 }
 
 /// What goes into the header, by the first that is said of: the argument, the variable with the key, the variable with the file.
 /// The key itself is never an argument: everybody on the machine sees those.
-fn key(arguments: &ApiArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Option<HeaderValue>, Failure> {
-    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
-    let (place, key) = match (&arguments.api_key_file, variable("TASKYARD_API_KEY"), variable("TASKYARD_API_KEY_FILE"))
-    {
-        (Some(path), ..) => ("--api-key-file", read_key("--api-key-file", path)?),
-        (None, Some(key), _) => ("TASKYARD_API_KEY", key),
-        (None, None, Some(path)) => ("TASKYARD_API_KEY_FILE", read_key("TASKYARD_API_KEY_FILE", Path::new(&path))?),
-        (None, None, None) => return Ok(None),
+fn key(
+    arguments: &ApiArgs,
+    variable: impl Fn(&str) -> Result<Option<String>, Failure>,
+) -> Result<Option<HeaderValue>, Failure> {
+    let (place, key) = if let Some(path) = &arguments.api_key_file {
+        ("--api-key-file", read_key("--api-key-file", path)?)
+    } else if let Some(key) = variable("TASKYARD_API_KEY")? {
+        ("TASKYARD_API_KEY", key)
+    } else if let Some(path) = variable("TASKYARD_API_KEY_FILE")? {
+        ("TASKYARD_API_KEY_FILE", read_key("TASKYARD_API_KEY_FILE", Path::new(&path))?)
+    } else {
+        return Ok(None);
     };
     let bare = key.strip_suffix('\n').map_or(key.as_str(), |key| key.strip_suffix('\r').unwrap_or(key));
     let printable = !bare.is_empty() && bare.bytes().all(|byte| byte.is_ascii_graphic());
@@ -280,8 +313,8 @@ fn key(arguments: &ApiArgs, variable: impl Fn(&str) -> Option<String>) -> Result
 }
 
 fn read_key(place: &str, path: &Path) -> Result<String, Failure> {
-    std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Exit::Usage, format!("{place}: {} cannot be read: {error}", path.display())))
+    let key = read_file(path, KEY_BYTES).map_err(|failure| failure.told(|message| format!("{place}: {message}")))?;
+    String::from_utf8(key).map_err(|_| Failure::new(Exit::Usage, format!("{place}: {} is not UTF-8", path.display())))
 }
 
 /// The exit code of a problem.
@@ -348,7 +381,8 @@ mod tests {
         let found = |argument: Option<&Path>, variables: &[(&str, &str)]| {
             let arguments = ApiArgs { api: None, api_key_file: argument.map(Path::to_owned) };
             key(&arguments, |name| {
-                variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string())
+                let value = variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string());
+                Ok(value.filter(|value| !value.is_empty()))
             })
             .map(|key| key.map(|key| key.to_str().unwrap().to_owned()))
             .map_err(|failure| failure.exit)
@@ -365,7 +399,7 @@ mod tests {
             assert_eq!(found(Some(&file("bad", bad)), &[]), Err(Exit::Usage), "{bad:?}");
         }
         assert_eq!(found(Some(&folder.path().join("none")), &[]), Err(Exit::Usage));
-        let shown = format!("{:?}", key(&ApiArgs { api: None, api_key_file: Some(one) }, |_| None).unwrap());
+        let shown = format!("{:?}", key(&ApiArgs { api: None, api_key_file: Some(one) }, |_| Ok(None)).unwrap());
         assert!(!shown.contains("one"), "{shown}");
     }
 

@@ -1,5 +1,7 @@
 //! `taskyard dev`: gateway, scheduler and one worker in one process, embedded, until it is told to stop.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -25,6 +27,12 @@ pub struct DevArgs {
     data: Option<PathBuf>,
 }
 
+/// Makes a folder for this user alone: tasks, their inputs and their outputs lie in it.
+fn private_folder(folder: &Path) -> Result<(), Failure> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| Failure::Usage(format!("--data: {} cannot be made: {error}", folder.display())))
+}
+
 pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
     // Without settings of one's own, the models that come with the project.
     let shipped = match file {
@@ -45,7 +53,9 @@ pub async fn run(args: DevArgs, file: Option<&Path>) -> Result<(), Failure> {
     let artifacts = match (open_artifacts(&loaded.settings)?, &args.data) {
         (Some(artifacts), _) => artifacts,
         (None, Some(folder)) => {
-            Artifacts::in_folder(&folder.join("artifacts")).map_err(|failure| Failure::Usage(failure.to_string()))?
+            let folder = folder.join("artifacts");
+            private_folder(&folder)?;
+            Artifacts::in_folder(&folder).map_err(|failure| Failure::Usage(failure.to_string()))?
         }
         (None, None) => Artifacts::in_memory(),
     };

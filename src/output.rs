@@ -84,9 +84,20 @@ impl Output<'_> {
         let widths: Vec<usize> = (0..right.len()).map(width).collect();
         for (number, row) in rows.iter().enumerate() {
             let mut line = String::new();
-            for ((cell, width), right) in row.iter().zip(&widths).zip(right) {
-                let cell = if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
-                line = if line.is_empty() { cell } else { line + "  " + &cell };
+            for (column, ((cell, width), right)) in row.iter().zip(&widths).zip(right).enumerate() {
+                if column > 0 {
+                    line.push_str("  ");
+                }
+                // By hand: a format's width is at most 65,535.
+                let space = std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()));
+                if *right {
+                    line.extend(space);
+                    line.push_str(cell);
+                } else {
+                    line.push_str(cell);
+                    // Behind the last cell it would only be taken off again.
+                    line.extend(space.take(if column + 1 < row.len() { usize::MAX } else { 0 }));
+                }
             }
             let line = line.trim_end();
             if number < bold { writeln!(self.out, "\x1b[1m{line}\x1b[0m")? } else { writeln!(self.out, "{line}")? }
@@ -95,11 +106,20 @@ impl Output<'_> {
     }
 }
 
-/// A cell on one line, whatever was in it: texts of strangers must not steer the terminal.
-fn visible(text: &str) -> String {
+/// On one line, whatever was in it: texts of strangers must not steer the terminal.
+pub fn visible(text: &str) -> String {
+    escaped(text, &[])
+}
+
+/// The same of a text of several lines.
+pub fn visible_lines(text: &str) -> String {
+    escaped(text, &['\n', '\t'])
+}
+
+fn escaped(text: &str, kept: &[char]) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+        if c.is_control() && !kept.contains(&c) { out.extend(c.escape_default()) } else { out.push(c) }
     }
     out
 }
@@ -168,6 +188,20 @@ mod tests {
         let fields = |row: &Row| vec![("name", row.name.to_owned()), ("tasks", row.tasks.to_string())];
         Output { format: Format::Table, colour: false, out: &mut out }.one(&ROWS[0], fields).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "name   sentiment\ntasks  7\n");
+    }
+
+    #[test]
+    fn cells_may_be_as_long_as_they_are() {
+        let mut out = Vec::new();
+        let long = "x".repeat(70_000);
+        let cells = |row: &Row| vec![long.repeat(row.tasks as usize / 7), row.tasks.to_string(), long.clone()];
+        let mut output = Output { format: Format::Table, colour: false, out: &mut out };
+        output.rows(&["name", "tasks", "more"], &ROWS[..1], cells).unwrap();
+        let fields = |_: &Row| vec![("id", "1".to_owned()), ("output", long.clone())];
+        output.one(&ROWS[0], fields).unwrap();
+        let printed = String::from_utf8(out).unwrap();
+        let lengths: Vec<usize> = printed.lines().map(str::len).collect();
+        assert_eq!(lengths, [70_000 + 2 + 5 + 2 + 4, 70_000 + 2 + 5 + 2 + 70_000, 8 + 1, 8 + 70_000]);
     }
 
     #[test]

@@ -148,10 +148,19 @@ fn a_wrong_command_is_a_usage_error_on_stderr() {
         (&["task", "submit", "--model", "m", "--input", "1 2", "--id", ID], "several inputs"),
         (&["task", "submit", "--model", "m", "--input", "1", "--id", "7"], "7"),
         (&["task", "submit", "--model", "m", "--input", "1", "--priority", "10"], "0..=9"),
-        (&["task", "submit", "--model", "m", "--input", "1", "--priority", "-1"], "-1"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--priority", "-1"], "-1 is not in 0..=9"),
         (&["task", "submit", "--model", "m", "--input", "1", "--priority", "high"], "high"),
         (&["task", "submit", "--model", "m", "--input", "1", "--deadline-ms", "1e3"], "1e3"),
-        (&["task", "submit", "--model", "m", "--input", "1", "--delay-ms", "-5"], "-5"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--delay-ms", "-5"], "must be a whole number from 0"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--deadline-ms", "-5"], "must be a whole number from 1"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--timeout-ms", "-5"], "must be a whole number from 1"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--max-attempts", "-5"], "-5 is not in 1..=100"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--cost", "nan"], "must be a number"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--cost", "inf"], "must be a number"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--cost", "-inf"], "-inf"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--min-quality", "NaN"], "must be a number"),
+        (&["task", "quote", "--model", "m", "--input", "1", "--cost", "nan"], "must be a number"),
+        (&["task", "submit", "--model", "m", "--input", "1", "--wait", "-1"], "must be a time such as"),
         (&["task", "submit", "--model", "m", "--input", "1", "--cost", "much"], "much"),
         (&["task", "submit", "--model", "m", "--input", "1", "--max-attempts", "99999999999"], "99999999999"),
         (&["task", "submit", "--model", "m", "--input", "1", "--metadata", "label"], "label"),
@@ -171,10 +180,11 @@ fn a_wrong_command_is_a_usage_error_on_stderr() {
         (&["task", "get", ID, "--api", ""], "--api"),
         (&["task", "get", ID, "--api-key-file", "/no/such/key"], "/no/such/key cannot be read"),
         (&["task", "get", ID, "--api-key-file", "/dev/null"], "holds no key"),
-        (&["task", "wait", ID, "--timeout", "-1s"], "-1"),
+        (&["task", "wait", ID, "--timeout", "-1s"], "must be a time such as"),
         (&["task", "wait", ID, ID, "--follow"], "--follow is for one task"),
         (&["task", "list", "--state", "asleep"], "asleep"),
         (&["task", "list", "--limit", "0"], "0"),
+        (&["task", "list", "--limit", "-1"], "-1 is not in 1.."),
         (&["task", "list", "--limit", "1e9"], "1e9"),
         (&["task", "list", "--metadata", "=x"], "=x"),
         (&["task", "cancel"], "ID"),
@@ -182,6 +192,7 @@ fn a_wrong_command_is_a_usage_error_on_stderr() {
         (&["task", "retry", "7"], "7"),
         (&["task", "reprioritize", ID], "--priority"),
         (&["task", "reprioritize", ID, "--priority", "11"], "0..=9"),
+        (&["task", "reprioritize", ID, "--priority", "-1"], "-1 is not in 0..=9"),
         (&["task", "explain", ID, ID], "unexpected"),
         (&["workflow"], "Usage"),
         (&["workflow", "submit"], "FILE"),
@@ -200,7 +211,9 @@ fn a_wrong_command_is_a_usage_error_on_stderr() {
         (&["schedule", "show", ".."], ".."),
         (&["schedule", "remove"], "NAME"),
         (&["dead"], "Usage"),
-        (&["dead", "list", "--limit", "-1"], "-1"),
+        (&["dead", "list", "--limit", "-1"], "-1 is not in 1.."),
+        (&["schedule", "list", "--limit", "-1"], "-1 is not in 1.."),
+        (&["workflow", "list", "--limit", "-1"], "-1 is not in 1.."),
         (&["dead", "show", "7"], "7"),
         (&["dead", "replay"], "ID"),
         (&["dead", "discard"], "ID"),
@@ -209,9 +222,16 @@ fn a_wrong_command_is_a_usage_error_on_stderr() {
         (&["queues", "pause"], "MODEL"),
         (&["queues", "-o", "csv"], "csv"),
         (&["simulate"], "SCENARIO"),
-        (&["simulate", "--policy", "best", "scenario.toml"], "best"),
+        (&["simulate", "--policy", "best", "scenario.toml"], "cmu, fair, fifo, strict, edf, wspt"),
+        (&["simulate", "--seeds", "-1", "scenario.toml"], "-1 is not in 0.."),
         (&["simulate", "--load", "much", "scenario.toml"], "much"),
         (&["bench", "--tasks", "many"], "many"),
+        (&["bench", "--tasks", "-1"], "must be a whole number from 1 to 100000000"),
+        (&["bench", "--workers", "-1", "--own"], "-1 is not in 1..=64"),
+        (&["bench", "--rate", "-1"], "must be a number above 0"),
+        (&["bench", "--rate", "inf"], "must be a number above 0"),
+        (&["health", "x"], "URL must be one such as http://"),
+        (&["health", "ftp://127.0.0.1"], "URL must be one such as http://"),
     ];
     let mut wrong = Vec::new();
     for (arguments, words) in cases {
@@ -255,7 +275,13 @@ fn bad_settings_name_the_key_and_the_place() {
 
 #[test]
 fn bad_settings_in_the_environment_name_the_variable() {
-    let cases: [(&str, &str, &[&str]); 5] = [
+    let cases: [(&str, &str, &[&str]); 7] = [
+        ("TASKYARD__ARTIFACTS__URL", "file:relative", &["artifacts.url", "file:///FOLDER"]),
+        (
+            "TASKYARD__BROKER__URL",
+            "amqp://u:s3cret-word@127.0.0.1:1/y?frame_max=1",
+            &["broker.url", "frame_max", "4096"],
+        ),
         ("TASKYARD__BROKER__ULR", "x", &["broker.ulr", "broker.url"]),
         ("TASKYARD__GATEWAY__LISTEN", "8080", &["gateway.listen", "127.0.0.1:8080"]),
         ("TASKYARD__WORKER__PREFETCH", "s3cret-word", &["worker.prefetch", "a whole number"]),
@@ -414,6 +440,47 @@ fn a_key_is_made_and_its_lines_are_settings() {
     ] {
         taskyard(&[&["keys", "new"][..], &arguments].concat(), &[]).refuses(2, &[words]);
     }
+}
+
+#[test]
+fn a_key_that_nobody_was_told_how_to_let_in_is_not_left_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    let new = ["keys", "new", "--name", "ci", "--tenant", "blue", "--scopes", "read", "--key-file"];
+    let mut command = command(Path::new(env!("CARGO_BIN_EXE_taskyard")), &new, &[]);
+    // Full, and not waited for: what is written to it fails, as on a disk that is full.
+    let (mut full, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+    full.set_nonblocking(true).unwrap();
+    while full.write(&[0; 4096]).is_ok() {}
+    command.arg(&file).stdout(Stdio::from(std::os::fd::OwnedFd::from(full)));
+    let output = command.output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("standard output cannot be written"), "{err}");
+    assert!(!file.exists(), "the key is left: {err}");
+}
+
+#[test]
+fn variables_that_are_no_text_are_refused() {
+    use std::os::unix::ffi::OsStringExt;
+    for name in ["TASKYARD_API", "TASKYARD_API_KEY", "TASKYARD_API_KEY_FILE"] {
+        let mut command = command(Path::new(env!("CARGO_BIN_EXE_taskyard")), &["models"], &[]);
+        if name != "TASKYARD_API" {
+            command.env("TASKYARD_API", "http://127.0.0.1:1");
+        }
+        command.env(name, OsString::from_vec(b"http://127.0.0.1:1/\xff".to_vec()));
+        run(command).refuses(2, &[name, "not UTF-8"]);
+    }
+}
+
+#[test]
+fn a_folder_that_cannot_be_made_is_named_and_not_a_setting_that_nobody_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = written(&folder, "file", "");
+    let data = file.join("data");
+    let ran = taskyard(&["dev", "--data", data.to_str().unwrap()], &[("TASKYARD__GATEWAY__LISTEN", "127.0.0.1:0")]);
+    ran.refuses(2, &["--data", data.to_str().unwrap(), "Not a directory"]);
+    assert!(!ran.err.contains("artifacts.url"), "{}", ran.err);
 }
 
 #[test]

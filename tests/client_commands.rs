@@ -3,63 +3,16 @@
 #[path = "../producer/tests/yard/mod.rs"]
 mod yard;
 
-use std::process::Stdio;
+mod client;
 
-use serde_json::{Value, json};
+use client::{Ran, run, taskyard, taskyard_reading};
+use serde_json::json;
 use taskyard_shared::Timestamp;
 use taskyard_shared::load::{LoadReport, ModelLoad, ModelSpec};
 use taskyard_shared::process::keys::{Keys, NewKey};
 use taskyard_shared::process::settings::KeySettings;
 use taskyard_shared::store::Store;
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
-use yard::{RunningGateway, Yard, within};
-
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {}{}", self.out, self.err))
-    }
-
-    fn lines(&self) -> Vec<Value> {
-        self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-}
-
-async fn taskyard(gateway: &RunningGateway, arguments: &[&str]) -> Ran {
-    taskyard_reading(gateway, arguments, "").await
-}
-
-async fn taskyard_reading(gateway: &RunningGateway, arguments: &[&str], input: &str) -> Ran {
-    let api = gateway.url("");
-    run(&[arguments, &["--api", &api]].concat(), input).await
-}
-
-async fn run(arguments: &[&str], input: &str) -> Ran {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_taskyard"))
-        .args(arguments)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap();
-    let mut stdin = child.stdin.take().unwrap();
-    // A command that does not read its input closes it early.
-    let _ = stdin.write_all(input.as_bytes()).await;
-    drop(stdin);
-    let output = within(child.wait_with_output()).await.unwrap();
-    Ran {
-        code: output.status.code().unwrap(),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
+use yard::Yard;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_submitted_and_its_result_printed() {

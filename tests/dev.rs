@@ -5,6 +5,7 @@ mod harness;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -189,6 +190,17 @@ fn dev_with_a_folder_finishes_after_a_kill_what_it_had_accepted() {
     ];
     let mut dev = Dev::start(&arguments, &environment);
     assert!(dev.printed().join("\n").contains(data.to_str().unwrap()), "{:?}", dev.printed());
+    for (name, expected) in [
+        ("", 0o700),
+        ("artifacts", 0o700),
+        ("broker", 0o700),
+        ("store", 0o700),
+        ("broker/broker.redb", 0o600),
+        ("store/store.redb", 0o600),
+    ] {
+        let mode = data.join(name).metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, expected, "others can read {name:?}: {mode:o}");
+    }
 
     let inputs = written(folder.path(), (0..60).map(|number| json!({"number": number})));
     let from = format!("@{inputs}");

@@ -4,7 +4,7 @@
 //! is read. What does change, such as a checkpoint, is a note: bytes under a name.
 
 use std::fmt;
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{ObjectStore, ObjectStoreExt, ObjectStoreScheme, PutPayload};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use url::Url;
@@ -105,8 +105,11 @@ impl fmt::Debug for Artifacts {
 /// Why an artifact cannot be had, or kept.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ArtifactError {
-    #[error("artifacts.url: {0}")]
+    #[error("artifacts.url {0}")]
     Url(String),
+    /// Of the operating system.
+    #[error("artifacts cannot be kept in {0}")]
+    Folder(String),
     #[error("there is no {0}")]
     Missing(String),
     #[error("{name} has {bytes} bytes, and at most {most} are taken")]
@@ -124,6 +127,46 @@ impl ArtifactError {
     }
 }
 
+/// Where a URL leads.
+enum Place {
+    Folder(PathBuf),
+    Elsewhere(Url),
+}
+
+impl Place {
+    /// By what the URL says alone. A problem never holds any part of it: there may be a password.
+    fn read(text: &str) -> Result<Self, String> {
+        let url = Url::parse(text).map_err(|problem| format!("must be a URL such as file:///FOLDER: {problem}"))?;
+        if url.scheme() == "file" {
+            // A relative one would be taken from the root, which nobody means.
+            let is_absolute = text.split_once(':').is_some_and(|(_, rest)| rest.starts_with('/'));
+            let folder = url
+                .to_file_path()
+                .ok()
+                .filter(|folder| is_absolute && !folder.as_os_str().as_encoded_bytes().contains(&0));
+            return folder
+                .map(Self::Folder)
+                .ok_or_else(|| "must be file:///FOLDER, with a path from the root".to_owned());
+        }
+        let (feature, is_there) = match ObjectStoreScheme::parse(&url) {
+            Ok((ObjectStoreScheme::AmazonS3, _)) => ("s3", cfg!(feature = "s3")),
+            Ok((ObjectStoreScheme::GoogleCloudStorage, _)) => ("gcs", cfg!(feature = "gcs")),
+            Ok((ObjectStoreScheme::MicrosoftAzure, _)) => ("azure", cfg!(feature = "azure")),
+            Ok((ObjectStoreScheme::Memory, _)) => ("", true),
+            _ => return Err("must be file:///FOLDER, s3://BUCKET, gs://BUCKET or az://CONTAINER".to_owned()),
+        };
+        match is_there {
+            true => Ok(Self::Elsewhere(url)),
+            false => Err(format!("cannot be used: this build has no feature {feature}")),
+        }
+    }
+}
+
+/// Whether artifacts can be kept under that URL, by what it says: no more than that is looked at. The problem is a sentence's end.
+pub fn check_url(url: &str) -> Result<(), String> {
+    Place::read(url).map(drop)
+}
+
 impl Artifacts {
     /// `file:///folder`, which is made if it is not there, or where the build has it `s3://bucket/prefix`, `gs://…`, `az://…`
     /// with what the environment says of access (`AWS_…`, `GOOGLE_…`, `AZURE_…`).
@@ -131,14 +174,13 @@ impl Artifacts {
     /// # Errors
     /// When nothing can be kept under that URL by what it says; nothing is connected to.
     pub fn open(url: &str) -> Result<Self, ArtifactError> {
-        let url = Url::parse(url).map_err(|problem| ArtifactError::Url(problem.to_string()))?;
-        if url.scheme() == "file" {
-            let folder = url.to_file_path().map_err(|()| ArtifactError::Url("must be file:///FOLDER".into()))?;
-            return Self::in_folder(&folder);
-        }
+        let url = match Place::read(url).map_err(ArtifactError::Url)? {
+            Place::Folder(folder) => return Self::in_folder(&folder),
+            Place::Elsewhere(url) => url,
+        };
         let environment = std::env::vars().map(|(name, value)| (name.to_ascii_lowercase(), value));
         let (store, prefix) = object_store::parse_url_opts(&url, environment)
-            .map_err(|problem| ArtifactError::Url(format!("{} cannot be used: {problem}", url.scheme())))?;
+            .map_err(|problem| ArtifactError::Url(format!("cannot be used: {problem}")))?;
         // Neither user nor query, where people put secrets.
         let shown = format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path());
         Ok(Self { store: store.into(), prefix, shown: shown.into() })
@@ -152,7 +194,7 @@ impl Artifacts {
     /// # Errors
     /// When the folder cannot be made.
     pub fn in_folder(folder: &FilePath) -> Result<Self, ArtifactError> {
-        let problem = |problem: &dyn fmt::Display| ArtifactError::Url(format!("{}: {problem}", folder.display()));
+        let problem = |problem: &dyn fmt::Display| ArtifactError::Folder(format!("{}: {problem}", folder.display()));
         std::fs::create_dir_all(folder).map_err(|failure| problem(&failure))?;
         let store =
             object_store::local::LocalFileSystem::new_with_prefix(folder).map_err(|failure| problem(&failure))?;
@@ -344,6 +386,35 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let artifacts = Artifacts::in_folder(&folder.path().join("not/there/yet")).unwrap();
         (folder, artifacts)
+    }
+
+    #[test]
+    fn a_url_that_leads_nowhere_is_refused_by_what_it_says() {
+        for url in ["file:///a/b", "file:/a", "FILE:///a", "file://localhost/a", "memory:///"] {
+            assert_eq!(check_url(url), Ok(()), "{url}");
+        }
+        let s3 = check_url("s3://s3cret");
+        assert_eq!(s3.is_ok(), cfg!(feature = "s3"));
+        for url in [
+            ":",
+            "",
+            "a",
+            "/a",
+            "file:relative",
+            "file:",
+            "file://host/a",
+            "file://relative",
+            "file:///a%00b",
+            "ftp://b/s3cret",
+            "http://s3cret",
+            "http://s3cret@x",
+            "https://s3cret",
+            "s3:s3cret",
+        ] {
+            let problem = check_url(url).expect_err(url);
+            assert!(!problem.contains("s3cret") && !problem.contains('\n'), "{problem}");
+            assert!(matches!(Artifacts::open(url), Err(ArtifactError::Url(_))), "{url}");
+        }
     }
 
     #[tokio::test]

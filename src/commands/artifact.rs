@@ -1,14 +1,16 @@
 //! `taskyard artifact`: files in and out, for tasks that name what they work on.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
+use taskyard_shared::artifacts::ARTIFACT_BYTES;
 use taskyard_shared::process::exit::Exit;
 
+use super::files::{Target, read_whole};
 use super::{ClientArgs, finish};
-use crate::client::Failure;
+use crate::client::{Api, Failure};
 
 #[derive(Args, Clone, Debug)]
 pub struct ArtifactArgs {
@@ -38,7 +40,7 @@ struct GetArgs {
     /// artifact: and the SHA-256, as `put` printed it
     #[arg(value_name = "NAME")]
     name: String,
-    /// Where it goes; standard output when it is not given
+    /// Where it goes, and takes the place of a file once all of it is there; standard output when it is not given
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -65,17 +67,31 @@ impl PutArgs {
     async fn run(&self, client: &ClientArgs) -> Result<Exit, Failure> {
         let api = client.api()?;
         let mut kept = Vec::with_capacity(self.files.len());
+        let mut failed = None;
         for file in &self.files {
-            let answer = api.upload("v1/artifacts", read(file)?).await?;
-            kept.push(Kept { file: file.display().to_string(), ..api.decode(&answer)? });
+            match put(&api, file).await {
+                Ok(one) => kept.push(one),
+                Err(failure) => {
+                    failed = Some(failure);
+                    break;
+                }
+            }
         }
-        client.print(|output| {
-            output.rows(&["artifact", "bytes", "file"], &kept, |kept| {
-                vec![kept.to.clone(), kept.bytes.to_string(), kept.file.clone()]
-            })
-        })?;
-        Ok(Exit::Ok)
+        // What was done is told before what was not.
+        if !kept.is_empty() || failed.is_none() {
+            client.print(|output| {
+                output.rows(&["artifact", "bytes", "file"], &kept, |kept| {
+                    vec![kept.to.clone(), kept.bytes.to_string(), kept.file.clone()]
+                })
+            })?;
+        }
+        failed.map_or(Ok(Exit::Ok), Err)
     }
+}
+
+async fn put(api: &Api, file: &Path) -> Result<Kept, Failure> {
+    let answer = api.upload("v1/artifacts", read_whole(file, ARTIFACT_BYTES as usize)?).await?;
+    Ok(Kept { file: file.display().to_string(), ..api.decode(&answer)? })
 }
 
 impl GetArgs {
@@ -86,30 +102,14 @@ impl GetArgs {
             return Err(Failure::new(Exit::Usage, "NAME must be artifact: and 64 hexadecimal digits"));
         }
         let (api, path) = (client.api()?, format!("v1/artifacts/{}", self.name));
-        let Some(file) = &self.out else {
-            let mut out = io::stdout().lock();
-            let unwritten = |error| Failure::new(Exit::Failed, format!("standard output cannot be written: {error}"));
-            api.download(&path, |chunk| out.write_all(chunk).map_err(unwritten)).await?;
-            out.flush().map_err(unwritten)?;
-            return Ok(Exit::Ok);
+        let (place, target) = match &self.out {
+            None => ("standard output".to_owned(), Ok(Target::Stdout)),
+            Some(file) => (file.display().to_string(), Target::open(file)),
         };
-        let unwritten = |error: io::Error| Failure::new(Exit::Failed, format!("{}: {error}", file.display()));
-        // Beside its place until it is whole: what stood there stays if it does not come.
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut whole = tempfile::NamedTempFile::new_in(folder).map_err(unwritten)?;
-        api.download(&path, |chunk| whole.write_all(chunk).map_err(unwritten)).await?;
-        whole.as_file().sync_all().map_err(unwritten)?;
-        whole.persist(file).map_err(|failure| unwritten(failure.error))?;
+        let unwritten = |error: io::Error| Failure::new(Exit::Failed, format!("{place} cannot be written: {error}"));
+        let mut target = target.map_err(unwritten)?;
+        api.download(&path, |chunk| target.write(chunk).map_err(unwritten)).await?;
+        target.finish().map_err(unwritten)?;
         Ok(Exit::Ok)
     }
-}
-
-fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    let unread = |error: io::Error| Failure::new(Exit::Usage, format!("{}: {error}", file.display()));
-    if file != Path::new("-") {
-        return std::fs::read(file).map_err(unread);
-    }
-    let mut content = Vec::new();
-    io::stdin().lock().read_to_end(&mut content).map_err(unread)?;
-    Ok(content)
 }

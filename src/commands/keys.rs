@@ -78,7 +78,12 @@ fn new(arguments: NewArgs, format: Format) -> Result<Exit, Failure> {
         })?;
     }
     let made = Made { name, key: key_file.is_none().then(|| key.text().to_owned()), settings };
-    print(&made, format).map_err(failed)?;
+    if let Err(error) = print(&made, format) {
+        // Nobody has the lines that let it in.
+        let left = key_file.as_deref().filter(|path| std::fs::remove_file(path).is_err());
+        let left = left.map(|path| format!("; a key is left in {}", path.display())).unwrap_or_default();
+        return Err(Failure::new(Exit::Failed, format!("standard output cannot be written: {error}{left}")));
+    }
     say(match made.key {
         Some(_) => "the key is shown this once; the lines below it are for the gateway's settings",
         None => "the lines are for the gateway's settings",

@@ -5,9 +5,11 @@ pub mod artifact;
 pub mod bench;
 pub mod dead;
 pub mod doctor;
+pub mod files;
 pub mod health;
 pub mod keys;
 pub mod models;
+mod numbers;
 mod pages;
 pub mod queues;
 pub mod schedule;
@@ -16,13 +18,13 @@ pub mod task;
 pub mod workers;
 pub mod workflow;
 
-use std::io;
+use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
 use taskyard_shared::process::exit::Exit;
 
 use crate::client::{Api, ApiArgs, Failure};
-use crate::output::{Format, Output, colour};
+use crate::output::{Format, Output, colour, visible};
 
 /// What every client command takes.
 #[derive(Args, Clone, Debug)]
@@ -64,11 +66,8 @@ fn finish(done: Result<Exit, Failure>) -> Exit {
 
 /// Words for people. What the other end wrote into them must not steer the terminal.
 fn say(message: &str) {
-    let mut line = String::with_capacity(message.len());
-    for character in message.chars() {
-        if character.is_control() { line.extend(character.escape_default()) } else { line.push(character) }
-    }
-    eprintln!("taskyard: {line}");
+    // With standard error gone as well, the exit code is all that is left.
+    let _gone = writeln!(io::stderr(), "taskyard: {}", visible(message));
 }
 
 /// At most so many characters of a text.

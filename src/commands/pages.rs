@@ -19,7 +19,7 @@ pub struct PageArgs {
     #[arg(long = "metadata", value_name = "KEY=VALUE", value_parser = parse_label)]
     metadata: Vec<(String, String)>,
     /// Most that are printed
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 50, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// Where the page before ended
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! `taskyard schedule`: tasks and workflows that are published again and again, when the clock says so.
 
-use std::io::Read;
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -11,7 +11,9 @@ use taskyard_producer::gateway::duration;
 use taskyard_shared::Timestamp;
 use taskyard_shared::process::exit::Exit;
 use taskyard_shared::schedule::{CatchUp, Overlap, SchedulePage, ShownSchedule};
+use taskyard_shared::task::limits::BODY_BYTES;
 
+use super::files::read_whole;
 use super::task::input::Values;
 use super::{ClientArgs, finish, say};
 use crate::client::{Api, Failure};
@@ -67,7 +69,7 @@ struct AddArgs {
     #[arg(long, value_name = "WHICH")]
     catch_up: Option<CatchingUp>,
     /// Ticks that are older than this are not caught up with, such as 90m
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, value_parser = parse_duration)]
     catch_up_window: Option<Duration>,
     /// What becomes of a tick while what the one before made has not ended; allow when it is not given
     #[arg(long, value_name = "WHICH")]
@@ -107,7 +109,7 @@ struct ListArgs {
     #[arg(long)]
     tenant: Option<String>,
     /// Most schedules that are printed
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 50, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     limit: u32,
     /// Where the page before ended
     #[arg(long)]
@@ -323,12 +325,8 @@ fn or_dash(text: Option<String>) -> String {
 }
 
 fn file(path: &str) -> Result<Box<RawValue>, Failure> {
-    let mut text = String::new();
-    let read = match path {
-        "-" => std::io::stdin().read_to_string(&mut text).map(drop),
-        path => std::fs::read_to_string(path).map(|read| text = read),
-    };
-    read.map_err(|error| Failure::new(Exit::Usage, format!("{path} cannot be read: {error}")))?;
+    let text = String::from_utf8(read_whole(Path::new(path), BODY_BYTES)?)
+        .map_err(|_| Failure::new(Exit::Usage, format!("{path} is not UTF-8")))?;
     RawValue::from_string(text.trim().to_owned())
         .map_err(|error| Failure::new(Exit::Usage, format!("{path} is not JSON: {error}")))
 }

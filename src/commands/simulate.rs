@@ -23,13 +23,13 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     policy: Vec<PolicySpec>,
     /// Runs of each, with random numbers of their own; 5 unless the scenario says otherwise
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     seeds: Option<u32>,
     /// Offered work over capacity; 0.95 unless the scenario says otherwise
-    #[arg(long, value_name = "LOADS", value_delimiter = ',')]
+    #[arg(long, allow_negative_numbers = true, value_name = "LOADS", value_delimiter = ',')]
     load: Vec<f64>,
     /// How many tasks of it, at most as many as a trace with arrivals has
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     tasks: Option<usize>,
     /// What of a task's size its publisher declares
     #[arg(long, value_enum)]
@@ -41,7 +41,7 @@ pub struct SimulateArgs {
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
     /// Runs at once; as many as there are cores
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     threads: Option<usize>,
     /// Has a yard run the same tasks, in real time and one run after the other: a yard of its own, on the broker and store of
     /// the settings. Prints both and their ratio

@@ -3,6 +3,7 @@
 mod change;
 mod follow;
 pub(super) mod input;
+mod many;
 mod submit;
 
 use std::time::{Duration, Instant};
@@ -70,7 +71,7 @@ pub struct WaitArgs {
     #[arg(required = true, value_name = "ID")]
     ids: Vec<uuid::Uuid>,
     /// How long: 30s, 500ms, 2m, or seconds
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "60s", allow_hyphen_values = true, value_parser = parse_duration)]
     timeout: Duration,
     /// Print what one task says while it runs: partial output on stdout as it comes, the rest on stderr
     #[arg(long)]

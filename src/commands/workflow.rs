@@ -1,15 +1,17 @@
 //! `taskyard workflow`: submit tasks that depend on each other, see how far they have come, list them, cancel them.
 
 use std::collections::BTreeMap;
-use std::io::Read;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde::{Deserialize, Serialize};
 use taskyard_producer::gateway::duration;
 use taskyard_shared::process::exit::Exit;
+use taskyard_shared::task::limits::BODY_BYTES;
 use taskyard_shared::workflow::{StepRecord, StepState, WorkflowRecord, WorkflowState, WorkflowSummary};
 
+use super::files::read_whole;
 use super::pages::{self, PageArgs};
 use super::{ClientArgs, finish, say, shortened};
 use crate::client::{Api, Failure};
@@ -46,7 +48,7 @@ struct SubmitArgs {
     #[arg(value_name = "FILE|-", allow_hyphen_values = true)]
     workflow: String,
     /// Wait so long for its end; without a time, 60s
-    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", allow_negative_numbers = true, value_parser = parse_duration)]
     wait: Option<Duration>,
 }
 
@@ -56,7 +58,7 @@ struct GetArgs {
     #[arg(value_name = "ID")]
     id: uuid::Uuid,
     /// Wait so long for its end; without a time, 60s
-    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", allow_negative_numbers = true, value_parser = parse_duration)]
     wait: Option<Duration>,
 }
 
@@ -111,12 +113,7 @@ pub async fn run(arguments: WorkflowArgs) -> Exit {
 
 async fn submit(client: &ClientArgs, arguments: &SubmitArgs) -> Result<Exit, Failure> {
     let api = client.api()?;
-    let mut body = Vec::new();
-    let read = match arguments.workflow.as_str() {
-        "-" => std::io::stdin().read_to_end(&mut body).map(drop),
-        path => std::fs::read(path).map(|read| body = read),
-    };
-    read.map_err(|error| Failure::new(Exit::Usage, format!("{} cannot be read: {error}", arguments.workflow)))?;
+    let body = read_whole(Path::new(&arguments.workflow), BODY_BYTES)?;
     let until = arguments.wait.map(|wait| Instant::now() + wait);
     let piece = arguments.wait.map(|wait| wait.min(WAIT_PIECE));
     let answer = api.post("v1/workflows", "application/json", body, piece).await?;

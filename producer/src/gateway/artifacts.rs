@@ -126,7 +126,7 @@ fn problem(failure: &ArtifactError) -> Problem {
     match failure {
         ArtifactError::Missing(_) => missing(),
         ArtifactError::TooLarge { .. } => Problem::new(Code::TooLarge, failure.to_string()),
-        ArtifactError::Url(_) | ArtifactError::Spoilt(_) | ArtifactError::Unreachable(_) => {
+        ArtifactError::Url(_) | ArtifactError::Folder(_) | ArtifactError::Spoilt(_) | ArtifactError::Unreachable(_) => {
             tracing::warn!(%failure, "an artifact cannot be put or read");
             Problem::new(Code::ArtifactsUnavailable, "artifacts cannot be put or read now")
         }

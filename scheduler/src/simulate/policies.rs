@@ -91,7 +91,9 @@ impl std::str::FromStr for PolicySpec {
             return Err(format!("{name:?} knows nothing of hosts"));
         }
         if name != MOORE_HODGSON && policy::by_name(name, None).is_none() {
-            return Err(format!("{name:?} is no policy: there are cmu, fifo, strict, edf, wspt and {MOORE_HODGSON}"));
+            return Err(format!(
+                "{name:?} is no policy: there are cmu, fair, fifo, strict, edf, wspt and {MOORE_HODGSON}"
+            ));
         }
         let told = if name == MOORE_HODGSON { Told::True } else { told };
         if name == MOORE_HODGSON && overload_s.is_some() {
@@ -131,7 +133,7 @@ mod tests {
         let spec: PolicySpec = "wspt@true/30".parse().unwrap();
         assert_eq!((spec.told, spec.ageing_s, spec.overload_s), (Told::True, None, Some(30.0)));
         for (text, words) in [
-            ("best", "is no policy"),
+            ("best", "is no policy: there are cmu, fair, fifo, strict, edf, wspt and moore-hodgson"),
             ("wspt@guess", "one of learnt, class"),
             ("cmu:-1", "over 0"),
             ("cmu/soon", "seconds that may wait, over 0"),

@@ -1,6 +1,7 @@
 //! What the journal keeps, over every way of ending and many random histories.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -167,6 +168,20 @@ async fn what_its_owner_cannot_read_is_corrupt() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn what_it_makes_is_for_its_user_alone_and_what_is_there_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mode = |path: &std::path::Path| path.metadata().unwrap().permissions().mode() & 0o777;
+    let (above, folder) = (dir.path().join("above"), dir.path().join("above/folder"));
+    drop(open(&folder));
+    assert_eq!((mode(&above), mode(&folder), mode(&folder.join("test.redb"))), (0o700, 0o700, 0o600));
+    for (path, theirs) in [(folder.clone(), 0o755), (folder.join("test.redb"), 0o644)] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(theirs)).unwrap();
+    }
+    drop(open(&folder));
+    assert_eq!((mode(&folder), mode(&folder.join("test.redb"))), (0o755, 0o644));
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@
 //! holds of the pages that the kernel has since called clean.
 
 use std::collections::HashMap;
-use std::fs::File;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -48,7 +49,12 @@ pub(super) fn open(
 ) -> Result<Opened, JournalError> {
     let place = dir.join(format!("{name}.redb"));
     let usable = |error: std::io::Error| failed(&place, redb::Error::from(redb::StorageError::Io(error)));
-    std::fs::create_dir_all(dir).map_err(usable)?;
+    // Inputs and outputs are for this user alone. What is there already stays as somebody made it.
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(usable)?;
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(usable(error)),
+        _ => {}
+    }
     let known = |error: redb::Error| failed(&place, error);
     let database = builder().set_check_integrity_on_open(true).create(&place).map_err(|error| known(error.into()))?;
     prepare(&database, name, &place)?;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use config::Config;
 use toml::{Table, Value};
 
-use super::secret::{MASK, masked};
+use super::secret::{MASK, masked, masked_url};
 use super::settings::{Anonymous, Settings, TlsSettings};
 
 mod error;
@@ -128,12 +128,11 @@ impl Loaded {
         }
         let name = key.to_string();
         let shown = match value {
-            // Of a URL only the password is secret, wherever it came from.
-            Value::String(text) if name == "broker.url" || name == "store.url" => Value::String(masked(text)),
+            // Of a URL only the password and what its query says are secret, wherever it came from.
+            Value::String(text) if name == "broker.url" || name == "store.url" => Value::String(masked_url(text)),
             _ if self.secrets.contains(&name) => Value::String(MASK.to_owned()),
-            Value::String(text) if key.pattern() == "models.*.http.url" => {
-                let (address, query) = text.split_once('?').map_or((text.as_str(), ""), |(before, _)| (before, "?***"));
-                Value::String(masked(address) + query)
+            Value::String(text) if name == "artifacts.url" || key.pattern() == "models.*.http.url" => {
+                Value::String(masked_url(text))
             }
             Value::String(text) => Value::String(masked(text)),
             Value::Array(items) => {

@@ -29,9 +29,34 @@ pub fn masked(text: &str) -> String {
     out
 }
 
+/// One URL, with the values of its query hidden as well: `?key=***`.
+pub fn masked_url(url: &str) -> String {
+    // The password first: it may hold a `?`.
+    let url = masked(url);
+    // Where a value had an @, the `?` went with what was before it.
+    let Some(end) = url.find(['?', '&']) else { return url };
+    let (address, query) = url.split_at(end);
+    let hidden = |pair: &str| pair.split_once('=').map_or(MASK.to_owned(), |(name, _)| format!("{name}={MASK}"));
+    let pairs: Vec<String> = query[1..].split('&').map(hidden).collect();
+    format!("{address}{}{}", &query[..1], pairs.join("&"))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::masked;
+    use super::{masked, masked_url};
+
+    #[test]
+    fn what_a_query_says_is_hidden_too() {
+        for (url, safe) in [
+            ("amqp://u:s3cret@h/%2f?frame_max=8192&s3cret", "amqp://u:***@h/%2f?frame_max=***&***"),
+            ("https://u:s3?cret@h/v1?key=s3cret=&=s3cret", "https://u:***@h/v1?key=***&=***"),
+            ("https://h/v1?mail=s3cret@x&key=s3cret", "https://***@x&key=***"),
+            ("https://h/v1", "https://h/v1"),
+            ("embedded:data", "embedded:data"),
+        ] {
+            assert_eq!(masked_url(url), safe);
+        }
+    }
 
     #[test]
     fn passwords_of_urls_are_hidden_and_the_rest_stays() {

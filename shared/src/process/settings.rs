@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::secret::masked;
+use super::secret::{masked, masked_url};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -566,9 +566,8 @@ impl fmt::Debug for WebhookSettings {
 
 impl fmt::Debug for HttpSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let address = self.url.split('?').next().unwrap_or_default();
         let mut shown = f.debug_struct("HttpSettings");
-        shown.field("url", &masked(address)).field("protocol", &self.protocol).finish_non_exhaustive()
+        shown.field("url", &masked_url(&self.url)).field("protocol", &self.protocol).finish_non_exhaustive()
     }
 }
 

@@ -99,7 +99,7 @@ fn a_secret_is_read_from_its_file_without_its_last_newline() {
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    write("broker-url", "amqp://u:s3cret@broker:5672/yard\n");
+    write("broker-url", "amqp://u:s3cret@broker:5672/yard?token=s3cret\n");
     write("token", "Bearer s3cret\n");
     let store = write("store-url", "redis://:s3cret@store/1\r\n");
     // A path in the file is relative to the file.
@@ -119,16 +119,16 @@ fn a_secret_is_read_from_its_file_without_its_last_newline() {
         environment.TOKEN = 's3cret'
     ";
     let loaded = load(&folder, toml, &[("TASKYARD__STORE__URL_FILE", &store)]).unwrap();
-    assert_eq!(loaded.settings.broker.url, "amqp://u:s3cret@broker:5672/yard");
+    assert_eq!(loaded.settings.broker.url, "amqp://u:s3cret@broker:5672/yard?token=s3cret");
     assert_eq!(loaded.settings.store.url, "redis://:s3cret@store/1");
     assert_eq!(loaded.settings.models["llm"].http.as_ref().unwrap().headers["authorization"], "Bearer s3cret");
     assert_eq!(loaded.origin("store.url").to_string(), "environment:TASKYARD__STORE__URL_FILE");
 
     let shown: BTreeMap<String, String> =
         loaded.show().into_iter().map(|setting| (setting.key, setting.value.to_string())).collect();
-    assert_eq!(shown["broker.url"], r#""amqp://u:***@broker:5672/yard""#);
+    assert_eq!(shown["broker.url"], r#""amqp://u:***@broker:5672/yard?token=***""#);
     assert_eq!(shown["store.url"], r#""redis://:***@store/1""#);
-    assert_eq!(shown["models.llm.http.url"], r#""https://u:***@llm/v1?***""#);
+    assert_eq!(shown["models.llm.http.url"], r#""https://u:***@llm/v1?key=***""#);
     assert_eq!(shown["models.llm.http.headers.authorization"], r#""***""#);
     assert_eq!(shown["models.llm.http.headers.x-team"], r#""***""#);
     assert_eq!(shown["models.shout.process.environment.TOKEN"], r#""***""#);

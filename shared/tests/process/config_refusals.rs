@@ -298,6 +298,13 @@ fn a_url_is_refused_without_being_printed() {
         ("amqp://u:${PASSWORD}s3cret@h", "holds ${…}, which is not replaced here"),
         ("amqp://u:s3cret@h/a/b", "names a vhost with an unescaped /"),
         ("embedded://s3cret", "must be embedded: alone or with a folder, embedded:DIR"),
+        ("amqp://u:s3cret@h/y?frame_max=1", "has a frame_max that cannot be: it must be from 4096 to 4294967295, or 0"),
+        ("amqp://h/y?frame_max=99999999999", "has a frame_max that cannot be"),
+        ("amqp://h/y?frame_max=s3cret", "has a frame_max that cannot be"),
+        ("amqp://h?heartbeat=70000", "has a heartbeat that cannot be: it must be a whole number of at most 65535"),
+        ("amqp://h?channel_max=-1", "has a channel_max that cannot be"),
+        ("amqp://h?connection_timeout=soon", "has a connection_timeout that cannot be"),
+        ("amqp://h?auth_mechanism=s3cret", "has an auth_mechanism that is none of plain, "),
     ] {
         let sentence = refusal(&format!("broker.url = '{url}'"), &[]);
         assert!(sentence.starts_with(&format!("taskyard.toml:1: broker.url {problem}")), "{url}: {sentence}");
@@ -311,14 +318,31 @@ fn a_url_is_refused_without_being_printed() {
         let sentence = refusal(&format!("store.url = '{url}'"), &[]);
         assert!(sentence.starts_with(&format!("taskyard.toml:1: store.url {problem}")), "{url}: {sentence}");
     }
+    let place = "must be file:///FOLDER";
+    for (url, problem) in [
+        ("ftp://b/s3cret", place),
+        ("http://s3cret", place),
+        (":", "must be a URL such as file:///FOLDER: "),
+        ("s3cret", "must be a URL such as file:///FOLDER: "),
+        ("file://host/s3cret", "must be file:///FOLDER, with a path from the root"),
+        ("file:relative", "must be file:///FOLDER, with a path from the root"),
+    ] {
+        let sentence = refusal(&format!("artifacts.url = '{url}'"), &[]);
+        assert!(sentence.starts_with(&format!("taskyard.toml:1: artifacts.url {problem}")), "{url}: {sentence}");
+    }
     let folder = TempDir::new().unwrap();
     for (broker, store) in [
         ("amqp://guest:guest@rabbitmq:5672", "redis://redis:6379/0"),
         ("amqps://u:p%40ss@host/%2f?heartbeat=10", "rediss://:p@[::1]:6379"),
         ("embedded:", "embedded:/var/lib/taskyard"),
         ("embedded:data", "redis://redis/"),
+        ("amqp://h/y?frame_max=131072&channel_max=9&auth_mechanism=PLAIN&other=x", "redis://redis/"),
+        ("amqp://h/y?frame_max=0", "redis://redis/"),
     ] {
         load(&folder, &format!("broker.url = '{broker}'\nstore.url = '{store}'"), &[]).unwrap();
+    }
+    for url in ["", " ", "file:///var/lib/taskyard", " file:///a "] {
+        load(&folder, &format!("artifacts.url = '{url}'"), &[]).unwrap();
     }
 }
 

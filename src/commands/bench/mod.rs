@@ -30,6 +30,7 @@ use self::report::{Overtaking, Report, Turn};
 use self::restart::Restart;
 use self::stage::{Made, Stage};
 use self::tasks::Shape;
+use super::numbers::whole;
 use crate::failure::Failure;
 use crate::output::Format;
 
@@ -46,34 +47,34 @@ pub struct BenchArgs {
     #[arg(long, default_value = NO_OP, value_name = "NAME")]
     model: String,
     /// Spread the tasks over so many models, NAME-0 and so on.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N")]
     models: u32,
     /// Tasks to publish. With neither this nor a duration, for 10 seconds, or 20,000 in drain mode.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000), value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<1, 100_000_000>, value_name = "N")]
     tasks: Option<u64>,
     /// Publish for so long, in seconds.
-    #[arg(long, conflicts_with = "tasks", value_parser = positive, value_name = "SECONDS")]
+    #[arg(long, conflicts_with = "tasks", allow_negative_numbers = true, value_parser = positive, value_name = "SECONDS")]
     duration: Option<f64>,
     /// Tasks a second, due at their times whether or not earlier ones are answered; else as fast as they are answered.
-    #[arg(long, value_parser = positive, value_name = "TASKS")]
+    #[arg(long, allow_negative_numbers = true, value_parser = positive, value_name = "TASKS")]
     rate: Option<f64>,
     /// Most tasks that are not answered, when no rate is given.
-    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000), value_name = "N")]
+    #[arg(long, default_value_t = 20_000, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000_000), value_name = "N")]
     in_flight: u32,
     /// Size of a task's input as JSON.
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..=1_000_000), value_name = "BYTES")]
+    #[arg(long, default_value_t = 256, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=1_000_000), value_name = "BYTES")]
     size: u32,
     /// Spread the tasks over the N lowest priorities.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10), value_name = "N")]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = whole::<1, 10>, value_name = "N")]
     priorities: u64,
     /// Spread the tasks over N tenants.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1_000_000), value_name = "N")]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = whole::<1, 1_000_000>, value_name = "N")]
     tenants: u64,
     /// One task to a message, or many.
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
     publish: Publish,
     /// Tasks to a message with --publish batch.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000), value_name = "N")]
+    #[arg(long, default_value_t = 100, allow_negative_numbers = true, value_parser = whole::<1, 10_000>, value_name = "N")]
     batch: u64,
     /// One result to a message, or as many as the worker likes.
     #[arg(long, value_enum, default_value_t, value_name = "HOW")]
@@ -82,51 +83,51 @@ pub struct BenchArgs {
     #[arg(long, value_enum, default_value_t, value_name = "MODE")]
     mode: Mode,
     /// Measure so many times; what is printed is each turn, and the median.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1_000), value_name = "N")]
     turns: u32,
     /// Tasks before each turn that are not measured.
-    #[arg(long, default_value_t = 2_000, value_name = "N")]
+    #[arg(long, default_value_t = 2_000, allow_negative_numbers = true, value_parser = whole::<0, 1_000_000_000>, value_name = "N")]
     warm_up: u64,
     /// How long a result may take, in seconds; then it counts as missing.
-    #[arg(long, default_value = "30", value_parser = positive, value_name = "SECONDS")]
+    #[arg(long, default_value = "30", allow_negative_numbers = true, value_parser = positive, value_name = "SECONDS")]
     patience: f64,
     /// Start a yard for each turn, under a namespace of its own on the broker and store of the settings.
     #[arg(long)]
     own: bool,
     /// Schedulers of the yard of one's own, each a process.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N", requires = "own")]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N", requires = "own")]
     schedulers: u32,
     /// Its workers, each a process.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N", requires = "own")]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=64), value_name = "N", requires = "own")]
     workers: u32,
     /// Slots of each of its models on each worker.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N", requires = "own")]
+    #[arg(long, default_value_t = 64, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N", requires = "own")]
     slots: u32,
     /// Most tasks in one call of its models.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N", requires = "own")]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000), value_name = "N", requires = "own")]
     max_batch: u32,
     /// What a call of its models takes, in milliseconds.
-    #[arg(long, default_value_t = 0.0, value_parser = not_negative, value_name = "MS", requires = "own")]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative, value_name = "MS", requires = "own")]
     service_ms: f64,
     /// Keep it on disk when it is embedded, in a folder of its own in DIR that is deleted at the end.
     #[arg(long, value_name = "DIR", requires = "own")]
     data: Option<PathBuf>,
     /// In drain mode: publish so many tasks of priority 9 while the others wait, which have priority 0, and tell how long
     /// they waited and how busy the slots were.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000), value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_parser = whole::<1, 100_000>, value_name = "N")]
     overtake: Option<u64>,
     /// Seconds between two of those.
-    #[arg(long, default_value = "0.3", value_parser = positive, value_name = "SECONDS", requires = "overtake")]
+    #[arg(long, default_value = "0.3", allow_negative_numbers = true, value_parser = positive, value_name = "SECONDS", requires = "overtake")]
     overtake_every: f64,
     /// In drain mode: kill the schedulers so many seconds after the first result, start others, and tell when results come as fast as
     /// before.
-    #[arg(long, value_parser = positive, value_name = "SECONDS", requires = "own")]
+    #[arg(long, allow_negative_numbers = true, value_parser = positive, value_name = "SECONDS", requires = "own")]
     restart_after: Option<f64>,
     /// Measure something else on the same broker too, in turns.
     #[arg(long, value_enum, value_name = "WHAT")]
     baseline: Option<Baseline>,
     /// Deliveries and confirms that a hop of the relay has under way.
-    #[arg(long, default_value_t = 1_000, value_name = "N")]
+    #[arg(long, default_value_t = 1_000, allow_negative_numbers = true, value_name = "N")]
     relay_in_flight: u16,
     /// Metrics of a role that runs, http://HOST:PORT/metrics; may be given several times.
     #[arg(long, value_name = "URL", conflicts_with = "own")]

@@ -29,7 +29,7 @@ pub struct ReprioritizeArgs {
     #[arg(value_name = "ID", required_unless_present_any = ["state", "model", "tenant", "metadata"])]
     ids: Vec<uuid::Uuid>,
     /// 0 to 9; bigger is sooner
-    #[arg(long, value_parser = clap::value_parser!(u8).range(0..=9))]
+    #[arg(long, allow_negative_numbers = true, value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: u8,
     #[command(flatten)]
     filter: FilterArgs,

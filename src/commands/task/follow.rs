@@ -1,6 +1,6 @@
 //! `--follow`: what a task says while it runs, as it comes, until its result.
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -13,7 +13,7 @@ use taskyard_shared::progress::Progress;
 use super::{judge, print, until_finished, word};
 use crate::client::{Api, Failure};
 use crate::commands::{ClientArgs, say};
-use crate::output::Format;
+use crate::output::{Format, visible_lines};
 
 /// Before a stream that broke off is opened again, and how often in a row that is tried.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -35,7 +35,10 @@ struct Partial {
 }
 
 pub(super) async fn follow(client: &ClientArgs, api: &Api, id: uuid::Uuid, until: Instant) -> Result<Exit, Failure> {
-    let mut shown = Shown { format: client.output, last: None, is_in_line: false, result: None };
+    let out = io::stdout();
+    let is_terminal = out.is_terminal();
+    let mut shown =
+        Shown { format: client.output, out: Box::new(out), is_terminal, last: None, is_in_line: false, result: None };
     let reading = read(api, id, &mut shown);
     let ended = tokio::time::timeout_at(until.into(), reading).await;
     shown.end_line();
@@ -114,6 +117,8 @@ fn next_event(buffer: &mut Vec<u8>) -> Option<Event> {
 /// What was shown so far.
 struct Shown {
     format: Format,
+    out: Box<dyn Write + Send>,
+    is_terminal: bool,
     /// The last event's id.
     last: Option<String>,
     /// Text without a line break at its end stands on stdout.
@@ -132,7 +137,8 @@ impl Shown {
         if self.format != Format::Table {
             let data: &RawValue = serde_json::from_str(&event.data).map_err(bad)?;
             let line = serde_json::json!({"event": event.name, "id": event.id, "data": data});
-            self.write(&format!("{line}\n"));
+            self.write(&if self.is_terminal { visible_json(&line.to_string()) } else { line.to_string() });
+            self.write("\n");
         }
         match event.name.as_str() {
             "result" => {
@@ -158,10 +164,16 @@ impl Shown {
                 let Partial { partial } = serde_json::from_str(&event.data).map_err(bad)?;
                 match serde_json::from_str::<String>(partial.get()) {
                     // Text, as language models give it: it is put together.
+                    Ok(text) if self.is_terminal => self.write(&visible_lines(&text)),
                     Ok(text) => self.write(&text),
                     Err(_) => {
                         self.end_line();
-                        self.write(&format!("{}\n", partial.get()));
+                        self.write(&if self.is_terminal {
+                            visible_json(partial.get())
+                        } else {
+                            partial.get().to_owned()
+                        });
+                        self.write("\n");
                     }
                 }
             }
@@ -175,9 +187,8 @@ impl Shown {
     }
 
     fn write(&mut self, text: &str) {
-        let mut out = std::io::stdout();
         // Whoever closed the pipe does not want it.
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
         if !text.is_empty() {
             self.is_in_line = !text.ends_with('\n');
         }
@@ -190,9 +201,61 @@ impl Shown {
     }
 }
 
+/// JSON that does not steer the terminal, and is the same JSON: JSON itself lets some characters of control be, within strings.
+fn visible_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            '\t' | '\n' | '\r' => out.push(' '),
+            c if c.is_control() => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex, PoisonError};
+
     use super::*;
+
+    /// What was written.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_model_says_does_not_steer_a_terminal_and_comes_through_a_pipe_as_it_is() {
+        let partials =
+            [r#"{"partial": "a\tb\n\u001b[2J"}"#, "{\"partial\": \"\u{9b}31m\\rc\"}", "{\"partial\": [\"\u{9b}\"]}"];
+        let shown = |is_terminal: bool, format: Format| {
+            let written = Written::default();
+            let out = Box::new(written.clone());
+            let mut shown = Shown { format, out, is_terminal, last: None, is_in_line: false, result: None };
+            for data in partials {
+                shown.show(&Event { name: "partial".into(), id: "1".into(), data: data.into() }).unwrap();
+            }
+            let bytes = written.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            String::from_utf8(bytes).unwrap()
+        };
+        assert_eq!(shown(true, Format::Table), "a\tb\n\\u{1b}[2J\\u{9b}31m\\rc\n[\"\\u009b\"]\n");
+        assert_eq!(shown(false, Format::Table), "a\tb\n\u{1b}[2J\u{9b}31m\rc\n[\"\u{9b}\"]\n");
+        let (terminal, pipe) = (shown(true, Format::Jsonl), shown(false, Format::Jsonl));
+        assert!(!terminal.chars().any(|c| c.is_control() && c != '\n') && pipe.contains('\u{9b}'), "{terminal}{pipe}");
+        let values = |text: &str| -> Vec<serde_json::Value> {
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        };
+        assert_eq!(values(&terminal), values(&pipe));
+    }
 
     #[test]
     fn events_are_taken_out_of_what_comes_in_any_pieces() {

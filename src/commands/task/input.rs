@@ -2,17 +2,41 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::value::RawValue;
 
 use crate::client::Failure;
 use taskyard_shared::process::exit::Exit;
+use taskyard_shared::task::limits::BODY_BYTES;
 
 /// JSON values, one after another; from a pipe they are read as they come.
 pub struct Values {
     place: String,
-    stream: serde_json::StreamDeserializer<'static, serde_json::de::IoRead<Box<dyn Read + Send>>, Box<RawValue>>,
+    stream: serde_json::StreamDeserializer<'static, serde_json::de::IoRead<Bounded>, Box<RawValue>>,
+    /// What the next value may have.
+    left: Arc<AtomicUsize>,
     failed: bool,
+}
+
+/// Ends a value that has no end.
+struct Bounded {
+    source: BufReader<Box<dyn Read + Send>>,
+    left: Arc<AtomicUsize>,
+}
+
+impl Read for Bounded {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.left.load(Ordering::Relaxed);
+        let most = buffer.len().min(left);
+        let read = self.source.read(&mut buffer[..most])?;
+        if read == 0 && left == 0 {
+            return Err(io::Error::other(format!("a value is longer than {BODY_BYTES} bytes, and no more is taken")));
+        }
+        self.left.store(left - read, Ordering::Relaxed);
+        Ok(read)
+    }
 }
 
 impl Values {
@@ -36,9 +60,10 @@ impl Values {
     }
 
     fn new(place: &str, source: Box<dyn Read + Send>) -> Self {
-        let source: Box<dyn Read + Send> = Box::new(BufReader::with_capacity(1 << 16, source));
+        let left = Arc::new(AtomicUsize::new(0));
+        let source = Bounded { source: BufReader::with_capacity(1 << 16, source), left: left.clone() };
         let stream = serde_json::Deserializer::from_reader(source).into_iter();
-        Self { place: place.to_owned(), stream, failed: false }
+        Self { place: place.to_owned(), stream, left, failed: false }
     }
 }
 
@@ -50,9 +75,13 @@ impl Iterator for Values {
         if self.failed {
             return None;
         }
+        self.left.store(BODY_BYTES, Ordering::Relaxed);
         let value = self.stream.next()?.map_err(|error| {
             self.failed = true;
-            Failure::new(Exit::Usage, format!("{} is not JSON: {error}", self.place))
+            match error.io_error_kind() {
+                Some(io::ErrorKind::Other) => Failure::new(Exit::Usage, format!("{}: {error}", self.place)),
+                _ => Failure::new(Exit::Usage, format!("{} is not JSON: {error}", self.place)),
+            }
         });
         Some(value)
     }
@@ -79,6 +108,18 @@ mod tests {
     fn what_is_no_json_ends_it() {
         assert_eq!(read("1 {\"a\" 2 3"), [Ok("1".to_owned()), Err(Exit::Usage)]);
         assert_eq!(read("hello"), [Err(Exit::Usage)]);
+    }
+
+    #[test]
+    fn a_value_without_an_end_is_not_read_to_its_end() {
+        let mut values = Values::new("a pipe", Box::new((&b"1 \""[..]).chain(io::repeat(b'a'))));
+        assert_eq!(values.next().unwrap().unwrap().get(), "1");
+        let failure = values.next().unwrap().err().unwrap();
+        assert_eq!(failure.exit, Exit::Usage);
+        assert!(failure.message.contains("longer than 8388608 bytes"), "{failure}");
+        // What is longer together is not.
+        let many = format!("\"{}\"", "a".repeat(BODY_BYTES / 3)).repeat(5);
+        assert_eq!(read(&many).len(), 5);
     }
 
     #[test]

@@ -4,27 +4,23 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use futures_util::{StreamExt, stream};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use taskyard_shared::control::{ExpectedTime, Quote};
 use taskyard_shared::process::exit::Exit;
+use taskyard_shared::task::limits::{ATTEMPTS, DURATION_MS};
 use taskyard_shared::{Alternative, TaskResult, Timestamp};
 
 use super::follow::follow;
 use super::input::Values;
-use super::{
-    WAIT_PIECE, WAITS_AT_ONCE, judge, parse_alternative, parse_duration, parse_label, print, rows, until_finished,
-};
+use super::many::many;
+use super::{WAIT_PIECE, judge, parse_alternative, parse_duration, parse_label, print, until_finished};
 use crate::client::{Api, Failure};
-use crate::commands::{ClientArgs, say};
-use crate::output::Format;
+use crate::commands::ClientArgs;
+use crate::commands::numbers::{number, whole};
 
-/// One request holds at most so many tasks, and is closed once it is over so many bytes.
-const REQUEST_TASKS: usize = 1000;
 /// A task is followed for so long.
 const FOLLOWED_MOST: Duration = Duration::from_secs(24 * 3600);
-const REQUEST_BYTES: usize = 4 << 20;
 
 #[derive(Args, Clone, Debug)]
 pub struct SubmitArgs {
@@ -50,28 +46,28 @@ pub struct SubmitArgs {
     #[arg(long, conflicts_with = "tasks")]
     kind: Option<String>,
     /// 0 to 9; bigger is sooner
-    #[arg(long, conflicts_with = "tasks", value_parser = clap::value_parser!(u8).range(0..=9))]
+    #[arg(long, conflicts_with = "tasks", allow_negative_numbers = true, value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
     /// Who pays for it
     #[arg(long, conflicts_with = "tasks")]
     tenant: Option<String>,
     /// After so many milliseconds a result is of no more use
-    #[arg(long, value_name = "MS", conflicts_with = "tasks")]
+    #[arg(long, value_name = "MS", conflicts_with = "tasks", allow_negative_numbers = true, value_parser = whole::<1, DURATION_MS>)]
     deadline_ms: Option<u64>,
     /// Not to be started for so many milliseconds
-    #[arg(long, value_name = "MS", conflicts_with = "tasks")]
+    #[arg(long, value_name = "MS", conflicts_with = "tasks", allow_negative_numbers = true, value_parser = whole::<0, DURATION_MS>)]
     delay_ms: Option<u64>,
     /// Limit of one attempt
-    #[arg(long, value_name = "MS", conflicts_with = "tasks")]
+    #[arg(long, value_name = "MS", conflicts_with = "tasks", allow_negative_numbers = true, value_parser = whole::<1, DURATION_MS>)]
     timeout_ms: Option<u64>,
     /// Most attempts
-    #[arg(long, conflicts_with = "tasks")]
+    #[arg(long, conflicts_with = "tasks", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=i64::from(ATTEMPTS)))]
     max_attempts: Option<u32>,
     /// Size in the model's own unit
-    #[arg(long, conflicts_with = "tasks")]
+    #[arg(long, conflicts_with = "tasks", allow_hyphen_values = true, value_parser = number)]
     cost: Option<f64>,
     /// Only on models that state a quality of at least this, 0 to 1
-    #[arg(long, value_name = "QUALITY", conflicts_with = "tasks")]
+    #[arg(long, value_name = "QUALITY", conflicts_with = "tasks", allow_hyphen_values = true, value_parser = number)]
     min_quality: Option<f64>,
     /// On this model instead when the wait is longer than so many milliseconds; may be given several times
     #[arg(
@@ -91,7 +87,7 @@ pub struct SubmitArgs {
     #[arg(long = "metadata", value_name = "KEY=VALUE", conflicts_with = "tasks", value_parser = parse_label)]
     metadata: Vec<(String, String)>,
     /// Wait so long for the result; without a time, 60s
-    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", num_args = 0..=1, default_missing_value = "60s", allow_negative_numbers = true, value_parser = parse_duration)]
     wait: Option<Duration>,
     /// Print what the task says while it runs: partial output on stdout as it comes, the rest on stderr. For one task; waits as
     /// --wait does, or for a day
@@ -135,19 +131,6 @@ struct Body<'a> {
     input: &'a RawValue,
 }
 
-/// What became of one task of a batch.
-#[derive(Deserialize)]
-struct BatchAnswer {
-    task: Option<TaskResult>,
-    problem: Option<BatchProblem>,
-}
-
-#[derive(Deserialize)]
-struct BatchProblem {
-    code: String,
-    detail: String,
-}
-
 pub(super) async fn run(client: &ClientArgs, arguments: &SubmitArgs) -> Result<Exit, Failure> {
     let api = client.api()?;
     let mut bodies = bodies(arguments)?;
@@ -160,7 +143,7 @@ pub(super) async fn run(client: &ClientArgs, arguments: &SubmitArgs) -> Result<E
         Some(_) if arguments.id.is_some() || arguments.idempotency_key.is_some() => {
             Err(Failure::new(Exit::Usage, "--id and --idempotency-key name one task, and there are several inputs"))
         }
-        Some(second) => many(client, &api, arguments, [first, second].into_iter().map(Ok).chain(bodies)).await,
+        Some(second) => many(client, &api, arguments.wait, [first, second].into_iter().map(Ok).chain(bodies)).await,
     }
 }
 
@@ -243,86 +226,90 @@ fn one_line(value: &RawValue) -> Vec<u8> {
     value.get().bytes().map(|byte| if matches!(byte, b'\n' | b'\r') { b' ' } else { byte }).collect()
 }
 
+/// Sends one task. When nobody answers, what it is called is said: it may have been accepted.
+async fn send(api: &Api, arguments: &SubmitArgs, body: Vec<u8>, wait: Option<Duration>) -> Result<TaskResult, Failure> {
+    let (name, body) = named(body);
+    let answer = api.post("v1/tasks", "application/json", body, wait).await;
+    let answer = answer.map_err(|failure| match (&name, &arguments.idempotency_key) {
+        _ if !failure.unanswered => failure,
+        (Some(id), _) => failure.told(|why| {
+            format!("{why}; task {id} may have been accepted: taskyard task get {id}")
+        }),
+        (None, Some(key)) => failure.told(|why| {
+            format!("{why}; the task may have been accepted: submitted again with --idempotency-key {key} it is not run twice")
+        }),
+        (None, None) => failure.told(|why| format!("{why}; the task may have been accepted")),
+    })?;
+    api.decode(&answer)
+}
+
+/// The task with an id, its own or a new one. With an idempotency key it has none, and what is no task is left as it is.
+fn named(body: Vec<u8>) -> (Option<String>, Vec<u8>) {
+    let Ok(fields) = serde_json::from_slice::<BTreeMap<String, Box<RawValue>>>(&body) else { return (None, body) };
+    if let Some(id) = fields.get("id") {
+        return (serde_json::from_str(id.get()).ok(), body);
+    }
+    let Some(start) = body.iter().position(|byte| *byte == b'{').filter(|_| !fields.contains_key("idempotency_key"))
+    else {
+        return (None, body);
+    };
+    let id = uuid::Uuid::now_v7().to_string();
+    let mut with_id = format!("{{\"id\":\"{id}\"{}", if fields.is_empty() { "" } else { "," }).into_bytes();
+    with_id.extend_from_slice(&body[start + 1..]);
+    (Some(id), with_id)
+}
+
+/// Of a task that was accepted.
+fn lost(id: uuid::Uuid, failure: Failure) -> Failure {
+    failure.told(|why| format!("task {id} was accepted: taskyard task get {id}; {why}"))
+}
+
 async fn followed(client: &ClientArgs, api: &Api, arguments: &SubmitArgs, body: Vec<u8>) -> Result<Exit, Failure> {
     let until = Instant::now() + arguments.wait.unwrap_or(FOLLOWED_MOST);
-    let answer = api.post("v1/tasks", "application/json", body, None).await?;
-    let task: TaskResult = api.decode(&answer)?;
-    follow(client, api, task.id.0, until).await
+    let id = send(api, arguments, body, None).await?.id.0;
+    follow(client, api, id, until).await.map_err(|failure| lost(id, failure))
 }
 
 async fn single(client: &ClientArgs, api: &Api, arguments: &SubmitArgs, body: Vec<u8>) -> Result<Exit, Failure> {
     let until = arguments.wait.map(|wait| Instant::now() + wait);
     let piece = arguments.wait.map(|wait| wait.min(WAIT_PIECE));
-    let answer = api.post("v1/tasks", "application/json", body, piece).await?;
-    let mut task: TaskResult = api.decode(&answer)?;
+    let mut task = send(api, arguments, body, piece).await?;
     if let Some(until) = until
         && !task.state.is_terminal()
     {
-        task = until_finished(api, task.id.0, until).await?;
+        task = match until_finished(api, task.id.0, until).await {
+            Ok(task) => task,
+            Err(failure) => {
+                // What was accepted is told before what was not seen.
+                print(client, 1, std::slice::from_ref(&task))?;
+                return Err(lost(task.id.0, failure));
+            }
+        };
     }
     print(client, 1, std::slice::from_ref(&task))?;
     Ok(if arguments.wait.is_some() { judge(&[task]) } else { Exit::Ok })
 }
 
-async fn many(
-    client: &ClientArgs,
-    api: &Api,
-    arguments: &SubmitArgs,
-    mut bodies: impl Iterator<Item = Result<Vec<u8>, Failure>>,
-) -> Result<Exit, Failure> {
-    let until = arguments.wait.map(|wait| Instant::now() + wait);
-    let (mut all, mut refused, mut sent) = (Vec::new(), 0usize, 0usize);
-    let mut exit = Exit::Ok;
-    loop {
-        let (lines, count) = next_request(&mut bodies)?;
-        if count == 0 {
-            break;
-        }
-        let answer = api.post("v1/batches", "application/x-ndjson", lines, None).await?;
-        let answers = answer.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-        let mut tasks = Vec::with_capacity(count);
-        for (number, line) in answers.enumerate() {
-            match api.decode::<BatchAnswer>(line)? {
-                BatchAnswer { task: Some(task), .. } => tasks.push(task),
-                BatchAnswer { problem, .. } => {
-                    refused += 1;
-                    let why =
-                        problem.map_or_else(String::new, |problem| format!("{} [{}]", problem.detail, problem.code));
-                    say(&format!("input {} was refused: {why}", sent + number + 1));
-                }
-            }
-        }
-        sent += count;
-        if let Some(until) = until {
-            let asked = tasks.iter().map(|task| until_finished(api, task.id.0, until));
-            let finished: Vec<_> = stream::iter(asked).buffered(WAITS_AT_ONCE).collect().await;
-            tasks = finished.into_iter().collect::<Result<_, _>>()?;
-            exit = if exit == Exit::Ok { judge(&tasks) } else { exit };
-        }
-        match client.output {
-            // As they come; a table and an array need all.
-            Format::Jsonl => client.print(|output| rows(output, &tasks))?,
-            Format::Table | Format::Json => all.append(&mut tasks),
-        }
-    }
-    if client.output != Format::Jsonl {
-        client.print(|output| rows(output, &all))?;
-    }
-    if refused > 0 {
-        say(&format!("{refused} of {sent} were refused"));
-        exit = Exit::Failed;
-    }
-    Ok(exit)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The lines of one request, and how many.
-fn next_request(bodies: &mut impl Iterator<Item = Result<Vec<u8>, Failure>>) -> Result<(Vec<u8>, usize), Failure> {
-    let (mut lines, mut count) = (Vec::new(), 0);
-    while count < REQUEST_TASKS && lines.len() < REQUEST_BYTES {
-        let Some(body) = bodies.next() else { break };
-        lines.append(&mut body?);
-        lines.push(b'\n');
-        count += 1;
+    #[test]
+    fn a_task_without_a_name_is_given_one() {
+        for (body, rest) in [("{}", "}"), (r#"  {"model": "m"}"#, r#","model": "m"}"#)] {
+            let (id, sent) = named(body.as_bytes().to_vec());
+            let id = id.unwrap();
+            assert_eq!(uuid::Uuid::parse_str(&id).unwrap().get_version_num(), 7);
+            assert_eq!(String::from_utf8(sent).unwrap(), format!(r#"{{"id":"{id}"{rest}"#));
+        }
+        for (body, name) in [
+            (r#"{"model": "m", "id": "x"}"#, Some("x")),
+            (r#"{"id": null}"#, None),
+            (r#"{"idempotency_key": "k"}"#, None),
+            ("[{}]", None),
+            ("7", None),
+        ] {
+            assert_eq!(named(body.as_bytes().to_vec()), (name.map(str::to_owned), body.as_bytes().to_vec()));
+        }
     }
-    Ok((lines, count))
 }

@@ -221,6 +221,7 @@ pub(super) fn check(settings: &Settings, layers: &Layer) -> Result<(), ConfigErr
     let Settings { broker, store, worker, log, .. } = settings;
     check.that("broker.url", broker_url(&broker.url))?;
     check.that("store.url", store_url(&store.url))?;
+    check.that("artifacts.url", artifacts_url(&settings.artifacts.url))?;
     check.tls("broker", &broker.tls, &broker.url, "amqps://")?;
     check.tls("store", &store.tls, &store.url, "rediss://")?;
     let namespace = is_name(&broker.namespace, 64);
@@ -437,7 +438,36 @@ fn broker_url(text: &str) -> Result<(), String> {
     }
     let url = server_url(text, &["amqp", "amqps"]).map_err(|problem| or_embedded(&problem))?;
     let vhost = url.path().strip_prefix('/').unwrap_or("");
-    (!vhost.contains('/')).or_say("names a vhost with an unescaped /: write it as %2f")
+    (!vhost.contains('/')).or_say("names a vhost with an unescaped /: write it as %2f")?;
+    broker_query(&url)
+}
+
+/// Of a frame, by AMQP 0-9-1.
+const FRAME_LEAST_BYTES: u32 = 4096;
+
+/// What may stand after `?`. Others are passed over, as the client does.
+fn broker_query(url: &Url) -> Result<(), String> {
+    let value = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value);
+    let can_be = |bytes: u32| bytes == 0 || bytes >= FRAME_LEAST_BYTES;
+    let valid = value("frame_max").is_none_or(|text| text.parse().is_ok_and(can_be));
+    let (least, most) = (FRAME_LEAST_BYTES, u32::MAX);
+    valid.or_say(format!(
+        "has a frame_max that cannot be: it must be from {least} to {most}, or 0 for what the broker says"
+    ))?;
+    for (name, most) in
+        [("channel_max", u64::from(u16::MAX)), ("heartbeat", u64::from(u16::MAX)), ("connection_timeout", u64::MAX)]
+    {
+        let valid = value(name).is_none_or(|text| text.parse::<u64>().is_ok_and(|number| number <= most));
+        valid.or_say(format!("has a {name} that cannot be: it must be a whole number of at most {most}"))?;
+    }
+    let mechanisms = ["plain", "amqplain", "external", "anonymous", "rabbit-cr-demo"];
+    let valid = value("auth_mechanism").is_none_or(|text| mechanisms.contains(&text.to_ascii_lowercase().as_str()));
+    valid.or_say(format!("has an auth_mechanism that is none of {}", mechanisms.join(", ")))
+}
+
+fn artifacts_url(text: &str) -> Result<(), String> {
+    let text = text.trim();
+    if text.is_empty() { Ok(()) } else { crate::artifacts::check_url(text) }
 }
 
 fn store_url(text: &str) -> Result<(), String> {
