@@ -10,5 +10,5 @@ fi
 exec redis-server - <<END
 $(cat /etc/taskyard/redis.conf)
 user default off ~* &* +@all
-user taskyard on >$REDIS_PASSWORD ~taskyard:* &taskyard:* -@all +@read +@write +@scripting +@connection +@transaction +@pubsub -@dangerous -@admin -script|flush +info +time
+user taskyard on >$REDIS_PASSWORD ~taskyard:* &taskyard:* -@all +@read +@write +@scripting +@connection +@transaction +@pubsub -@dangerous -@admin -script|flush -script|kill -function +info +time
 END

@@ -74,7 +74,10 @@ async fn the_user_of_the_stack_reaches_the_yards_keys_and_nothing_else() {
         "REPLICAOF NO ONE",
         "MODULE LOAD x.so",
         "SCRIPT FLUSH",
+        "SCRIPT KILL",
         "FUNCTION FLUSH",
+        "FUNCTION DELETE x",
+        "FUNCTION LIST",
         "SLOWLOG GET",
         "LATENCY RESET",
     ] {
