@@ -19,6 +19,7 @@ use redis::{
 };
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
+use tracing::warn;
 
 use crate::process::settings::{StoreSettings, TlsSettings};
 use crate::process::tls::{self, Credentials, Identity};
@@ -163,7 +164,14 @@ impl Link {
                 }
                 _ => match self.explain(error) {
                     // A password, a database, or no Redis at all: nothing can be asked of it until somebody has changed that.
-                    StoreError::Refused(why) => StoreError::Unreachable(why),
+                    StoreError::Refused(why) => {
+                        let error = StoreError::Unreachable(why);
+                        // It may have been away before, of which enough was said.
+                        if state.failed.as_ref().is_none_or(|(_, before)| *before != error) {
+                            warn!(%error, "the store takes no connection");
+                        }
+                        error
+                    }
                     other => other,
                 },
             }),
