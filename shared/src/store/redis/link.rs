@@ -162,6 +162,7 @@ impl Link {
                 Some(why) if self.is_tls() && self.fault_of_tls(&error).is_none() => {
                     StoreError::Unreachable(format!("{}: {why}", self.address))
                 }
+                _ if error.kind() == ErrorKind::InvalidClientConfig => self.explain(error),
                 _ => match self.explain(error) {
                     // A password, a database, or no Redis at all: nothing can be asked of it until somebody has changed that.
                     StoreError::Refused(why) => {
