@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::secret::{masked, masked_url};
+use super::secret::masked_url;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,7 +31,7 @@ pub struct Settings {
     pub keys: BTreeMap<String, KeySettings>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArtifactSettings {
     /// Empty: nowhere.
@@ -547,13 +547,20 @@ fn default_cancel_grace_ms() -> u64 {
 impl fmt::Debug for BrokerSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("BrokerSettings");
-        shown.field("url", &masked(&self.url)).field("namespace", &self.namespace).finish_non_exhaustive()
+        shown.field("url", &masked_url(&self.url)).field("namespace", &self.namespace).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for StoreSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("StoreSettings").field("url", &masked(&self.url)).finish_non_exhaustive()
+        f.debug_struct("StoreSettings").field("url", &masked_url(&self.url)).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ArtifactSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("ArtifactSettings");
+        shown.field("url", &masked_url(&self.url)).field("keep_hours", &self.keep_hours).finish()
     }
 }
 

@@ -106,6 +106,8 @@ fn a_secret_is_read_from_its_file_without_its_last_newline() {
     let toml = "
         [broker]
         url_file = 'broker-url'
+        [artifacts]
+        url = 'memory:///?token=s3cret'
         [models.llm]
         handler = 'http'
         [models.llm.http]
@@ -128,6 +130,7 @@ fn a_secret_is_read_from_its_file_without_its_last_newline() {
         loaded.show().into_iter().map(|setting| (setting.key, setting.value.to_string())).collect();
     assert_eq!(shown["broker.url"], r#""amqp://u:***@broker:5672/yard?token=***""#);
     assert_eq!(shown["store.url"], r#""redis://:***@store/1""#);
+    assert_eq!(shown["artifacts.url"], r#""memory:///?token=***""#);
     assert_eq!(shown["models.llm.http.url"], r#""https://u:***@llm/v1?key=***""#);
     assert_eq!(shown["models.llm.http.headers.authorization"], r#""***""#);
     assert_eq!(shown["models.llm.http.headers.x-team"], r#""***""#);
