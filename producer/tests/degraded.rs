@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use taskyard_shared::TaskId;
 use taskyard_shared::broker::{Broker, PublishError, Verdict};
-use yard::{Yard, eventually};
+use yard::{RunningGateway, Yard, eventually};
 
 fn echo(input: Value) -> Value {
     json!({"model": "echo", "input": input})
@@ -41,7 +41,7 @@ async fn a_record_of_what_waits_is_no_confirm() {
         let mut intake = yard.broker.consume(&yard.topology.intake(), 10).await.unwrap();
         let deliveries = intake.next_batch(10).await.unwrap();
         intake.acker().settle(deliveries.iter().map(|delivery| delivery.tag).collect(), Verdict::Ack).await;
-        deliveries.len()
+        deliveries.into_iter().filter_map(|delivery| delivery.properties.message_id).collect::<Vec<_>>()
     };
     let waiting = async || yard.broker.queue_state(&yard.topology.intake()).await.unwrap().unwrap().ready;
     let first = yard.gateway().await;
@@ -49,7 +49,12 @@ async fn a_record_of_what_waits_is_no_confirm() {
     let workflow = json!({"id": TaskId::new(), "tasks": [{"name": "a", "model": "echo", "input": 1}]});
     assert_eq!(first.put(&path, &body).await.status, 202);
     assert_eq!(first.post("/v1/workflows", &workflow).await.status, 202);
-    assert_eq!(lost().await, 2);
+    let keyed = async |gateway: &RunningGateway| {
+        gateway.send(gateway.http.post(gateway.url("/v1/tasks")).header("idempotency-key", "k").json(&body)).await
+    };
+    let first_keyed = keyed(&first).await;
+    assert_eq!(first_keyed.status, 202);
+    assert_eq!(lost().await.len(), 3);
 
     // Another gateway, which knows of them what the records say.
     let second = yard.gateway().await;
@@ -67,6 +72,11 @@ async fn a_record_of_what_waits_is_no_confirm() {
     assert_eq!(second.put(&path, &body).await.status, 202);
     assert_eq!(second.post("/v1/workflows", &workflow).await.status, 202);
     assert_eq!(waiting().await, 2, "this gateway has their confirms");
+    for _ in 0..2 {
+        assert_eq!(keyed(&second).await.json["id"], first_keyed.json["id"]);
+        assert_eq!(waiting().await, 3);
+    }
+    assert_eq!(json!(lost().await[2]), first_keyed.json["id"], "under the id that its key has");
 }
 
 #[tokio::test]

@@ -4,8 +4,6 @@
 //! the same, to be recorded by the scheduler. A record is no confirm: schedulers read what the broker has not yet written to its disk, record it,
 //! and it may be gone with the broker a moment later.
 
-use std::collections::{HashSet, VecDeque};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,8 +25,6 @@ const PUBLISH_LIMIT: Duration = Duration::from_millis(1400);
 /// A batch's.
 pub(super) const BATCH_PUBLISH_LIMIT: Duration = Duration::from_secs(5);
 
-/// Ids that are known to have been confirmed.
-const CONFIRMED: usize = 65_536;
 /// Tasks in one store call: the records that it answers may be large.
 const STORE_TASKS: usize = 256;
 
@@ -49,7 +45,7 @@ impl Shared {
         for (index, problem) in self.put_inputs(&mut incoming).await {
             taken[index] = Some(Err(problem));
         }
-        let again = self.answer_known(&incoming, reply.as_ref(), &mut taken).await;
+        let again = self.answer_known(&mut incoming, reply.as_ref(), &mut taken).await;
         let is_counted = self.push_back(&incoming, &again, &mut taken).await;
 
         let mut fresh: Vec<(usize, Bytes)> = Vec::with_capacity(incoming.len());
@@ -73,10 +69,11 @@ impl Shared {
     }
 
     /// A named task that has a record came before: it is answered from there, or refused when it differs. While it waits or runs its first
-    /// message may be one that was never confirmed, so it is sent again, and schedulers tell the two apart. Answers which these are.
+    /// message may be one that was never confirmed, so it is sent again under the id that it has, and schedulers tell the two apart. Answers
+    /// which these are.
     async fn answer_known(
         &self,
-        incoming: &[Incoming],
+        incoming: &mut [Incoming],
         reply: Option<&Reply>,
         taken: &mut [Option<Taken>],
     ) -> Vec<bool> {
@@ -96,6 +93,8 @@ impl Shared {
                         if is_unsure(record.state) && !self.confirmed.has(record.id) =>
                     {
                         again[*index] = true;
+                        // By its key it may be known under another.
+                        incoming[*index].envelope.id = record.id;
                         None
                     }
                     Accepted::Known(record) | Accepted::Unwanted(record) => Some(Ok(*record)),
@@ -167,29 +166,6 @@ impl Shared {
                     Some(Accepted::Known(record) | Accepted::Unwanted(record)) => Ok(*record),
                     Some(Accepted::Conflict(record)) => Err(conflict(&record)),
                 });
-            }
-        }
-    }
-}
-
-/// The last tasks and workflows that the broker confirmed to this gateway: they need not be sent again.
-#[derive(Default)]
-pub(super) struct Confirmed(Mutex<(HashSet<TaskId>, VecDeque<TaskId>)>);
-
-impl Confirmed {
-    pub(super) fn has(&self, id: TaskId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.contains(&id)
-    }
-
-    pub(super) fn add(&self, ids: impl Iterator<Item = TaskId>) {
-        let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (known, order) = &mut *confirmed;
-        for id in ids.filter(|id| known.insert(*id)).collect::<Vec<_>>() {
-            order.push_back(id);
-        }
-        while order.len() > CONFIRMED {
-            if let Some(oldest) = order.pop_front() {
-                known.remove(&oldest);
             }
         }
     }

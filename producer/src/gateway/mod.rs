@@ -16,6 +16,7 @@ mod access;
 mod artifacts;
 mod ask;
 mod batches;
+mod confirmed;
 mod control;
 mod dead;
 mod events;
@@ -64,6 +65,7 @@ use uuid::Uuid;
 
 use self::access::{Access, Caller};
 use self::ask::Desk;
+use self::confirmed::Confirmed;
 use self::events::Hub;
 use self::metrics::GatewayMetrics;
 use self::pressure::Pressure;
@@ -111,7 +113,7 @@ struct Shared {
     keys: Keys,
     artifacts: Option<Artifacts>,
     publisher: Tasks,
-    confirmed: intake::Confirmed,
+    confirmed: Confirmed,
     inbox: Inbox,
     desk: Desk,
     hub: Hub,
@@ -139,7 +141,7 @@ impl Gateway {
             webhooks: Webhooks::new(broker.clone(), topology.clone(), settings.webhooks.clone(), &registry)?,
             shared: Arc::new(Shared {
                 publisher: Tasks::new(broker.clone(), &topology),
-                confirmed: intake::Confirmed::default(),
+                confirmed: Confirmed::default(),
                 letters: DeadLetters::new(broker.clone(), &topology),
                 broker,
                 pressure: Pressure::new(store.clone()),

@@ -305,7 +305,7 @@ impl Shared {
         }
         let message = self.publisher.workflow(order, body);
         let Some(Err(error)) = self.publisher.publish(vec![message], BATCH_PUBLISH_LIMIT).await.pop() else {
-            self.confirmed.add(std::iter::once(TaskId(order.id.0)));
+            self.confirmed.add([TaskId(order.id.0)]);
             return Ok(());
         };
         tracing::debug!(%error, "a workflow was not accepted");
