@@ -31,6 +31,7 @@ use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::quotas::Quotas;
 use crate::room::Room;
+use crate::shard::shard_of;
 
 /// Most messages read at once, and most tasks that are taken in together, but for the rest of a message.
 const READ: usize = 512;
@@ -310,14 +311,15 @@ impl Intake {
                         // What it was dispatched by may never have been confirmed, and be gone with the broker: when whoever runs it dies, this
                         // copy is all that there is.
                         State::Running => {
-                            let shard = (envelope.id.0.as_u128() % u128::from(self.shards.max(1))) as u32;
+                            let shard = shard_of(envelope.id.0, self.shards);
                             match messages::watch(&self.topology, shard, &envelope) {
-                                Ok(message) => outgoing.push((message, Need::Work)),
-                                Err(failure) => {
-                                    warn!(%failure, "a task that runs cannot be written down again");
+                                Ok(message) => {
+                                    outgoing.push((message, Need::Work));
+                                    done.push(receipt);
                                 }
+                                // Not acked: the broker gives it back when it loses patience.
+                                Err(failure) => warn!(%failure, "a task that runs cannot be written down again"),
                             }
-                            done.push(receipt);
                         }
                         // A queue has confirmed it: this copy is one too many.
                         _ => {

@@ -1,5 +1,7 @@
 //! The part of a yard that one of its active schedulers has: a share of the credits, and queues of its own.
 
+use uuid::Uuid;
+
 use crate::planner::Room;
 
 /// Shard `number` of `of`. Each has the slots of a model that its number comes to when they are dealt out in turn.
@@ -8,6 +10,13 @@ pub(crate) struct Shard {
     pub number: u32,
     /// How many there are, at least 1.
     pub of: u32,
+}
+
+/// The shard that looks after what has this id: the same whoever asks.
+pub(crate) fn shard_of(id: Uuid, shards: u32) -> u32 {
+    let bits = id.as_u128();
+    // The low bits of a UUID are random, whatever its version.
+    ((bits as u64 ^ (bits >> 64) as u64) % u64::from(shards.max(1))) as u32
 }
 
 impl Shard {

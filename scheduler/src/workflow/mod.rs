@@ -19,10 +19,3 @@ pub(crate) use expected::Expected;
 
 /// A workflow that somebody wants no more, and who waits to hear of it.
 pub(crate) type Unwanted = (WorkflowId, oneshot::Sender<Told>);
-
-/// The shard that runs a workflow: the same whoever reads it from intake.
-pub(crate) fn shard_of(id: WorkflowId, shards: u32) -> u32 {
-    let bits = id.0.as_u128();
-    // The low bits of a UUID are random, whatever its version.
-    ((bits as u64 ^ (bits >> 64) as u64) % u64::from(shards.max(1))) as u32
-}

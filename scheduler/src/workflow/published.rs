@@ -10,8 +10,8 @@ use taskyard_shared::workflow::WorkflowOrder;
 use taskyard_shared::{Carried, Invalid, TaskId, Timestamp, messages, wire};
 use tracing::warn;
 
-use super::shard_of;
 use crate::intake::{Intake, Taken, unreadable};
+use crate::shard::shard_of;
 
 /// Code and message of one whose id is another's.
 pub(super) const CONFLICT: (&str, &str) =
@@ -55,7 +55,7 @@ impl Intake {
                             warn!(%failure, "a workflow is taken in without the store");
                             self.metrics.store_failed("accept_workflow");
                         }
-                        match messages::workflow(&self.topology, shard_of(id, self.shards), &order) {
+                        match messages::workflow(&self.topology, shard_of(id.0, self.shards), &order) {
                             Ok(message) => vec![(message, Need::Work)],
                             Err(failure) => self.refusal(&carried, "unwritable", failure.to_string(), now),
                         }
