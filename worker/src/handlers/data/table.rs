@@ -20,9 +20,9 @@ pub(super) fn text(row: &Row, name: &str) -> Option<String> {
 /// What the rows of one task may take yet.
 #[derive(Clone, Copy)]
 pub(super) struct Room {
-    pub rows: usize,
+    rows: usize,
     /// Of memory, and of a file unpacked.
-    pub bytes: u64,
+    bytes: u64,
     /// As they were to begin with, for whoever has too many.
     most: (usize, u64),
 }
